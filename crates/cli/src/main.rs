@@ -1,0 +1,3 @@
+//! The retune program.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,2 @@
+//! Adapts pre-trained models: models, methods, tasks and training.
+#![forbid(unsafe_code)]
