@@ -1,2 +1,4 @@
 //! Adapts pre-trained models: models, methods, tasks and training.
 #![forbid(unsafe_code)]
+
+pub mod run_file;

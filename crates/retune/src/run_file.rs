@@ -1,0 +1,282 @@
+//! The run file: every setting of a training run in one typed tree, as TOML in and out.
+//!
+//! [`RunFile`]'s `Default` is the only place where defaults live; [`keys::KEYS`] is the only place where names, ranges and
+//! one-line descriptions live. Help texts, flags, the commented file and the checks are all printed from these two.
+
+pub mod keys;
+mod read;
+mod write;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use read::{Problem, RunFileError};
+
+/// All settings of one training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunFile {
+    /// A Hugging Face folder or a GGUF file.
+    pub model: PathBuf,
+    /// Training rows: .jsonl, .csv or .txt.
+    pub data: PathBuf,
+    /// Held-out rows, never trained on.
+    pub eval_data: Option<PathBuf>,
+    /// The output folder.
+    pub out: PathBuf,
+    /// The method's name, as `retune methods` prints it.
+    pub method: String,
+
+    pub epochs: u32,
+    /// Optimiser steps; wins over `epochs` when given.
+    pub steps: Option<u64>,
+    /// Rows in one forward and backward pass.
+    pub batch_size: u32,
+    /// Passes summed into one optimiser step.
+    pub gradient_accumulation: u32,
+    /// `None`: the method's own default (see [`RunFile::lr_or`]).
+    pub lr: Option<f64>,
+    pub schedule: Schedule,
+    /// Below 1: a share of all steps. From 1: a number of steps.
+    pub warmup: f64,
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm; 0 switches clipping off.
+    pub max_grad_norm: f64,
+    pub seed: u64,
+
+    /// Tokens; longer rows are cut.
+    pub max_length: u32,
+    pub train_on: TrainOn,
+
+    /// Steps between evaluations; `None`: before, after each epoch, and at the end.
+    pub eval_every: Option<u64>,
+    /// Steps between checkpoints; `None`: after each epoch, and at the end.
+    pub save_every: Option<u64>,
+    /// Checkpoints kept on disk.
+    pub keep: u32,
+
+    /// `None`: one for each core.
+    pub threads: Option<u32>,
+    pub storage: Storage,
+    pub checkpointing: Checkpointing,
+    /// Bytes; `None`: what the machine has free.
+    #[serde(with = "bytes_text")]
+    pub memory_limit: Option<u64>,
+    pub on_nan: OnNan,
+
+    pub lora: Lora,
+}
+
+impl Default for RunFile {
+    fn default() -> Self {
+        RunFile {
+            model: PathBuf::new(),
+            data: PathBuf::new(),
+            eval_data: None,
+            out: PathBuf::from("out"),
+            method: "lora".into(),
+            epochs: 3,
+            steps: None,
+            batch_size: 8,
+            gradient_accumulation: 1,
+            lr: None,
+            schedule: Schedule::Cosine,
+            warmup: 0.03,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            seed: 42,
+            max_length: 1024,
+            train_on: TrainOn::Answers,
+            eval_every: None,
+            save_every: None,
+            keep: 2,
+            threads: None,
+            storage: Storage::AsIs,
+            checkpointing: Checkpointing::Auto,
+            memory_limit: None,
+            on_nan: OnNan::Skip,
+            lora: Lora::default(),
+        }
+    }
+}
+
+impl RunFile {
+    /// The learning rate to train with: the one given, or the method's own default.
+    pub fn lr_or(&self, method_default: f64) -> f64 {
+        self.lr.unwrap_or(method_default)
+    }
+
+    /// Optimiser steps spent on warm-up, out of `steps_total`.
+    pub fn warmup_steps(&self, steps_total: u64) -> u64 {
+        let steps = if self.warmup < 1.0 { (self.warmup * steps_total as f64).ceil() } else { self.warmup };
+        (steps as u64).min(steps_total)
+    }
+}
+
+/// Settings of `method = "lora"`; the names are PEFT's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lora {
+    pub rank: u32,
+    pub lora_alpha: f64,
+    pub lora_dropout: f64,
+    pub target_modules: TargetModules,
+    /// Scale by alpha / sqrt(rank) instead of alpha / rank.
+    pub use_rslora: bool,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Lora {
+            rank: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            target_modules: TargetModules::default(),
+            use_rslora: false,
+        }
+    }
+}
+
+/// Which linears get an adapter, as PEFT means it: a list holds name suffixes, a lone string is `all-linear` or a regular
+/// expression over the whole module path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    Pattern(String),
+    Names(Vec<String>),
+}
+
+impl Default for TargetModules {
+    fn default() -> Self {
+        TargetModules::Pattern("all-linear".into())
+    }
+}
+
+/// How the learning rate goes after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    Constant,
+    /// Straight down to 0 at the last step.
+    Linear,
+    /// Half a cosine down to 0 at the last step.
+    Cosine,
+}
+
+/// Which tokens carry loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainOn {
+    Answers,
+    All,
+}
+
+/// How the frozen base weights lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Storage {
+    F32,
+    Bf16,
+    /// As the file stores them, quantised blocks included.
+    AsIs,
+}
+
+/// Whether blocks are computed again in the backward pass instead of kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checkpointing {
+    /// On only if the run would not fit otherwise.
+    Auto,
+    On,
+    Off,
+}
+
+/// What a step with a NaN or infinite loss or gradient does. Its update is never applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNan {
+    /// End the run at the first.
+    Stop,
+    /// Skip the step; end the run after three in a row.
+    Skip,
+}
+
+/// Reads "512 MiB", "1.5GiB", "2G" or plain bytes. Units are powers of 1024.
+///
+/// # Errors
+/// A sentence saying what was expected.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(format!("{text:?} is not a size such as \"2GiB\" or \"800MiB\"")),
+    };
+    let value: f64 =
+        number.parse().map_err(|_| format!("{text:?} is not a size such as \"2GiB\" or \"800MiB\""))?;
+    let bytes = value * (1u64 << shift) as f64;
+    if bytes < 1.0 || bytes > (1u64 << 50) as f64 {
+        return Err(format!("{text:?} is not between 1 byte and 1024 TiB"));
+    }
+    Ok(bytes as u64)
+}
+
+/// Writes bytes so that [`parse_bytes`] reads back the same number.
+pub fn format_bytes(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
+/// `memory_limit` is a text with a unit in the file, and bytes in the program.
+mod bytes_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+        match bytes {
+            Some(bytes) => to.serialize_some(&super::format_bytes(*bytes)),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| super::parse_bytes(&text).map_err(D::Error::custom)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_and_write() {
+        assert_eq!(parse_bytes("2GiB").unwrap(), 2 << 30);
+        assert_eq!(parse_bytes("1.5 g").unwrap(), 3 << 29);
+        assert_eq!(parse_bytes("800").unwrap(), 800);
+        for bad in ["", "2 parsecs", "-1G", "1e400G", "0", ".", "99999999T"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        for bytes in [1, 1023, 1024, 3 << 29, 5 << 40] {
+            assert_eq!(parse_bytes(&format_bytes(bytes)).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn warmup_is_a_share_or_a_count() {
+        let run = |warmup| RunFile { warmup, ..RunFile::default() };
+        assert_eq!(run(0.0).warmup_steps(100), 0);
+        assert_eq!(run(0.03).warmup_steps(100), 3);
+        assert_eq!(run(0.03).warmup_steps(10), 1);
+        assert_eq!(run(20.0).warmup_steps(100), 20);
+    }
+}

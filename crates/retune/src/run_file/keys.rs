@@ -1,0 +1,128 @@
+//! The table of settings: name, flag, kind, range and one line of description each.
+
+/// One setting of the run file.
+pub struct Key {
+    /// Its table in the file: "" for the top level, else `lora`.
+    pub table: &'static str,
+    pub name: &'static str,
+    /// Its flag on the command line, without the dashes.
+    pub flag: &'static str,
+    pub kind: Kind,
+    /// One line, lower case, without a full stop.
+    pub doc: &'static str,
+    /// What other programs call it: only for "did you mean".
+    pub known_elsewhere_as: &'static [&'static str],
+}
+
+/// What values a setting takes. Ranges are inclusive unless the name says otherwise.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A file or folder.
+    Path,
+    /// Any text.
+    Text,
+    /// A whole number from..=to.
+    Whole(u64, u64),
+    /// A finite number, above..=to.
+    Above(f64, f64),
+    /// A finite number, from..=to.
+    Real(f64, f64),
+    /// A number in 0..1, 1 excluded.
+    Share,
+    /// A share in 0..1, or a whole number from 1.
+    ShareOrWhole,
+    Switch,
+    Choice(&'static [&'static str]),
+    /// `all-linear`, a list of names or a regular expression.
+    Targets,
+    /// Bytes with a unit.
+    Size,
+}
+
+impl Kind {
+    /// What is expected, as in "must be ...".
+    pub fn expects(&self) -> String {
+        match self {
+            Kind::Path => "a path in quotes".into(),
+            Kind::Text => "a text in quotes".into(),
+            Kind::Whole(from, to) => match *to {
+                u64::MAX => format!("a whole number from {from}"),
+                to => format!("a whole number from {from} to {to}"),
+            },
+            Kind::Above(from, to) => format!("a number above {from}, at most {to}"),
+            Kind::Real(from, to) => format!("a number from {from} to {to}"),
+            Kind::Share => "a number from 0 up to, but not, 1".into(),
+            Kind::ShareOrWhole => "a share below 1, or a whole number of steps".into(),
+            Kind::Switch => "true or false".into(),
+            Kind::Choice(names) => format!("one of {}", names.join(", ")),
+            Kind::Targets => "\"all-linear\", a list of module names, or a regular expression".into(),
+            Kind::Size => "a size such as \"2GiB\"".into(),
+        }
+    }
+}
+
+impl Key {
+    /// `rank` of table `lora` is `lora.rank`; top-level names stand alone.
+    pub fn path(&self) -> String {
+        if self.table.is_empty() { self.name.into() } else { format!("{}.{}", self.table, self.name) }
+    }
+
+    /// Finds a setting by its table and name.
+    pub fn find(table: &str, name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.table == table && key.name == name)
+    }
+}
+
+const fn key(
+    table: &'static str,
+    name: &'static str,
+    flag: &'static str,
+    kind: Kind,
+    doc: &'static str,
+    known_elsewhere_as: &'static [&'static str],
+) -> Key {
+    Key { table, name, flag, kind, doc, known_elsewhere_as }
+}
+
+/// Largest count of steps, epochs and the like: what a TOML integer holds.
+const MANY: u64 = i64::MAX as u64;
+
+/// All settings, in the order in which the commented file and the help print them.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("", "model", "model", Kind::Path, "a Hugging Face folder or a GGUF file", &["model_name_or_path", "base_model", "model_path"]),
+    key("", "data", "data", Kind::Path, "training rows: .jsonl, .csv or .txt", &["dataset", "train_file", "train_data", "dataset_path", "data_path"]),
+    key("", "eval_data", "eval-data", Kind::Path, "held-out rows, never trained on", &["eval_dataset", "validation_file", "val_data", "valid_data", "eval_file"]),
+    key("", "out", "out", Kind::Path, "the folder to write", &["output_dir", "output", "adapter_path", "out_dir"]),
+    key("", "method", "method", Kind::Text, "how to fine-tune; `retune methods` lists them", &["peft_type", "fine_tune_type", "adapter"]),
+
+    key("", "epochs", "epochs", Kind::Whole(1, 100_000), "how often to go through the data", &["num_train_epochs", "num_epochs", "n_epochs"]),
+    key("", "steps", "steps", Kind::Whole(1, MANY), "optimiser steps; wins over epochs", &["max_steps", "iters", "num_steps", "max_steps_per_epoch"]),
+    key("", "batch_size", "batch", Kind::Whole(1, 65_536), "rows in one pass", &["per_device_train_batch_size", "train_batch_size", "micro_batch_size", "batch"]),
+    key("", "gradient_accumulation", "accumulate", Kind::Whole(1, 65_536), "passes summed into one optimiser step", &["gradient_accumulation_steps", "grad_accumulation_steps", "grad_accum"]),
+    key("", "lr", "lr", Kind::Above(0.0, 1e4), "peak learning rate; without it, the method's own", &["learning_rate"]),
+    key("", "schedule", "schedule", Kind::Choice(&["constant", "linear", "cosine"]), "how the learning rate goes after warm-up", &["lr_scheduler_type", "lr_scheduler", "lr_schedule"]),
+    key("", "warmup", "warmup", Kind::ShareOrWhole, "warm-up: a share of all steps, or a number of steps", &["warmup_ratio", "warmup_steps", "num_warmup_steps"]),
+    key("", "weight_decay", "weight-decay", Kind::Real(0.0, 10.0), "AdamW's decoupled weight decay", &[]),
+    key("", "max_grad_norm", "max-grad-norm", Kind::Real(0.0, 1e9), "clip gradients to this norm; 0 for no clipping", &["clip_grad_norm", "gradient_clipping", "grad_clip", "max_norm"]),
+    key("", "seed", "seed", Kind::Whole(0, MANY), "order of the rows, initial values, dropout", &["random_seed"]),
+
+    key("", "max_length", "max-length", Kind::Whole(2, 1 << 20), "tokens of one row; longer rows are cut", &["max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "block_size"]),
+    key("", "train_on", "train-on", Kind::Choice(&["answers", "all"]), "which tokens carry loss", &["train_on_input", "mask_prompt", "train_on_inputs", "completion_only_loss"]),
+
+    key("", "eval_every", "eval-every", Kind::Whole(1, MANY), "steps between evaluations; without it, once an epoch", &["eval_steps", "steps_per_eval"]),
+    key("", "save_every", "save-every", Kind::Whole(1, MANY), "steps between checkpoints; without it, once an epoch", &["save_steps", "save_every_n_steps", "checkpoint_every"]),
+    key("", "keep", "keep", Kind::Whole(2, 10_000), "checkpoints kept on disk", &["save_total_limit"]),
+
+    key("", "threads", "threads", Kind::Whole(1, 1024), "worker threads; without it, one for each core", &["num_threads", "n_threads"]),
+    key("", "storage", "storage", Kind::Choice(&["f32", "bf16", "as-is"]), "how the frozen weights lie in memory", &["dtype", "torch_dtype", "precision", "load_in_4bit"]),
+    key("", "checkpointing", "checkpointing", Kind::Choice(&["auto", "on", "off"]), "compute blocks twice to save memory", &["gradient_checkpointing", "grad_checkpoint", "activation_checkpointing"]),
+    key("", "memory_limit", "memory-limit", Kind::Size, "refuse a run that would need more; without it, what is free", &["max_memory"]),
+    key("", "on_nan", "on-nan", Kind::Choice(&["stop", "skip"]), "a step whose loss or gradient isn't finite: stop, or skip at most three in a row", &[]),
+
+    key("lora", "rank", "rank", Kind::Whole(1, 4096), "rank of the update, R in W + B A", &["r", "lora_r", "lora_rank"]),
+    key("lora", "lora_alpha", "alpha", Kind::Above(0.0, 1e6), "the update is scaled by alpha / rank", &["alpha"]),
+    key("lora", "lora_dropout", "dropout", Kind::Share, "dropout on the adapter's input", &["dropout"]),
+    key("lora", "target_modules", "targets", Kind::Targets, "which linears: all-linear, names, or a regular expression", &["targets", "lora_target_modules", "lora_target", "lora_modules"]),
+    key("lora", "use_rslora", "rslora", Kind::Switch, "scale by alpha / sqrt(rank) instead", &["rslora"]),
+];

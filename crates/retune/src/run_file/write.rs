@@ -1,0 +1,99 @@
+//! Writes the complete run file: every setting with its value, its meaning above it.
+
+use std::fmt::Write;
+
+use super::RunFile;
+use super::keys::{KEYS, Key, Kind};
+
+impl RunFile {
+    /// The whole run as commented TOML. Settings without a value stand there as comments, so that reading the text back
+    /// gives the same run.
+    pub fn to_toml(&self) -> String {
+        // A RunFile holds nothing that TOML can't say (numbers in range, UTF-8 text), but paths may be odd: fall back to loss.
+        let values =
+            toml::Value::try_from(self.utf8_paths()).unwrap_or(toml::Value::Table(Default::default()));
+        let mut text = String::new();
+        let mut table = "";
+        for key in KEYS.iter().filter(|key| key.table.is_empty() || key.table == self.method) {
+            if key.table != table {
+                table = key.table;
+                let _ = write!(text, "\n[{table}]\n");
+            }
+            write_key(&mut text, key, &values);
+        }
+        text
+    }
+
+    /// TOML is UTF-8: other bytes in a path are replaced rather than losing the file.
+    fn utf8_paths(&self) -> RunFile {
+        let mut run = self.clone();
+        for path in [&mut run.model, &mut run.data, &mut run.out].into_iter().chain(run.eval_data.as_mut()) {
+            *path = path.to_string_lossy().into_owned().into();
+        }
+        run
+    }
+}
+
+fn write_key(text: &mut String, key: &Key, values: &toml::Value) {
+    let value = match key.table {
+        "" => values.get(key.name),
+        table => values.get(table).and_then(|table| table.get(key.name)),
+    };
+    let choices = match key.kind {
+        Kind::Choice(names) => format!(": {}", names.join(" | ")),
+        _ => String::new(),
+    };
+    let _ = writeln!(text, "# {}{choices}", key.doc);
+    let _ = match value {
+        Some(value) => writeln!(text, "{} = {value}", key.name),
+        None => writeln!(text, "# {} =", key.name),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Lora, TargetModules};
+    use super::*;
+
+    #[test]
+    fn written_run_reads_back_the_same() {
+        let run = RunFile {
+            model: "a \"quoted\" path\nwith a line break".into(),
+            data: "d.jsonl".into(),
+            eval_data: Some("e.jsonl".into()),
+            lr: Some(2e-4),
+            memory_limit: Some(3 << 29),
+            steps: Some(12),
+            lora: Lora { target_modules: TargetModules::Names(vec!["q_proj".into()]), ..Lora::default() },
+            ..RunFile::default()
+        };
+        assert_eq!(RunFile::from_toml("run.toml", &run.to_toml()).unwrap(), run);
+        let plain = RunFile { model: "m".into(), data: "d".into(), ..RunFile::default() };
+        assert_eq!(RunFile::from_toml("run.toml", &plain.to_toml()).unwrap(), plain);
+    }
+
+    #[test]
+    fn the_table_of_keys_and_the_struct_name_the_same_settings() {
+        let full = RunFile {
+            eval_data: Some("e".into()),
+            lr: Some(1.0),
+            steps: Some(1),
+            eval_every: Some(1),
+            save_every: Some(1),
+            threads: Some(1),
+            memory_limit: Some(1),
+            ..RunFile::default()
+        };
+        let mut fields = Vec::new();
+        for (name, value) in toml::Table::try_from(full).unwrap() {
+            match value {
+                toml::Value::Table(inner) => fields.extend(inner.keys().map(|key| format!("{name}.{key}"))),
+                _ => fields.push(name),
+            }
+        }
+        let mut keys: Vec<_> = KEYS.iter().map(Key::path).collect();
+        keys.sort();
+        fields.sort();
+        assert_eq!(keys, fields);
+    }
+}
