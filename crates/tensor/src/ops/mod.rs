@@ -1,0 +1,34 @@
+//! The fused operations, one file each: formula, forward, backward, test.
+
+pub mod adamw;
+pub mod add;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod elementwise;
+pub mod embedding;
+pub mod linear;
+pub mod linear_cross_entropy;
+pub mod reshape;
+pub mod rms_norm;
+pub mod rope;
+pub mod select_rows;
+pub mod swiglu;
+
+#[cfg(test)]
+pub(crate) mod gradcheck;
+mod parallel;
+
+pub use adamw::{AdamW, adamw_step};
+pub use add::add;
+pub use attention::{AttentionShape, attention, attention_values};
+pub use cross_entropy::cross_entropy;
+pub use dropout::{DropoutRows, dropout};
+pub use embedding::embedding;
+pub use linear::{LoraBranch, linear};
+pub use linear_cross_entropy::{LossRows, linear_cross_entropy};
+pub use reshape::reshape;
+pub use rms_norm::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use select_rows::select_rows;
+pub use swiglu::swiglu;
