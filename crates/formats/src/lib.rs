@@ -1,2 +1,23 @@
 //! Reads and writes the files of models, adapters and data: hostile bytes in, checked values out.
+//!
+//! Everything that a file says about itself is checked against the length of the file before any memory is asked
+//! for, so a damaged or hostile file ends in an [`Error`] that names it, never in a panic or a huge allocation.
+//! Nothing here prints, follows a path found inside a file, or runs code found in one.
 #![forbid(unsafe_code)]
+
+pub mod atomic;
+pub mod bytes;
+pub mod dtype;
+pub mod error;
+pub mod folder;
+pub mod gguf;
+pub mod gguf_write;
+pub mod hash;
+pub mod json;
+pub mod limits;
+pub mod safetensors;
+pub mod source;
+
+pub use dtype::Dtype;
+pub use error::{Error, Result};
+pub use source::{Data, TensorInfo, TensorOut, TensorSource};

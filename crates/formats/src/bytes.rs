@@ -1,0 +1,275 @@
+//! The bytes of one file, read by position, and a sequential reader over them.
+//!
+//! All arithmetic on offsets and sizes that a file declares is done here ([`Bytes::span`], [`Reader::check`]), so
+//! that no parser adds two numbers from a file by itself. Nothing is mapped into memory: a file that is cut
+//! short while it is open gives an error, not a signal.
+
+use std::borrow::Cow;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result, quote};
+
+/// An open file (or bytes in memory) of known length.
+#[derive(Debug)]
+pub struct Bytes {
+    path: PathBuf,
+    len: u64,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    File(fs::File),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Bytes {
+    /// Opens a regular file. Folders, pipes and devices are refused.
+    pub fn open(path: &Path) -> Result<Bytes> {
+        // Asked before opening, because opening a pipe waits for a writer.
+        let meta = fs::metadata(path).map_err(Error::io(path, "open"))?;
+        if !meta.is_file() {
+            let what = if meta.is_dir() { "this is a folder" } else { "this is not a regular file" };
+            return Err(Error::unsupported(path, what, "a file was expected"));
+        }
+        let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
+        let len = file.metadata().map_err(Error::io(path, "open"))?.len();
+        Ok(Bytes { path: path.to_path_buf(), len, inner: Inner::File(file) })
+    }
+
+    /// Bytes that are already in memory (embedded in the program); `name` stands for the path in messages.
+    pub fn from_memory(name: impl Into<PathBuf>, bytes: impl Into<Cow<'static, [u8]>>) -> Bytes {
+        let bytes = bytes.into();
+        Bytes { path: name.into(), len: bytes.len() as u64, inner: Inner::Memory(bytes) }
+    }
+
+    /// The path that messages name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length in bytes, as it was when the file was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// True for an empty file.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The end of `size` bytes at `start`, if they lie in the file.
+    pub fn span(&self, start: u64, size: u64) -> Option<u64> {
+        start.checked_add(size).filter(|&end| end <= self.len)
+    }
+
+    /// Fills `buf` from `offset`. Any number of threads may read at once.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = self.span(offset, buf.len() as u64).ok_or_else(|| {
+            let what = format!("{} bytes wanted at {offset}, the file ends at {}", buf.len(), self.len);
+            Error::io(&self.path, "read")(io::Error::new(io::ErrorKind::UnexpectedEof, what))
+        })?;
+        match &self.inner {
+            Inner::File(file) => read_exact_at(file, buf, offset).map_err(|e| self.shrunk(e)),
+            Inner::Memory(bytes) => {
+                let all: &[u8] = bytes;
+                let part = usize::try_from(offset).ok().zip(usize::try_from(end).ok());
+                let part = part.and_then(|(a, b)| all.get(a..b));
+                buf.copy_from_slice(part.ok_or_else(|| self.shrunk(io::ErrorKind::UnexpectedEof.into()))?);
+                Ok(())
+            }
+        }
+    }
+
+    fn shrunk(&self, e: io::Error) -> Error {
+        if e.kind() == io::ErrorKind::UnexpectedEof {
+            let what = format!("it was {} bytes when it was opened and has become shorter since", self.len);
+            return Error::io(&self.path, "read")(io::Error::new(e.kind(), what));
+        }
+        Error::io(&self.path, "read")(e)
+    }
+
+    /// The whole file, if it has at most `limit` bytes.
+    pub fn read_all(&self, what: &str, limit: u64) -> Result<Vec<u8>> {
+        if self.len > limit {
+            return Err(Error::limit(&self.path, format!("the size of {what}"), self.len, limit));
+        }
+        let mut all = vec![0; self.len as usize];
+        self.read_at(0, &mut all)?;
+        Ok(all)
+    }
+
+    /// The whole file as text, if it has at most `limit` bytes.
+    pub fn read_text(&self, what: &'static str, limit: u64) -> Result<String> {
+        let all = self.read_all(what, limit)?;
+        String::from_utf8(all).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            Error::invalid(&self.path, what, format!("the text is not UTF-8 at byte {at}"))
+        })
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &fs::File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &fs::File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buf, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                buf = &mut buf[n..];
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes read at a time by a [`Reader`].
+const CHUNK: usize = 64 << 10;
+
+/// Reads little-endian values one after the other and knows how many bytes remain.
+pub(crate) struct Reader<'a> {
+    bytes: &'a Bytes,
+    format: &'static str,
+    /// Position in the file of the byte after `buf`.
+    next: u64,
+    buf: Vec<u8>,
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a Bytes, format: &'static str) -> Reader<'a> {
+        Reader { bytes, format, next: 0, buf: Vec::new(), at: 0 }
+    }
+
+    /// Position in the file.
+    pub fn position(&self) -> u64 {
+        self.next - (self.buf.len() - self.at) as u64
+    }
+
+    /// Bytes between the position and the end of the file.
+    pub fn remaining(&self) -> u64 {
+        self.bytes.len() - self.position()
+    }
+
+    pub fn invalid(&self, what: impl Into<String>) -> Error {
+        Error::invalid(self.bytes.path(), self.format, what)
+    }
+
+    pub fn path(&self) -> &'a Path {
+        self.bytes.path()
+    }
+
+    /// `count` things of at least `min_bytes` each must still fit, and be no more than `limit`; asked before
+    /// anything is allocated for them.
+    pub fn check(&self, what: &str, count: u64, min_bytes: u64, limit: u64) -> Result<usize> {
+        if count > limit {
+            return Err(Error::limit(self.path(), what, count, limit));
+        }
+        let remaining = self.remaining();
+        match count.checked_mul(min_bytes) {
+            Some(need) if need <= remaining => usize::try_from(count).map_err(|_| self.invalid(what)),
+            _ => Err(self.invalid(format!(
+                "{what} is {count} at byte {}, but only {remaining} bytes follow",
+                self.position()
+            ))),
+        }
+    }
+
+    /// Fills `out`.
+    pub fn fill(&mut self, out: &mut [u8], what: &str) -> Result<()> {
+        let remaining = self.remaining();
+        if out.len() as u64 > remaining {
+            let at = self.position();
+            return Err(
+                self.invalid(format!("it ends at byte {} inside {what} (byte {at})", self.bytes.len()))
+            );
+        }
+        let mut done = 0;
+        while done < out.len() {
+            if self.at == self.buf.len() {
+                let size = (CHUNK as u64).min(self.bytes.len() - self.next) as usize;
+                self.buf.resize(size, 0);
+                self.at = 0;
+                self.bytes.read_at(self.next, &mut self.buf)?;
+                self.next += size as u64;
+            }
+            let n = (out.len() - done).min(self.buf.len() - self.at);
+            out[done..done + n].copy_from_slice(&self.buf[self.at..self.at + n]);
+            self.at += n;
+            done += n;
+        }
+        Ok(())
+    }
+
+    pub fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        let mut out = [0; N];
+        self.fill(&mut out, what)?;
+        Ok(out)
+    }
+
+    pub fn u32(&mut self, what: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    pub fn u64(&mut self, what: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    /// A string with a 64-bit length in front, of at most `limit` bytes.
+    pub fn string(&mut self, what: &str, limit: u64) -> Result<String> {
+        let at = self.position();
+        let len = self.u64(what)?;
+        if len > self.remaining() || len > limit {
+            // Built only when it fails: this runs once for every token of a vocabulary.
+            self.check(&format!("the length of {what}"), len, 1, limit)?;
+        }
+        let mut text = vec![0; len as usize];
+        self.fill(&mut text, what)?;
+        String::from_utf8(text).map_err(|e| {
+            let shown = quote(&String::from_utf8_lossy(e.as_bytes()));
+            self.invalid(format!("{what} at byte {at} is not UTF-8: {shown}"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_by_position_and_refuses_to_pass_the_end() {
+        let bytes = Bytes::from_memory("here", &b"0123456789"[..]);
+        let mut buf = [0; 4];
+        bytes.read_at(6, &mut buf).unwrap();
+        assert_eq!(&buf, b"6789");
+        assert!(bytes.read_at(7, &mut buf).is_err());
+        assert!(bytes.read_at(u64::MAX, &mut buf).is_err());
+        assert_eq!(bytes.span(u64::MAX, 2), None);
+    }
+
+    #[test]
+    fn a_file_that_shrank_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, [1u8; 100]).unwrap();
+        let bytes = Bytes::open(&path).unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
+        let message = bytes.read_at(0, &mut [0; 100]).unwrap_err().to_string();
+        assert!(message.contains("shorter") && message.contains("100"), "{message}");
+    }
+
+    #[test]
+    fn folders_are_not_files() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Bytes::open(dir.path()).unwrap_err().to_string().contains("folder"));
+    }
+}

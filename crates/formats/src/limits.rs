@@ -1,0 +1,48 @@
+//! Every limit that a file is held to: one constant each, the table that SECURITY.md prints.
+
+/// Largest JSON header of a safetensors file, in bytes.
+pub const SAFETENSORS_HEADER_BYTES: u64 = 100_000_000;
+/// Most entries of a safetensors file's `__metadata__`.
+pub const SAFETENSORS_METADATA: usize = 4_096;
+/// Most tensors in one file.
+pub const TENSORS: u64 = 1 << 20;
+/// Most dimensions of one tensor.
+pub const DIMS: usize = 8;
+/// Longest name of a tensor or a metadata key, in bytes.
+pub const NAME_BYTES: u64 = 1 << 10;
+/// Most metadata entries of a GGUF file.
+pub const GGUF_KV: u64 = 1 << 16;
+/// Longest ordinary string in a GGUF file, in bytes.
+pub const GGUF_STRING_BYTES: u64 = 64 << 10;
+/// Longest template, merge list or embedded tokenizer in a GGUF file, in bytes.
+pub const GGUF_LONG_STRING_BYTES: u64 = 16 << 20;
+/// Most elements of a GGUF array.
+pub const GGUF_ARRAY: u64 = 64 << 20;
+/// Largest alignment of GGUF tensor data, in bytes (a power of two).
+pub const GGUF_ALIGNMENT: u32 = 64 << 10;
+/// Largest configuration file (`config.json`, `adapter_config.json`), in bytes.
+pub const CONFIG_BYTES: u64 = 16 << 20;
+/// Largest index of shards (`model.safetensors.index.json`), in bytes.
+pub const INDEX_BYTES: u64 = 100 << 20;
+/// Largest tokenizer file, in bytes.
+pub const TOKENIZER_BYTES: u64 = 256 << 20;
+/// Largest chat template, in bytes.
+pub const TEMPLATE_BYTES: u64 = 64 << 10;
+/// Most chat templates of one model.
+pub const TEMPLATES: usize = 64;
+/// Values that a small JSON file may hold; longer files may hold one more for every [`JSON_BYTES_PER_NODE`] bytes.
+pub const JSON_NODES: usize = 8_192;
+/// Length in bytes that a JSON file must have for each value beyond [`JSON_NODES`].
+pub const JSON_BYTES_PER_NODE: usize = 24;
+/// Most shards of one model.
+pub const SHARDS: usize = 10_000;
+/// Largest rank of a low-rank adapter.
+pub const RANK: u64 = 4_096;
+/// Longest pattern for module names, in bytes.
+pub const PATTERN_BYTES: usize = 4 << 10;
+/// Largest compiled pattern for module names, in bytes of memory.
+pub const PATTERN_COMPILED_BYTES: usize = 256 << 10;
+/// Longest line (or record) of a data file, in bytes.
+pub const RECORD_BYTES: usize = 16 << 20;
+/// Most JSON values in one record of a data file.
+pub const RECORD_NODES: usize = 1 << 20;
