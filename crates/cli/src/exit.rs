@@ -1,0 +1,90 @@
+//! How the program ends: exit codes, the panic hook, signals that would kill it midway.
+//!
+//! 0 done, 2 usage or run file, 3 diverged, 65 bad input file, 74 input/output, 75 refused for memory, 130/143 interrupted.
+
+use std::io;
+use std::process::ExitCode;
+
+use retune::run_file::RunFileError;
+
+use crate::style;
+
+pub const USAGE: u8 = 2;
+pub const BAD_INPUT: u8 = 65;
+pub const INPUT_OUTPUT: u8 = 74;
+
+/// Prints what went wrong, if anything, and gives the exit code.
+pub fn report(result: anyhow::Result<()>, json: bool) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if is_broken_pipe(&error) {
+        // `retune ... | head` is no failure: the reader has had enough.
+        return ExitCode::SUCCESS;
+    }
+    let code = code_of(&error);
+    if json {
+        println!("{}", serde_json::json!({"event": "error", "code": code, "message": format!("{error:#}")}));
+    } else {
+        for line in format!("{error:#}").lines() {
+            eprintln!("{}: {line}", style::error("error"));
+        }
+    }
+    ExitCode::from(code)
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.is::<RunFileError>() || cause.is::<UsageError>() {
+            return USAGE;
+        }
+        if cause.is::<io::Error>() {
+            return INPUT_OUTPUT;
+        }
+    }
+    BAD_INPUT
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds.into_iter().any(|kind| kind == io::ErrorKind::BrokenPipe)
+}
+
+/// Flags that are each right but make no sense together, or a name that isn't in a table.
+#[derive(Debug)]
+pub struct UsageError(pub String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// A panic is never the user's fault; say so, with what we need to find it.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let message =
+            payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+        let message = message.unwrap_or("no message");
+        // println! panics when its reader is gone; that's the same as a broken pipe anywhere else.
+        if message.starts_with("failed printing to std") {
+            std::process::exit(0);
+        }
+        let place = info.location().map(|at| format!(" at {at}")).unwrap_or_default();
+        let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        eprintln!("retune: this is a bug, not your mistake. Please report it with the lines below.");
+        eprintln!("  version  {}", env!("CARGO_PKG_VERSION"));
+        eprintln!("  command  {}", words.join(" "));
+        eprintln!("  panicked {message}{place}");
+    }));
+}
+
+/// `ulimit -f` sends SIGXFSZ, which would kill us and leave a torso; handled, the write fails with an error instead.
+pub fn survive_file_size_limit() {
+    #[cfg(unix)]
+    {
+        let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let _ = signal_hook::flag::register(rustix::process::Signal::XFSZ.as_raw(), seen);
+    }
+}

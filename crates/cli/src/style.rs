@@ -1,0 +1,48 @@
+//! Colours (only on a terminal, never with NO_COLOR) and numbers as people read them.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+fn colours(is_terminal: bool) -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    is_terminal && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+fn on_stdout() -> bool {
+    static ON: OnceLock<bool> = OnceLock::new();
+    *ON.get_or_init(|| colours(std::io::stdout().is_terminal()))
+}
+
+fn on_stderr() -> bool {
+    static ON: OnceLock<bool> = OnceLock::new();
+    *ON.get_or_init(|| colours(std::io::stderr().is_terminal()))
+}
+
+fn painted(code: &str, text: &str, on: bool) -> String {
+    if on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+}
+
+/// Bold, on stdout.
+pub fn bold(text: &str) -> String {
+    painted("1", text, on_stdout())
+}
+
+/// Grey, on stdout.
+pub fn dim(text: &str) -> String {
+    painted("2", text, on_stdout())
+}
+
+/// Red and bold, on stderr.
+pub fn error(text: &str) -> String {
+    painted("1;31", text, on_stderr())
+}
+
+/// `92.9 MB`: what registries and disks say, powers of 1000.
+pub fn megabytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
