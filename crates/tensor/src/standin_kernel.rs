@@ -1,6 +1,5 @@
 //! Stand-in until the kernel module lands.
 use crate::storage::Storage;
-use crate::tensor::Tensor;
 
 #[derive(Clone, Copy)]
 pub struct MatRef<'a> {
@@ -11,14 +10,20 @@ pub struct MatRef<'a> {
     pub col_stride: usize,
 }
 impl<'a> MatRef<'a> {
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+    pub fn with_strides(
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+        col_stride: usize,
+    ) -> Self {
         MatRef { data, rows, cols, row_stride, col_stride }
     }
-    pub fn row_major(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        MatRef::new(data, rows, cols, cols, 1)
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        MatRef::with_strides(data, rows, cols, cols, 1)
     }
     pub fn t(self) -> Self {
-        MatRef::new(self.data, self.cols, self.rows, self.col_stride, self.row_stride)
+        MatRef::with_strides(self.data, self.cols, self.rows, self.col_stride, self.row_stride)
     }
     pub fn at(&self, r: usize, c: usize) -> f32 {
         self.data[r * self.row_stride + c * self.col_stride]
@@ -29,20 +34,21 @@ pub enum Rhs<'a> {
     WeightT(&'a dyn Storage),
     Weight(&'a dyn Storage),
 }
-pub struct PackedLhs {
+pub struct PackedLhs<'a> {
+    life: std::marker::PhantomData<&'a f32>,
     m: usize,
     k: usize,
     d: Vec<f32>,
 }
-impl PackedLhs {
-    pub fn new(a: MatRef) -> Self {
+impl<'a> PackedLhs<'a> {
+    pub fn new(a: MatRef<'a>) -> Self {
         let mut d = Vec::new();
         for r in 0..a.rows {
             for c in 0..a.cols {
                 d.push(a.at(r, c));
             }
         }
-        PackedLhs { m: a.rows, k: a.cols, d }
+        PackedLhs { m: a.rows, k: a.cols, d, life: std::marker::PhantomData }
     }
 }
 fn dense(r: &Rhs) -> (usize, usize, Vec<f32>) {
@@ -119,7 +125,7 @@ pub fn gemm_tn_skinny(
     out: &mut [f32],
     beta: f32,
 ) {
-    gemm_serial(r, k, t, alpha, MatRef::row_major(a, t, r).t(), MatRef::row_major(b, t, k), beta, out, k);
+    gemm_serial(r, k, t, alpha, MatRef::new(a, t, r).t(), MatRef::new(b, t, k), beta, out, k);
 }
 pub fn matvec(w: &dyn Storage, x: &[f32], m: usize, out: &mut [f32]) {
     matvec_many(&[w], x, m, &mut [out]);
@@ -132,16 +138,7 @@ pub fn matvec_many(ws: &[&dyn Storage], x: &[f32], m: usize, outs: &mut [&mut [f
         }
     }
 }
-impl<'a> MatRef<'a> {
-    pub fn from_tensor(t: &'a Tensor) -> Self {
-        MatRef::row_major(t.data(), t.rows(), t.cols())
-    }
-}
 pub mod simd {
-    #[inline(always)]
-    pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
-        f()
-    }
     #[inline(always)]
     pub fn exp(x: f32) -> f32 {
         x.exp()

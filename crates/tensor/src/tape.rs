@@ -6,11 +6,10 @@
 //! backward pass walks over them. Checkpointing ([`Tape::checkpoint`]) records a block's inputs alone and runs the
 //! block again when its gradient is due.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::kernel::{MatRef, PackedLhs};
 use crate::params::{ParamId, Params, Weight};
 use crate::tensor::Tensor;
 
@@ -33,13 +32,12 @@ pub struct Var {
     value: Tensor,
     node: Option<NodeId>,
     recipe: Option<Rc<Recipe>>,
-    packed: Rc<OnceCell<PackedLhs>>,
 }
 
 impl Var {
     /// A value that needs no gradient.
     pub fn constant(value: Tensor) -> Var {
-        Var { value, node: None, recipe: None, packed: Rc::default() }
+        Var { value, node: None, recipe: None }
     }
 
     pub fn value(&self) -> &Tensor {
@@ -61,11 +59,6 @@ impl Var {
     /// The same value, cut off from the graph.
     pub fn detached(&self) -> Var {
         Var { node: None, ..self.clone() }
-    }
-
-    /// The value packed for matrix products, made once for all products with the same input (q, k, v; gate, up).
-    pub(crate) fn packed(&self) -> &PackedLhs {
-        self.packed.get_or_init(|| PackedLhs::new(MatRef::from_tensor(&self.value)))
     }
 
     /// What a backward pass should keep of this value: the way to make it again if that is cheap, else the value.

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernel::simd;
+use super::parallel::vectorize;
 
 /// The dials of the update. `weight_decay` may differ between parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,7 +46,7 @@ pub fn adamw_step(
         .zip(g.par_chunks(CHUNK))
         .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
         .for_each(|((p, g), (m, v))| {
-            simd::vectorize(|| {
+            vectorize(|| {
                 for i in 0..p.len() {
                     let g = g[i] * grad_scale;
                     m[i] = o.beta1 * m[i] + (1.0 - o.beta1) * g;

@@ -13,6 +13,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::elementwise::{axpy, dot};
+use super::parallel::vectorize;
 use crate::kernel::{MatRef, gemm_serial, simd};
 use crate::segments::Segments;
 use crate::tape::{Tape, Var};
@@ -121,10 +122,10 @@ impl<'a> Cells<'a> {
 /// A head's columns of some rows, as a view.
 fn view<'a>(data: &'a [f32], cols: usize, rows: Range<usize>, column: usize, width: usize) -> MatRef<'a> {
     if rows.is_empty() {
-        return MatRef::new(&data[..0], 0, width, cols, 1);
+        return MatRef::with_strides(&data[..0], 0, width, cols, 1);
     }
     let end = (rows.end - 1) * cols + column + width;
-    MatRef::new(&data[rows.start * cols + column..end], rows.len(), width, cols, 1)
+    MatRef::with_strides(&data[rows.start * cols + column..end], rows.len(), width, cols, 1)
 }
 
 /// `scale Q Kᵀ` of a tile; keys outside a query's view become -inf.
@@ -223,7 +224,7 @@ fn forward_task(
     lse: &Cells,
 ) {
     if task.queries.len() <= FEW_QUERIES {
-        return simd::vectorize(|| forward_few(shape, task, q, k, v, out, lse));
+        return vectorize(|| forward_few(shape, task, q, k, v, out, lse));
     }
     let (d, column) = (shape.head_dim, shape.kv_column(task.head));
     let mut s = vec![0.0f32; TILE.min(task.queries.len()) * task.keys.len()];
@@ -234,15 +235,20 @@ fn forward_task(
         let n = keys.len();
         let s = &mut s[..tile.len() * n];
         scores(shape, task, &tile, &keys, q, k, s);
-        let lses: Vec<f32> = simd::vectorize(|| s.chunks_exact_mut(n.max(1)).map(softmax).collect());
+        let mut lses = [f32::NEG_INFINITY; TILE];
+        vectorize(|| {
+            for (l, row) in lses.iter_mut().zip(s.chunks_exact_mut(n.max(1))) {
+                *l = softmax(row);
+            }
+        });
         let absolute = task.keys.start + keys.start..task.keys.start + keys.end;
         let values = view(v, shape.kv_cols(), absolute, column, d);
-        gemm_serial(tile.len(), d, n, 1.0, MatRef::row_major(s, tile.len(), n), values, 0.0, &mut o, d);
+        gemm_serial(tile.len(), d, n, 1.0, MatRef::new(s, tile.len(), n), values, 0.0, &mut o, d);
         for (i, row) in tile_rows(task, &tile).enumerate() {
             // SAFETY: this task alone writes its head's columns of its segment's rows.
             unsafe {
                 out.row(row, task.head * d, d).copy_from_slice(&o[i * d..(i + 1) * d]);
-                lse.row(row, task.head, 1)[0] = lses.get(i).copied().unwrap_or(f32::NEG_INFINITY);
+                lse.row(row, task.head, 1)[0] = lses[i];
             }
         }
     }
@@ -345,12 +351,10 @@ fn backward_task(
         let go = view(g.data(), shape.q_cols(), rows.clone(), head, d);
         let values = view(v.data(), shape.kv_cols(), absolute.clone(), kv, d);
         gemm_serial(m, n, d, 1.0, go, values.t(), 0.0, ds, n);
-        simd::vectorize(|| {
-            probabilities_and_gradients(shape, task.head, rows.clone(), (out, lse, g), p, ds, n)
-        });
+        vectorize(|| probabilities_and_gradients(shape, task.head, rows.clone(), (out, lse, g), p, ds, n));
         let keys_view = view(k.data(), shape.kv_cols(), absolute, kv, d);
         let queries = view(q.data(), shape.q_cols(), rows.clone(), head, d);
-        let (p, ds) = (MatRef::row_major(p, m, n), MatRef::row_major(ds, m, n));
+        let (p, ds) = (MatRef::new(p, m, n), MatRef::new(ds, m, n));
         let at = keys.start * d..keys.end * d;
         gemm_serial(n, d, m, 1.0, p.t(), go, 1.0, &mut dv_sum[at.clone()], d);
         gemm_serial(n, d, m, 1.0, ds.t(), queries, 1.0, &mut dk_sum[at], d);

@@ -20,6 +20,11 @@ pub struct LoraBranch<'a> {
     pub input: Option<&'a Var>,
 }
 
+/// A tensor as a matrix view.
+pub(crate) fn mat(x: &Tensor) -> MatRef<'_> {
+    MatRef::new(x.data(), x.rows(), x.cols())
+}
+
 /// What the backward pass keeps of a branch.
 struct Branch {
     a: Tensor,
@@ -80,15 +85,23 @@ fn scaled_down(x: &Var, l: &LoraBranch) -> Tensor {
     if rows <= FEW_ROWS {
         kernel::matvec(l.a.value(), x.value().data(), rows, u.data_mut());
     } else {
-        kernel::gemm(u.data_mut(), rank, rows, rank, 0.0, &[(x.packed(), Rhs::WeightT(l.a.value()))]);
+        kernel::gemm(
+            u.data_mut(),
+            rank,
+            rows,
+            rank,
+            0.0,
+            &[(&PackedLhs::new(mat(x.value())), Rhs::WeightT(l.a.value()))],
+        );
     }
     u.scale_assign(l.scale);
     u
 }
 
 fn many_rows(x: &Var, w: &WeightVar, lora: &[LoraBranch], us: &[Tensor], y: &mut Tensor) {
-    let packed: Vec<PackedLhs> = us.iter().map(|u| PackedLhs::new(MatRef::from_tensor(u))).collect();
-    let mut terms = vec![(x.packed(), Rhs::WeightT(w.weight.storage()))];
+    let packed: Vec<PackedLhs> = us.iter().map(|u| PackedLhs::new(mat(u))).collect();
+    let input = PackedLhs::new(mat(x.value()));
+    let mut terms = vec![(&input, Rhs::WeightT(w.weight.storage()))];
     terms.extend(packed.iter().zip(lora).map(|(u, l)| (u, Rhs::WeightT(l.b.value()))));
     let (m, n) = (y.rows(), y.cols());
     kernel::gemm(y.data_mut(), n, m, n, 0.0, &terms);
@@ -124,7 +137,7 @@ fn backward(
     branches: &[Branch],
     sink: &mut Sink,
 ) {
-    let packed = PackedLhs::new(MatRef::from_tensor(g));
+    let packed = PackedLhs::new(mat(g));
     let dus: Vec<Tensor> = branches.iter().map(|b| branch_gradient(&packed, g.rows(), b)).collect();
     if nx.is_some() {
         sink.add(nx, input_gradient(&packed, g.rows(), w, branches, &dus));
@@ -157,7 +170,7 @@ fn input_gradient(g: &PackedLhs, rows: usize, w: &WeightVar, branches: &[Branch]
         .iter()
         .zip(dus)
         .filter(|(b, _)| b.input.is_none())
-        .map(|(b, du)| (PackedLhs::new(MatRef::from_tensor(du)), &b.a))
+        .map(|(b, du)| (PackedLhs::new(mat(du)), &b.a))
         .collect();
     let mut terms = vec![(g, Rhs::Weight(storage))];
     terms.extend(inside.iter().map(|(du, a)| (du, Rhs::Weight(*a))));
@@ -184,7 +197,7 @@ fn branch_backward(g: &Tensor, branch: &Branch, du: Tensor, x: Option<&Tensor>, 
     if let Some((_, Some(node))) = branch.input {
         let mut dx = Tensor::scratch(t, branch.a.cols());
         let n = dx.cols();
-        let packed = PackedLhs::new(MatRef::from_tensor(&du));
+        let packed = PackedLhs::new(mat(&du));
         kernel::gemm(dx.data_mut(), n, t, n, 0.0, &[(&packed, Rhs::Weight(&branch.a))]);
         sink.add(Some(node), dx);
     }
@@ -194,8 +207,8 @@ fn branch_backward(g: &Tensor, branch: &Branch, du: Tensor, x: Option<&Tensor>, 
 fn weight_gradient(g: &Tensor, x: &Tensor) -> Tensor {
     let mut dw = Tensor::scratch(g.cols(), x.cols());
     let (m, n) = (dw.rows(), dw.cols());
-    let gt = PackedLhs::new(MatRef::from_tensor(g).t());
-    kernel::gemm(dw.data_mut(), n, m, n, 0.0, &[(&gt, Rhs::Dense(MatRef::from_tensor(x)))]);
+    let gt = PackedLhs::new(mat(g).t());
+    kernel::gemm(dw.data_mut(), n, m, n, 0.0, &[(&gt, Rhs::Dense(mat(x)))]);
     dw
 }
 

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 
 use super::cross_entropy::row_loss_and_gradient;
+use super::linear::mat;
+use super::parallel::vectorize;
 use super::select_rows::select_rows;
-use crate::kernel::{self, MatRef, PackedLhs, Rhs, simd};
+use crate::kernel::{self, MatRef, PackedLhs, Rhs};
 use crate::tape::{Tape, Var, WeightVar};
 use crate::tensor::Tensor;
 
@@ -59,18 +61,18 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &WeightVar, labels: &LossRo
     for first in (0..rows).step_by(step) {
         let last = rows.min(first + step);
         let n = last - first;
-        let part = MatRef::row_major(&labelled.value().data()[first * cols..last * cols], n, cols);
+        let part = MatRef::new(&labelled.value().data()[first * cols..last * cols], n, cols);
         let mut z = Tensor::scratch(n, vocab);
         kernel::gemm(z.data_mut(), vocab, n, vocab, 0.0, &[(&PackedLhs::new(part), Rhs::WeightT(storage))]);
         loss +=
             losses(&mut z, &labels.targets[first..last], &labels.weights[first..last], labels.denominator);
         if let Some(dx) = &mut dx {
             let out = &mut dx.data_mut()[first * cols..last * cols];
-            let packed = PackedLhs::new(MatRef::from_tensor(&z));
+            let packed = PackedLhs::new(mat(&z));
             kernel::gemm(out, cols, n, cols, 0.0, &[(&packed, Rhs::Weight(storage))]);
         }
         if let Some(dw) = &mut dw {
-            let packed = PackedLhs::new(MatRef::from_tensor(&z).t());
+            let packed = PackedLhs::new(mat(&z).t());
             kernel::gemm(dw.data_mut(), cols, vocab, cols, 1.0, &[(&packed, Rhs::Dense(part))]);
         }
     }
@@ -96,7 +98,9 @@ fn losses(z: &mut Tensor, targets: &[u32], weights: &[f32], denominator: f32) ->
         .par_chunks_mut(vocab)
         .zip(targets.par_iter().zip(weights))
         .map(|(z, (&target, &weight))| {
-            simd::vectorize(|| row_loss_and_gradient(z, target, weight / denominator))
+            let mut loss = 0.0;
+            vectorize(|| loss = row_loss_and_gradient(z, target, weight / denominator));
+            loss
         })
         .collect();
     per_row.iter().sum()

@@ -52,7 +52,7 @@ fn rotate(x: &mut Tensor, head_dim: usize, table: &RopeTable, sign: f32) {
 /// Rotates every head of `x` `[T, H D]`. Heads longer than the table's frequencies keep their tail.
 pub fn rope(tape: &Tape, x: Var, head_dim: usize, table: &RopeTable) -> Var {
     assert_eq!(x.rows(), table.rows(), "rope: rows");
-    assert!(x.cols() % head_dim == 0 && 2 * table.cos.cols() <= head_dim, "rope: head size");
+    assert!(x.cols().is_multiple_of(head_dim) && 2 * table.cos.cols() <= head_dim, "rope: head size");
     let node = x.node();
     let mut y = x.value().clone();
     drop(x); // if nobody else holds the value, it is rotated in place
