@@ -19,6 +19,9 @@
 //! What does not: early exits, indexing that needs a bounds check, calls of library functions (`f32::exp`, `powf`), sums into one variable (use
 //! [`sum`], [`dot`], or an array of lanes). Integer casts of floats (`as i32`) saturate and are slow; [`exp`] shows the way around.
 
+#[cfg(target_arch = "x86_64")]
+use super::{Level, level};
+
 /// Compiles a function for each instruction set and chooses at run time; see [`simd`](crate::kernel::simd).
 ///
 /// Takes `fn name(arg: Type, ...) -> Ret { body }`, any number of them, with visibility, documentation and attributes, without generics
@@ -54,6 +57,34 @@ macro_rules! multiversion {
             body($($arg),*)
         }
     )+};
+}
+
+/// Runs a closure compiled for the best instruction set: for loops that capture their surroundings.
+///
+/// Works as far as the compiler inlines the closure and what it calls, which it decides by size; where that matters use
+/// [`multiversion!`](crate::multiversion), whose bodies are always inlined.
+#[inline]
+pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
+        fn avx2<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
+        fn avx512<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        match level() {
+            // SAFETY: `level` names an instruction set only after finding each of its features on this machine.
+            Level::Avx512 => unsafe { avx512(f) },
+            // SAFETY: as above.
+            Level::Avx2 => unsafe { avx2(f) },
+            Level::Portable => f(),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    f()
 }
 
 /// Number of partial results in every reduction: element i goes to lane i mod 32, lanes are combined by halving.
@@ -97,7 +128,7 @@ pub fn sigmoid(x: f32) -> f32 {
 pub fn tanh(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_8e-3;
-    p = p * z + 2.063_908_9e-2;
+    p = p * z + 2.063_909e-2;
     p = p * z - 5.373_971_6e-2;
     p = p * z + 1.333_144_2e-1;
     p = p * z - 3.333_328e-1;

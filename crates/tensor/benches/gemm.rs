@@ -1,0 +1,199 @@
+//! The packed kernel against the `gemm` crate, storages against f32, one-row products against the memory: `cargo bench -p retune-tensor`.
+//!
+//! Times are the best of several runs taken in turn, because other programs disturb single runs. Arguments choose among the parts
+//! `dense`, `storages`, `skinny`, `rows`.
+
+use std::time::Instant;
+
+use gemm::Parallelism;
+use retune_tensor::Tensor;
+use retune_tensor::kernel::{self, MatRef, PackedLhs, Rhs};
+use retune_tensor::storage::{Format, Storage, encode, from_bytes};
+
+/// rows, out_features, in_features
+const SHAPES: &[(usize, usize, usize)] = &[
+    (2048, 1536, 576),
+    (2048, 576, 1536),
+    (2048, 576, 576),
+    (2048, 192, 576),
+    (2048, 16, 576),
+    (512, 49152, 576),
+    (64, 1536, 576),
+    (64, 576, 1536),
+    (16, 1536, 576),
+    (2048, 5632, 2048),
+    (64, 5632, 2048),
+];
+
+fn main() {
+    println!("kernels: {}, threads: {}", kernel::level().name(), rayon::current_num_threads());
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let parts: [(&str, fn()); 4] =
+        [("dense", dense), ("storages", storages), ("skinny", skinny), ("rows", one_row)];
+    for (name, part) in parts {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            part();
+        }
+    }
+}
+
+fn noise(n: usize) -> Vec<f32> {
+    let mut s = 1u32;
+    let mut next = || {
+        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Best time of each candidate in seconds, run in turn.
+fn best(candidates: &mut [&mut dyn FnMut()]) -> Vec<f64> {
+    let mut best = vec![f64::MAX; candidates.len()];
+    let start = Instant::now();
+    let mut rounds = 0;
+    while rounds < 5 || (rounds < 200 && start.elapsed().as_secs_f64() < 1.0) {
+        for (best, run) in best.iter_mut().zip(candidates.iter_mut()) {
+            let start = Instant::now();
+            run();
+            *best = best.min(start.elapsed().as_secs_f64());
+        }
+        rounds += 1;
+    }
+    best
+}
+
+/// C[m, n] = A[m, k] B[k, n] with the `gemm` crate; each matrix with its row and column stride.
+fn library(size: [usize; 3], a: (&[f32], [usize; 2]), b: (&[f32], [usize; 2]), c: &mut [f32]) {
+    let ([m, n, k], threads) = (size, Parallelism::Rayon(0));
+    assert!(c.len() == m * n && a.0.len() == m * k && b.0.len() == k * n);
+    let ([a_row, a_col], [b_row, b_col]) = (a.1.map(|s| s as isize), b.1.map(|s| s as isize));
+    let (c, c_row) = (c.as_mut_ptr(), n as isize);
+    let (a, b) = (a.0.as_ptr(), b.0.as_ptr());
+    // SAFETY: the sizes were checked, and every caller's strides are those of a whole matrix or its transpose.
+    unsafe {
+        gemm::gemm(
+            m, n, k, c, 1, c_row, false, a, a_col, a_row, b, b_col, b_row, 0.0f32, 1.0f32, false, false,
+            false, threads,
+        );
+    }
+}
+
+/// f32, forward (x Wᵀ) and backward (g W), against the library.
+fn dense() {
+    println!("  rows    out    in       x Wt  library  ratio        g W  library  ratio   (GFLOP/s)");
+    for &(m, n, k) in SHAPES {
+        let (x, g, w) = (noise(m * k), noise(m * n), Tensor::from_vec(n, k, noise(n * k)));
+        let (mut y1, mut y2) = (vec![0.0; m * n], vec![0.0; m * n]);
+        let (mut d1, mut d2) = (vec![0.0; m * k], vec![0.0; m * k]);
+        let times = best(&mut [
+            &mut || {
+                let x = PackedLhs::new(MatRef::row_major(&x, m, k));
+                kernel::gemm(&mut y1, n, m, n, 0.0, &[(&x, Rhs::WeightT(&w))]);
+            },
+            &mut || library([m, n, k], (&x, [k, 1]), (w.data(), [1, k]), &mut y2),
+            &mut || {
+                let g = PackedLhs::new(MatRef::row_major(&g, m, n));
+                kernel::gemm(&mut d1, k, m, k, 0.0, &[(&g, Rhs::Weight(&w))]);
+            },
+            &mut || library([m, k, n], (&g, [n, 1]), (w.data(), [k, 1]), &mut d2),
+        ]);
+        let rate = |i: usize| 2e-9 * (m * n * k) as f64 / times[i];
+        let [forward, f_library, backward, b_library] = [0, 1, 2, 3].map(rate);
+        println!(
+            "{m:>6}{n:>7}{k:>6}  {forward:>9.1}{f_library:>9.1}{:>7.2}  {backward:>9.1}{b_library:>9.1}{:>7.2}",
+            forward / f_library,
+            backward / b_library
+        );
+    }
+}
+
+fn stored(format: Format, n: usize, k: usize, data: &[f32]) -> Box<dyn Storage> {
+    // Formats that are only read: any bytes take as long to decode.
+    let any = || vec![0x11; format.size(n, k).expect("whole blocks")];
+    let bytes = encode(format, n, k, data).unwrap_or_else(|_| any());
+    from_bytes(format, n, k, bytes).expect("the size is right")
+}
+
+/// Every storage against f32, both orientations: time relative to f32.
+fn storages() {
+    for (m, n, k) in
+        [(2048, 1536, 576), (2048, 576, 1536), (64, 1536, 576), (2048, 2048, 2048), (64, 2048, 2048)]
+    {
+        let (x, g, data) = (noise(m * k), noise(m * n), noise(n * k));
+        let plain = Tensor::from_vec(n, k, data.clone());
+        println!("{m} rows, {n} x {k}: time / f32's, x Wt and g W");
+        for format in Format::all().filter(|f| *f != Format::F32 && n % f.block() == 0 && k % f.block() == 0)
+        {
+            let w = stored(format, n, k, &data);
+            let (mut y, mut d) = (vec![0.0; m * n], vec![0.0; m * k]);
+            let (mut y2, mut d2) = (vec![0.0; m * n], vec![0.0; m * k]);
+            let forward = |w: &dyn Storage, y: &mut [f32]| {
+                let x = PackedLhs::new(MatRef::row_major(&x, m, k));
+                kernel::gemm(y, n, m, n, 0.0, &[(&x, Rhs::WeightT(w))]);
+            };
+            let backward = |w: &dyn Storage, d: &mut [f32]| {
+                let g = PackedLhs::new(MatRef::row_major(&g, m, n));
+                kernel::gemm(d, k, m, k, 0.0, &[(&g, Rhs::Weight(w))]);
+            };
+            let times = best(&mut [
+                &mut || forward(&plain, &mut y),
+                &mut || forward(w.as_ref(), &mut y2),
+                &mut || backward(&plain, &mut d),
+                &mut || backward(w.as_ref(), &mut d2),
+            ]);
+            println!("{:>8} {:.3} {:.3}", format.name(), times[1] / times[0], times[3] / times[2]);
+        }
+    }
+}
+
+/// LoRA's weight gradients, against the library.
+fn skinny() {
+    for (t, r, k) in [(2048, 16, 576), (2048, 16, 1536), (2048, 64, 576), (128, 16, 576)] {
+        let (a, b) = (noise(t * r), noise(t * k));
+        let (mut c1, mut c2) = (vec![0.0; r * k], vec![0.0; r * k]);
+        let times =
+            best(&mut [&mut || kernel::gemm_tn_skinny(t, r, k, &a, &b, 1.0, &mut c1, 0.0), &mut || {
+                library([r, k, t], (&a, [1, r]), (&b, [k, 1]), &mut c2)
+            }]);
+        println!(
+            "skinny {t} {r} {k}: {:.3} ms, {:.1} GB/s, {:.2} x the library's speed",
+            1e3 * times[0],
+            4e-9 * (t * k) as f64 / times[0],
+            times[1] / times[0]
+        );
+    }
+}
+
+/// All matrices of SmolLM2-135M once, as generating a token does, per storage; the head in Q8_0 where the rest is quantised.
+fn one_row() {
+    const LAYERS: usize = 30;
+    let shapes: &[&[(usize, usize)]] =
+        &[&[(576, 576), (192, 576), (192, 576)], &[(576, 576)], &[(1536, 576), (1536, 576)], &[(576, 1536)]];
+    for format in Format::all().filter(|f| f.block() <= 32) {
+        let group =
+            |g: &&[(usize, usize)]| g.iter().map(|&(n, k)| stored(format, n, k, &noise(n * k))).collect();
+        let layers: Vec<Vec<Box<dyn Storage>>> = (0..LAYERS).flat_map(|_| shapes.iter().map(group)).collect();
+        let q8 = Format::all().find(|f| f.name() == "q8_0" && format.block() > 1);
+        let head = stored(q8.unwrap_or(format), 49152, 576, &noise(49152 * 576));
+        let mut outs = vec![vec![0.0f32; 1536]; 3];
+        let mut logits = vec![0.0f32; 49152];
+        let x = noise(1536);
+        let bytes = layers.iter().flatten().map(|w| w.bytes()).sum::<usize>() + head.bytes();
+        let token = &mut || {
+            for group in &layers {
+                let ws: Vec<&dyn Storage> = group.iter().map(|w| w.as_ref()).collect();
+                let outs = outs.iter_mut().zip(&ws);
+                let mut outs: Vec<&mut [f32]> = outs.map(|(o, w)| &mut o[..w.rows()]).collect();
+                kernel::matvec_many(&ws, &x[..ws[0].cols()], 1, &mut outs);
+            }
+            kernel::matvec(head.as_ref(), &x[..576], 1, &mut logits);
+        };
+        let time = best(&mut [token])[0];
+        println!(
+            "one token {:>5}: {:.2} ms, {:.1} GB/s",
+            format.name(),
+            1e3 * time,
+            1e-9 * bytes as f64 / time
+        );
+    }
+}

@@ -1,0 +1,192 @@
+//! The right operand B[K, N]: any of it, packed into strips of NR columns, each `[kc][width]`; stored weights are decoded on the way.
+
+use std::ops::Range;
+
+use super::buffer::Aligned;
+use super::mat::MatRef;
+use super::micro::Kernels;
+use crate::storage::Storage;
+
+/// The right operand B of C[M, N] += A[M, K] B[K, N].
+#[derive(Clone, Copy)]
+pub enum Rhs<'a> {
+    /// B as a [K, N] view.
+    Dense(MatRef<'a>),
+    /// B = Wᵀ of a stored W[N, K]: the forward product x Wᵀ.
+    WeightT(&'a dyn Storage),
+    /// B = W, a stored W[K, N]: the backward product g W.
+    Weight(&'a dyn Storage),
+}
+
+impl<'a> Rhs<'a> {
+    /// K, the length of the sums.
+    pub fn depth(&self) -> usize {
+        match self {
+            Rhs::Dense(b) => b.rows(),
+            Rhs::WeightT(w) => w.cols(),
+            Rhs::Weight(w) => w.rows(),
+        }
+    }
+
+    /// N, the columns of the result.
+    pub fn width(&self) -> usize {
+        match self {
+            Rhs::Dense(b) => b.cols(),
+            Rhs::WeightT(w) => w.rows(),
+            Rhs::Weight(w) => w.cols(),
+        }
+    }
+
+    /// Columns of B that should be packed together so that no block is decoded twice.
+    pub(super) fn column_unit(&self) -> usize {
+        match self {
+            Rhs::Weight(w) => w.block(),
+            _ => 1,
+        }
+    }
+
+    /// Stored f32 is a dense view.
+    pub(super) fn plain(self) -> Rhs<'a> {
+        let view = |w: &'a dyn Storage| w.as_f32().map(|data| MatRef::row_major(data, w.rows(), w.cols()));
+        match self {
+            Rhs::WeightT(w) => view(w).map_or(self, |m| Rhs::Dense(m.t())),
+            Rhs::Weight(w) => view(w).map_or(self, Rhs::Dense),
+            dense => dense,
+        }
+    }
+
+    /// Packs rows `depth` and columns `cols` into `out`; columns beyond the last are zero. `rows` is scratch.
+    pub(super) fn pack(
+        &self,
+        kernels: &Kernels,
+        depth: Range<usize>,
+        cols: Range<usize>,
+        out: &mut [f32],
+        rows: &mut Aligned,
+    ) {
+        debug_assert!(out.len() >= packed_len(kernels, depth.len(), cols.len()));
+        match self {
+            Rhs::Dense(b) => pack_dense(kernels, b, depth, cols, out),
+            Rhs::WeightT(w) => pack_weight_t(kernels, *w, depth, cols, out, rows),
+            Rhs::Weight(w) => pack_weight(kernels, *w, depth, cols, out, rows),
+        }
+    }
+}
+
+/// Floats that `n` packed columns of depth `kc` take.
+pub(super) fn packed_len(kernels: &Kernels, kc: usize, n: usize) -> usize {
+    kc * n.next_multiple_of(kernels.lanes)
+}
+
+/// Calls `f(columns, strip, width)` for each strip of `cols`.
+fn for_each_strip(
+    kernels: &Kernels,
+    kc: usize,
+    cols: Range<usize>,
+    out: &mut [f32],
+    mut f: impl FnMut(Range<usize>, &mut [f32], usize),
+) {
+    let mut rest = out;
+    for start in cols.clone().step_by(kernels.nr) {
+        let columns = start..(start + kernels.nr).min(cols.end);
+        let width = kernels.strip_width(columns.len());
+        let (strip, tail) = rest.split_at_mut(kc * width);
+        if columns.len() < width {
+            for row in strip.chunks_exact_mut(width) {
+                row[columns.len()..].fill(0.0);
+            }
+        }
+        f(columns, strip, width);
+        rest = tail;
+    }
+}
+
+fn pack_dense(kernels: &Kernels, b: &MatRef, depth: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
+    let kc = depth.len();
+    assert!(depth.end <= b.rows() && cols.end <= b.cols());
+    for_each_strip(kernels, kc, cols, out, |columns, strip, width| {
+        let n = columns.len();
+        if b.col_stride() == 1 {
+            for (k, row) in depth.clone().zip(strip.chunks_exact_mut(width)) {
+                // SAFETY: elements (k, columns) exist (asserted above) and are contiguous.
+                row[..n].copy_from_slice(unsafe { std::slice::from_raw_parts(b.ptr(k, columns.start), n) });
+            }
+        } else if b.row_stride() == 1 {
+            // SAFETY: the block lies inside the view (asserted above), n <= width, the strip has kc rows of width; the level was detected.
+            unsafe {
+                let src = b.ptr(depth.start, columns.start);
+                (kernels.transpose)(src, b.col_stride(), n, kc, strip.as_mut_ptr(), width);
+            }
+        } else {
+            for (k, row) in depth.clone().zip(strip.chunks_exact_mut(width)) {
+                for (v, j) in row.iter_mut().zip(columns.clone()) {
+                    *v = b.at(k, j);
+                }
+            }
+        }
+    });
+}
+
+/// Columns of W decoded at a time: four rows of registers' worth stay in the first-level cache until they are transposed.
+const SEGMENT: usize = 256;
+
+fn pack_weight_t(
+    kernels: &Kernels,
+    w: &dyn Storage,
+    depth: Range<usize>,
+    cols: Range<usize>,
+    out: &mut [f32],
+    rows: &mut Aligned,
+) {
+    let lanes = kernels.lanes;
+    for_each_strip(kernels, depth.len(), cols, out, |columns, strip, width| {
+        for k0 in depth.clone().step_by(SEGMENT) {
+            let seg = SEGMENT.min(depth.end - k0);
+            for first in columns.clone().step_by(lanes) {
+                let n = lanes.min(columns.end - first);
+                let decoded = rows.of(lanes * seg);
+                for (i, row) in decoded.chunks_exact_mut(seg).take(n).enumerate() {
+                    w.decode(first + i, k0, row);
+                }
+                let at = (k0 - depth.start) * width + (first - columns.start);
+                assert!(at + (seg - 1) * width + n <= strip.len());
+                // SAFETY: n decoded rows of seg floats go to columns of the strip, which has that many rows (asserted); the level was detected.
+                unsafe {
+                    (kernels.transpose)(decoded.as_ptr(), seg, n, seg, strip.as_mut_ptr().add(at), width);
+                }
+            }
+        }
+    });
+}
+
+fn pack_weight(
+    kernels: &Kernels,
+    w: &dyn Storage,
+    depth: Range<usize>,
+    cols: Range<usize>,
+    out: &mut [f32],
+    rows: &mut Aligned,
+) {
+    let (kc, block) = (depth.len(), w.block());
+    // Whole blocks around the wanted columns.
+    let first = cols.start / block * block;
+    let last = cols.end.next_multiple_of(block).min(w.cols());
+    let decoded = rows.of(last - first);
+    for (k, row) in depth.enumerate() {
+        w.decode(row, first, decoded);
+        for_each_row(kernels, kc, k, cols.clone(), out, &decoded[cols.start - first..][..cols.len()]);
+    }
+}
+
+/// Spreads one row of B over row k of the strips.
+fn for_each_row(kernels: &Kernels, kc: usize, k: usize, cols: Range<usize>, out: &mut [f32], row: &[f32]) {
+    let mut start = 0;
+    for piece in row.chunks(kernels.nr) {
+        let width = kernels.strip_width(piece.len());
+        let to = &mut out[start + k * width..][..width];
+        to[..piece.len()].copy_from_slice(piece);
+        to[piece.len()..].fill(0.0);
+        start += kc * width;
+    }
+    debug_assert_eq!(row.len(), cols.len());
+}

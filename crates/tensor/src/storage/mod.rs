@@ -1,0 +1,182 @@
+//! How a weight matrix lies in memory, one file per encoding: bytes as they are in the model's file, decoded to f32 where they are used.
+//!
+//! Weights are row-major, rows = out_features, cols = in_features. A format decodes a piece of a row, and multiplies rows with one vector; the packed
+//! kernel and everything above knows no more of it. Add a format: one file, and two adjacent lines here.
+
+mod dense;
+
+use thiserror::Error;
+
+/// A weight matrix in whatever encoding.
+pub trait Storage: Send + Sync {
+    /// The encoding's usual name: "f32", "bf16", "q4_1", ...
+    fn format(&self) -> &'static str;
+    fn rows(&self) -> usize;
+    fn cols(&self) -> usize;
+    /// Resident bytes of the weights themselves.
+    fn bytes(&self) -> usize;
+    /// Columns per block: `decode` starts at a multiple of it, and ends at one or at the row's end.
+    fn block(&self) -> usize;
+    /// Decodes row `row`, columns `col0 .. col0 + out.len()`. Panics if these lie outside the matrix or split a block.
+    fn decode(&self, row: usize, col0: usize, out: &mut [f32]);
+    /// The elements themselves, row-major, if they are f32.
+    fn as_f32(&self) -> Option<&[f32]> {
+        None
+    }
+    /// y[i] = the dot product of row `row0 + i` with x[cols]. Serial; the same bytes for a row whatever rows are asked for with it.
+    fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]);
+}
+
+/// The encodings of model files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    F32,
+    F16,
+    BF16,
+}
+
+/// One encoding: what `from_bytes` and `encode` need to know of it.
+pub(crate) struct Spec {
+    pub format: Format,
+    pub name: &'static str,
+    /// Columns per block, bytes per block.
+    pub block: (usize, usize),
+    pub open: fn(usize, usize, Vec<u8>) -> Box<dyn Storage>,
+    /// Appends a row, whole blocks, to the bytes; None where only others write this encoding.
+    pub encode: Option<fn(&[f32], &mut Vec<u8>)>,
+}
+
+const SPECS: &[&Spec] = &[
+    &dense::F32, //
+    &dense::F16,
+    &dense::BF16,
+];
+
+/// Why bytes are not a matrix of the wanted shape.
+#[derive(Debug, Error)]
+pub enum StorageError {
+    #[error(
+        "a {rows} x {cols} matrix in {format} takes {want} bytes, not {got}; the file is damaged or its header wrong"
+    )]
+    Size { format: &'static str, rows: usize, cols: usize, want: usize, got: usize },
+    #[error(
+        "rows of {cols} elements cannot be stored in {format}, whose blocks hold {block}; use f32, f16 or bf16"
+    )]
+    Block { format: &'static str, cols: usize, block: usize },
+    #[error("a {rows} x {cols} matrix in {format} is larger than memory can be; the header is damaged")]
+    Huge { format: &'static str, rows: usize, cols: usize },
+    #[error("retune reads {format} but does not write it; use f32, f16, bf16, q8_0, q4_0 or q4_1")]
+    ReadOnly { format: &'static str },
+    #[error("a {rows} x {cols} matrix needs {want} elements, not {got}")]
+    Elements { rows: usize, cols: usize, want: usize, got: usize },
+}
+
+impl Format {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Format> {
+        SPECS.iter().map(|spec| spec.format)
+    }
+
+    /// The usual name, lower case: "f32", "q4_1", ...
+    pub fn name(self) -> &'static str {
+        self.spec().name
+    }
+
+    /// Columns per block.
+    pub fn block(self) -> usize {
+        self.spec().block.0
+    }
+
+    /// Bytes that a matrix takes: an error if its rows are no whole blocks, or if the size overflows.
+    pub fn size(self, rows: usize, cols: usize) -> Result<usize, StorageError> {
+        let Spec { name: format, block: (block, bytes), .. } = *self.spec();
+        if !cols.is_multiple_of(block) {
+            return Err(StorageError::Block { format, cols, block });
+        }
+        (cols / block)
+            .checked_mul(bytes)
+            .and_then(|row| row.checked_mul(rows))
+            .filter(|&all| all <= isize::MAX as usize)
+            .ok_or(StorageError::Huge { format, rows, cols })
+    }
+
+    fn spec(self) -> &'static Spec {
+        SPECS.iter().find(|spec| spec.format == self).expect("every format is in SPECS: a test says so")
+    }
+}
+
+/// A matrix from the bytes of a model's file (little-endian, row after row), which are kept as they are.
+pub fn from_bytes(
+    format: Format,
+    rows: usize,
+    cols: usize,
+    bytes: Vec<u8>,
+) -> Result<Box<dyn Storage>, StorageError> {
+    let want = format.size(rows, cols)?;
+    if bytes.len() != want {
+        return Err(StorageError::Size { format: format.name(), rows, cols, want, got: bytes.len() });
+    }
+    Ok((format.spec().open)(rows, cols, bytes))
+}
+
+/// The bytes of a matrix in `format`, as a model's file has them; the quantised ones exactly as ggml's `quantize_row_*_ref`.
+pub fn encode(format: Format, rows: usize, cols: usize, data: &[f32]) -> Result<Vec<u8>, StorageError> {
+    let want = rows.saturating_mul(cols);
+    if data.len() != want {
+        return Err(StorageError::Elements { rows, cols, want, got: data.len() });
+    }
+    let size = format.size(rows, cols)?;
+    let encode = format.spec().encode.ok_or(StorageError::ReadOnly { format: format.name() })?;
+    let mut bytes = Vec::with_capacity(size);
+    for row in data.chunks_exact(cols.max(1)) {
+        encode(row, &mut bytes);
+    }
+    Ok(bytes)
+}
+
+/// Checks the arguments of `decode`.
+#[inline]
+#[track_caller]
+pub(crate) fn check_decode(storage: &dyn Storage, row: usize, col0: usize, len: usize) {
+    let (cols, block) = (storage.cols(), storage.block());
+    let inside = row < storage.rows() && col0 <= cols && len <= cols - col0;
+    let aligned = col0.is_multiple_of(block) && ((col0 + len).is_multiple_of(block) || col0 + len == cols);
+    assert!(inside && aligned, "columns {col0} + {len} of row {row} of a {} x {cols} matrix", storage.rows());
+}
+
+/// Checks the arguments of `dot_rows`.
+#[inline]
+#[track_caller]
+pub(crate) fn check_dot(storage: &dyn Storage, row0: usize, x: &[f32], y: &[f32]) {
+    assert_eq!(x.len(), storage.cols(), "the vector's length must be the weight's columns");
+    assert!(row0 <= storage.rows() && y.len() <= storage.rows() - row0, "rows outside the weight");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_is_listed_once() {
+        for (i, spec) in SPECS.iter().enumerate() {
+            assert_eq!(spec.format.spec().name, spec.name);
+            assert!(SPECS[..i].iter().all(|other| other.name != spec.name && other.format != spec.format));
+        }
+    }
+
+    #[test]
+    fn wrong_sizes_are_errors() {
+        for format in Format::all() {
+            let cols = format.block() * 2;
+            let size = format.size(3, cols).unwrap();
+            assert!(from_bytes(format, 3, cols, vec![0; size]).is_ok());
+            assert!(from_bytes(format, 3, cols, vec![0; size - 1]).is_err());
+            assert!(from_bytes(format, 3, cols, vec![0; size + 1]).is_err());
+            assert!(from_bytes(format, usize::MAX / 2, cols, vec![0; 8]).is_err());
+            assert!(from_bytes(format, 0, cols, vec![]).is_ok());
+            if format.block() > 1 {
+                assert!(from_bytes(format, 3, cols - 1, vec![0; size]).is_err());
+            }
+        }
+    }
+}
