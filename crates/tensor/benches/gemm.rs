@@ -87,12 +87,12 @@ fn dense() {
         let (mut d1, mut d2) = (vec![0.0; m * k], vec![0.0; m * k]);
         let times = best(&mut [
             &mut || {
-                let x = PackedLhs::new(MatRef::row_major(&x, m, k));
+                let x = PackedLhs::new(MatRef::new(&x, m, k));
                 kernel::gemm(&mut y1, n, m, n, 0.0, &[(&x, Rhs::WeightT(&w))]);
             },
             &mut || library([m, n, k], (&x, [k, 1]), (w.data(), [1, k]), &mut y2),
             &mut || {
-                let g = PackedLhs::new(MatRef::row_major(&g, m, n));
+                let g = PackedLhs::new(MatRef::new(&g, m, n));
                 kernel::gemm(&mut d1, k, m, k, 0.0, &[(&g, Rhs::Weight(&w))]);
             },
             &mut || library([m, k, n], (&g, [n, 1]), (w.data(), [k, 1]), &mut d2),
@@ -128,11 +128,11 @@ fn storages() {
             let (mut y, mut d) = (vec![0.0; m * n], vec![0.0; m * k]);
             let (mut y2, mut d2) = (vec![0.0; m * n], vec![0.0; m * k]);
             let forward = |w: &dyn Storage, y: &mut [f32]| {
-                let x = PackedLhs::new(MatRef::row_major(&x, m, k));
+                let x = PackedLhs::new(MatRef::new(&x, m, k));
                 kernel::gemm(y, n, m, n, 0.0, &[(&x, Rhs::WeightT(w))]);
             };
             let backward = |w: &dyn Storage, d: &mut [f32]| {
-                let g = PackedLhs::new(MatRef::row_major(&g, m, n));
+                let g = PackedLhs::new(MatRef::new(&g, m, n));
                 kernel::gemm(d, k, m, k, 0.0, &[(&g, Rhs::Weight(w))]);
             };
             let times = best(&mut [

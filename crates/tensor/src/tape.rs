@@ -10,10 +10,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-<<<<<<< HEAD
-=======
-use crate::kernel::PackedLhs;
->>>>>>> 090506a (Packed f32 kernels for AVX-512, AVX2 and plain Rust; f32, f16, bf16 storage)
 use crate::params::{ParamId, Params, Weight};
 use crate::tensor::Tensor;
 
@@ -36,10 +32,6 @@ pub struct Var {
     value: Tensor,
     node: Option<NodeId>,
     recipe: Option<Rc<Recipe>>,
-<<<<<<< HEAD
-=======
-    packed: Rc<OnceCell<PackedLhs<'static>>>,
->>>>>>> 090506a (Packed f32 kernels for AVX-512, AVX2 and plain Rust; f32, f16, bf16 storage)
 }
 
 impl Var {
@@ -69,14 +61,6 @@ impl Var {
         Var { node: None, ..self.clone() }
     }
 
-<<<<<<< HEAD
-=======
-    /// The value packed for matrix products, made once for all products with the same input (q, k, v; gate, up).
-    pub(crate) fn packed(&self) -> &PackedLhs<'static> {
-        self.packed.get_or_init(|| PackedLhs::of(&self.value))
-    }
-
->>>>>>> 090506a (Packed f32 kernels for AVX-512, AVX2 and plain Rust; f32, f16, bf16 storage)
     /// What a backward pass should keep of this value: the way to make it again if that is cheap, else the value.
     pub(crate) fn saved(&self) -> Saved {
         match &self.recipe {

@@ -279,7 +279,7 @@ pub(super) fn serial_on(
         _ => {
             // Rare: neither A nor its transpose has contiguous rows.
             let copy: Vec<f32> = (0..m).flat_map(|i| (0..k).map(move |j| a.at(i, j))).collect();
-            return serial_on(kernels, m, n, k, alpha, MatRef::row_major(&copy, m, k), b, beta, c, ldc);
+            return serial_on(kernels, m, n, k, alpha, MatRef::new(&copy, m, k), b, beta, c, ldc);
         }
     };
     let strips = m.div_ceil(kernels.mr);

@@ -6,7 +6,6 @@ use super::mat::MatRef;
 use super::micro::Kernels;
 use super::parallel::{SharedMut, for_each_task, part};
 use crate::memory::Buffer;
-use crate::tensor::Tensor;
 
 /// A[M, K], made ready once and used in any number of products (q, k, v; gate and up; a weight and its LoRA branch).
 pub struct PackedLhs<'a> {
@@ -22,23 +21,12 @@ enum Source<'a> {
     /// Strip after strip, each `[K][rows of the strip]`.
     Packed(Buffer),
     View(MatRef<'a>),
-    /// Shared, so that the operand can outlive the borrow.
-    Tensor(Tensor),
 }
 
 impl<'a> PackedLhs<'a> {
     /// Row-major A costs nothing here unless its row stride maps many rows to the same cache sets; others are packed, in parallel.
     pub fn new(a: MatRef<'a>) -> Self {
         Self::on(Kernels::get(), a)
-    }
-
-    /// As `new`; a tensor that is read in place is shared, not borrowed.
-    pub fn of(a: &Tensor) -> PackedLhs<'static> {
-        let (kernels, view) = (Kernels::get(), MatRef::from_tensor(a));
-        if in_place(&view, kernels.mr) {
-            return PackedLhs::from_source(kernels, &view, Source::Tensor(a.clone()));
-        }
-        PackedLhs::from_source(kernels, &view, Source::Packed(pack(kernels, &view)))
     }
 
     pub(super) fn on(kernels: &'static Kernels, a: MatRef<'a>) -> Self {
@@ -71,11 +59,9 @@ impl<'a> PackedLhs<'a> {
 
     /// Where the strip that starts at `row` and has `h` rows starts at depth `k`: address, stride, and whether k is contiguous (by rows).
     pub(super) fn at(&self, row: usize, h: usize, k: usize) -> (*const f32, usize, bool) {
-        let view = |view: MatRef| (view.ptr(row, k), view.row_stride(), true);
         match &self.source {
             Source::Packed(packed) => (packed.as_slice()[row * self.depth + k * h..].as_ptr(), h, false),
-            Source::View(a) => view(*a),
-            Source::Tensor(a) => view(MatRef::from_tensor(a)),
+            Source::View(a) => (a.ptr(row, k), a.row_stride(), true),
         }
     }
 }

@@ -1,7 +1,5 @@
 //! A read-only matrix view with any strides, so that transposes and heads are views.
 
-use crate::tensor::Tensor;
-
 /// `rows` x `cols` floats; element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
 pub struct MatRef<'a> {
@@ -14,13 +12,19 @@ pub struct MatRef<'a> {
 
 impl<'a> MatRef<'a> {
     /// A row-major matrix without gaps. Panics unless `data` has exactly rows * cols elements.
-    pub fn row_major(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols, "a {rows} x {cols} matrix needs {} elements", rows * cols);
         MatRef { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
     /// Any strides. Panics if an element would lie outside `data`.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
+    pub fn with_strides(
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+        col_stride: usize,
+    ) -> Self {
         if rows > 0 && cols > 0 {
             let last = (rows - 1)
                 .checked_mul(row_stride)
@@ -33,11 +37,6 @@ impl<'a> MatRef<'a> {
             );
         }
         MatRef { data, rows, cols, row_stride, col_stride }
-    }
-
-    /// A whole tensor.
-    pub fn from_tensor(tensor: &'a Tensor) -> Self {
-        MatRef::row_major(tensor.data(), tensor.rows(), tensor.cols())
     }
 
     /// The transposed view.
@@ -92,13 +91,13 @@ mod tests {
     #[test]
     fn a_transpose_is_a_view() {
         let data: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let m = MatRef::row_major(&data, 3, 4);
+        let m = MatRef::new(&data, 3, 4);
         assert_eq!((m.at(1, 2), m.t().at(2, 1), m.t().rows()), (6.0, 6.0, 4));
     }
 
     #[test]
     #[should_panic(expected = "leaves its")]
     fn a_view_beyond_its_data_is_refused() {
-        MatRef::new(&[0.0; 11], 3, 4, 4, 1);
+        MatRef::with_strides(&[0.0; 11], 3, 4, 4, 1);
     }
 }

@@ -47,7 +47,7 @@ impl<'a> Rhs<'a> {
 
     /// Stored f32 is a dense view.
     pub(super) fn plain(self) -> Rhs<'a> {
-        let view = |w: &'a dyn Storage| w.as_f32().map(|data| MatRef::row_major(data, w.rows(), w.cols()));
+        let view = |w: &'a dyn Storage| w.as_f32().map(|data| MatRef::new(data, w.rows(), w.cols()));
         match self {
             Rhs::WeightT(w) => view(w).map_or(self, |m| Rhs::Dense(m.t())),
             Rhs::Weight(w) => view(w).map_or(self, Rhs::Dense),

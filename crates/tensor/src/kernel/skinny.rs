@@ -25,12 +25,7 @@ pub fn gemm_tn_skinny(
     out: &mut [f32],
     beta: f32,
 ) {
-    let product = Skinny {
-        kernels: Kernels::get(),
-        a: MatRef::row_major(a, t, r),
-        b: MatRef::row_major(b, t, k),
-        alpha,
-    };
+    let product = Skinny { kernels: Kernels::get(), a: MatRef::new(a, t, r), b: MatRef::new(b, t, k), alpha };
     product.run(out, beta);
 }
 

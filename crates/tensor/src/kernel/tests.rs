@@ -70,7 +70,7 @@ fn packed_products_are_right_for_odd_shapes_on_every_level() {
             for (i, &n) in SIZES.iter().enumerate() {
                 let k = SIZES[(s * 5 + i * 3) % SIZES.len()];
                 let (a, b) = (noise(m * k, 1), noise(k * n, 2));
-                let (a, b) = (MatRef::row_major(&a, m, k), MatRef::row_major(&b, k, n));
+                let (a, b) = (MatRef::new(&a, m, k), MatRef::new(&b, k, n));
                 let lhs = PackedLhs::on(kernels, a);
                 // A result with gaps, which must stay as they are.
                 let ldc = n + 3;
@@ -90,15 +90,15 @@ fn strides_do_not_matter() {
         let kernels = Kernels::of(level);
         for (m, n, k) in [(13, 33, 65), (25, 16, 700), (5, 127, 3)] {
             let (a, b) = (noise(m * k, 3), noise(k * n, 4));
-            let (a, b) = (MatRef::row_major(&a, m, k), MatRef::row_major(&b, k, n));
+            let (a, b) = (MatRef::new(&a, m, k), MatRef::new(&b, k, n));
             let mut want = vec![0.0; m * n];
             gemm(&mut want, n, m, n, 0.0, &[(&PackedLhs::on(kernels, a), Rhs::Dense(b))]);
             assert_close(&want, &product(a, b), k);
             for (data, rs, cs) in layouts(a) {
-                let a = MatRef::new(&data, m, k, rs, cs);
+                let a = MatRef::with_strides(&data, m, k, rs, cs);
                 let lhs = PackedLhs::on(kernels, a);
                 for (data, rs, cs) in layouts(b) {
-                    let b = MatRef::new(&data, k, n, rs, cs);
+                    let b = MatRef::with_strides(&data, k, n, rs, cs);
                     let mut out = vec![f32::NAN; m * n];
                     gemm(&mut out, n, m, n, 0.0, &[(&lhs, Rhs::Dense(b))]);
                     assert_eq!(bits(&out), bits(&want));
@@ -120,12 +120,12 @@ fn terms_of_several_depths_are_added_up() {
         let parts: Vec<_> = ks.iter().map(|&k| (noise(m * k, 5), noise(k * n, 6), k)).collect();
         let mut want: Vec<f64> = vec![1.0; m * n];
         for (a, b, k) in &parts {
-            let one = product(MatRef::row_major(a, m, *k), MatRef::row_major(b, *k, n));
+            let one = product(MatRef::new(a, m, *k), MatRef::new(b, *k, n));
             want.iter_mut().zip(one).for_each(|(w, v)| *w += v);
         }
         let lhs: Vec<_> =
-            parts.iter().map(|(a, _, k)| PackedLhs::on(kernels, MatRef::row_major(a, m, *k))).collect();
-        let rhs = parts.iter().map(|(_, b, k)| Rhs::Dense(MatRef::row_major(b, *k, n)));
+            parts.iter().map(|(a, _, k)| PackedLhs::on(kernels, MatRef::new(a, m, *k))).collect();
+        let rhs = parts.iter().map(|(_, b, k)| Rhs::Dense(MatRef::new(b, *k, n)));
         let terms: Vec<_> = lhs.iter().zip(rhs).collect();
         let mut out = vec![1.0; m * n];
         gemm(&mut out, n, m, n, 1.0, &terms);
@@ -135,15 +135,15 @@ fn terms_of_several_depths_are_added_up() {
 
 #[test]
 fn empty_dimensions_give_zeros_or_nothing() {
-    let lhs = PackedLhs::new(MatRef::row_major(&[], 2, 0));
-    let b = Rhs::Dense(MatRef::row_major(&[], 0, 3));
+    let lhs = PackedLhs::new(MatRef::new(&[], 2, 0));
+    let b = Rhs::Dense(MatRef::new(&[], 0, 3));
     let mut out = vec![7.0; 6];
     gemm(&mut out, 3, 2, 3, 1.0, &[(&lhs, b)]);
     assert_eq!(out, [7.0; 6]);
     gemm(&mut out, 3, 2, 3, 0.0, &[(&lhs, b)]);
     assert_eq!(out, [0.0; 6]);
-    gemm(&mut [], 3, 0, 3, 0.0, &[(&PackedLhs::new(MatRef::row_major(&[], 0, 0)), b)]);
-    gemm_serial(0, 0, 0, 1.0, MatRef::row_major(&[], 0, 0), MatRef::row_major(&[], 0, 0), 0.0, &mut [], 0);
+    gemm(&mut [], 3, 0, 3, 0.0, &[(&PackedLhs::new(MatRef::new(&[], 0, 0)), b)]);
+    gemm_serial(0, 0, 0, 1.0, MatRef::new(&[], 0, 0), MatRef::new(&[], 0, 0), 0.0, &mut [], 0);
     let mut out = [7.0; 2];
     gemm_tn_skinny(0, 1, 2, &[], &[], 1.0, &mut out, 0.0);
     assert_eq!(out, [0.0; 2]);
@@ -160,7 +160,7 @@ fn nan_and_infinity_stay_in_their_row_and_column() {
         let (mut a, mut b) = (noise(m * k, 7), noise(k * n, 8));
         a[3 * k + 2] = f32::NAN;
         b[5 * n + 44] = f32::INFINITY;
-        let (a, b) = (MatRef::row_major(&a, m, k), MatRef::row_major(&b, k, n));
+        let (a, b) = (MatRef::new(&a, m, k), MatRef::new(&b, k, n));
         let mut out = vec![f32::NAN; m * n];
         gemm(&mut out, n, m, n, 0.0, &[(&PackedLhs::on(kernels, a), Rhs::Dense(b))]);
         for (i, row) in out.chunks(n).enumerate() {
@@ -177,7 +177,7 @@ fn threads_and_batches_do_not_change_a_byte() {
     let (a, w) = (noise(m * k, 9), noise(n * k, 10));
     let w = crate::Tensor::from_vec(n, k, w);
     let run = |rows: usize| {
-        let lhs = PackedLhs::new(MatRef::row_major(&a[..rows * k], rows, k));
+        let lhs = PackedLhs::new(MatRef::new(&a[..rows * k], rows, k));
         let mut out = vec![0.0; rows * n];
         gemm(&mut out, n, rows, n, 0.0, &[(&lhs, Rhs::WeightT(&w))]);
         bits(&out)
@@ -206,7 +206,7 @@ fn serial_products_scale_and_accumulate() {
         let kernels = Kernels::of(level);
         for (m, n, k) in [(1, 1, 1), (64, 64, 64), (33, 80, 1300), (7, 31, 5)] {
             let (a, b) = (noise(m * k, 11), noise(k * n, 12));
-            let (a, b) = (MatRef::row_major(&a, m, k), MatRef::row_major(&b, k, n));
+            let (a, b) = (MatRef::new(&a, m, k), MatRef::new(&b, k, n));
             let want: Vec<f64> = product(a, b).iter().map(|v| 0.5 * v + 2.0).collect();
             let mut out = vec![2.0; m * n];
             serial_on(kernels, m, n, k, 0.5, a, b, 1.0, &mut out, n);
@@ -221,7 +221,7 @@ fn skinny_products_are_right_on_every_level() {
         for r in [1, 2, 8, 13, 16, 64] {
             for (t, k) in [(1, 1), (5, 33), (300, 576), (513, 47)] {
                 let (a, b) = (noise(t * r, 13), noise(t * k, 14));
-                let (a, b) = (MatRef::row_major(&a, t, r), MatRef::row_major(&b, t, k));
+                let (a, b) = (MatRef::new(&a, t, r), MatRef::new(&b, t, k));
                 let want: Vec<f64> = product(a.t(), b).iter().map(|v| 0.25 * v + 1.0).collect();
                 let mut out = vec![1.0; r * k];
                 Skinny { kernels: Kernels::of(level), a, b, alpha: 0.25 }.run(&mut out, 1.0);
@@ -254,10 +254,10 @@ fn every_storage_multiplies_as_its_decoded_self_in_both_orientations() {
                 let cols = if format.block() == 1 { 37 * blocks } else { format.block() * blocks };
                 let w = stored(format, rows, cols, 20 + blocks as u32);
                 let plain = decoded(w.as_ref());
-                let plain = MatRef::row_major(&plain, rows, cols);
+                let plain = MatRef::new(&plain, rows, cols);
                 let (x, g) = (noise(m * cols, 15), noise(m * rows, 16));
-                let x = PackedLhs::on(kernels, MatRef::row_major(&x, m, cols));
-                let g = PackedLhs::on(kernels, MatRef::row_major(&g, m, rows));
+                let x = PackedLhs::on(kernels, MatRef::new(&x, m, cols));
+                let g = PackedLhs::on(kernels, MatRef::new(&g, m, rows));
                 let run = |lhs: &PackedLhs, rhs: Rhs| {
                     let n = rhs.width();
                     let mut out = vec![f32::NAN; m * n];
@@ -288,7 +288,7 @@ fn one_row_products_follow_the_decoded_weight() {
             let plain = decoded(w.as_ref());
             for m in [1, 3] {
                 let x = noise(m * cols, 17);
-                let want = product(MatRef::row_major(&x, m, cols), MatRef::row_major(&plain, rows, cols).t());
+                let want = product(MatRef::new(&x, m, cols), MatRef::new(&plain, rows, cols).t());
                 let mut out = vec![f32::NAN; m * rows];
                 matvec(w.as_ref(), &x, m, &mut out);
                 assert_close(&out, &want, cols);
