@@ -1,0 +1,22 @@
+//! Text in and out of a model: tokens, chat templates, streamed output.
+//!
+//! Tokenizer files and templates are hostile by assumption: everything here returns errors, within stated limits.
+
+mod error;
+mod gguf_vocab;
+mod hugging_face;
+mod pretokenizers;
+mod sentencepiece;
+mod stream;
+mod template;
+mod tokenizer;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use error::{Error, Result};
+pub use gguf_vocab::GgufVocab;
+pub use pretokenizers::known_names as known_pretokenizers;
+pub use stream::TokenStream;
+pub use template::{ChatTemplate, Message, TemplateOrigin};
+pub use tokenizer::{SPECIAL_GUARD, Special, Tokenizer, TokenizerFiles};
