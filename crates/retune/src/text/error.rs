@@ -6,6 +6,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An error of a tokenizer or a chat template.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A file of the model cannot be read.
+    #[error(transparent)]
+    File(#[from] retune_formats::Error),
+
     /// The tokenizer's own data are wrong or unsupported.
     #[error("{origin}: {problem}")]
     Tokenizer { origin: String, problem: String },

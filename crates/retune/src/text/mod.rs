@@ -5,6 +5,7 @@
 mod error;
 mod gguf_vocab;
 mod hugging_face;
+mod load;
 mod pretokenizers;
 mod sentencepiece;
 mod stream;
@@ -16,6 +17,7 @@ pub(crate) mod tests;
 
 pub use error::{Error, Result};
 pub use gguf_vocab::GgufVocab;
+pub use load::Language;
 pub use pretokenizers::known_names as known_pretokenizers;
 pub use stream::TokenStream;
 pub use template::{ChatTemplate, Message, TemplateOrigin};

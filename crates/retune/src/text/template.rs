@@ -108,8 +108,14 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_marks(source))
             .map_err(|e| explain(&e, origin))?;
-        let variables = [("bos_token", bos_token), ("eos_token", eos_token)];
-        let variables = variables.into_iter().map(|(k, v)| (k.to_string(), Jinja::from(v))).collect();
+        // `transformers` passes the last two always, as None: templates ask whether they are defined.
+        let variables = [
+            ("bos_token", Jinja::from(bos_token)),
+            ("eos_token", Jinja::from(eos_token)),
+            ("tools", Jinja::from(())),
+            ("documents", Jinja::from(())),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_string(), value)).into();
         Ok(Self { environment, origin, variables }.with_date(SystemTime::now()))
     }
 
@@ -356,4 +362,108 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn golden() -> Value {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tokenizer/templates.json");
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    fn messages(value: &Value) -> Vec<Message> {
+        let text = |m: &Value, key: &str| m[key].as_str().unwrap().to_string();
+        value.as_array().unwrap().iter().map(|m| Message::new(text(m, "role"), text(m, "content"))).collect()
+    }
+
+    fn compile(source: &str) -> Result<ChatTemplate> {
+        ChatTemplate::compile(source, TemplateOrigin::Model, "<s>", "</s>")
+    }
+
+    fn rendered(source: &str) -> std::result::Result<String, String> {
+        compile(source).and_then(|t| t.render(&[Message::new("user", "hi")], true)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_renderings_of_transformers() {
+        let golden = golden();
+        let cases = golden["cases"].as_array().unwrap();
+        for case in cases {
+            let name = case["template"].as_str().unwrap();
+            let template = compile(golden["templates"][name].as_str().unwrap()).unwrap();
+            let prompt = case["add_generation_prompt"].as_bool().unwrap();
+            let text = template.render(&messages(&case["messages"]), prompt);
+            match case["text"].as_str() {
+                Some(expected) => assert_eq!(text.unwrap(), expected, "{name} {}", case["conversation"]),
+                None => {
+                    let error = text.unwrap_err().to_string();
+                    assert!(error.contains("roles must alternate"), "{error}");
+                }
+            }
+        }
+        assert!(cases.len() >= 16);
+    }
+
+    #[test]
+    fn python_and_transformers_manners() {
+        assert_eq!(rendered("  {% if true %}\n  x\n  {% endif %}\ny\n").unwrap(), "  x\ny");
+        assert_eq!(rendered("{{ none }} {{ true }} {{ 1 }} {{ nothing }}").unwrap(), "None True 1 ");
+        assert_eq!(rendered("{{ messages[0].content.strip().split('h')[-1] }}").unwrap(), "i");
+        assert_eq!(
+            rendered("{{ {'a': '<b> & \\'c\\'', 'd': [1, none]} | tojson }}").unwrap(),
+            r#"{"a": "<b> & 'c'", "d": [1, null]}"#
+        );
+        assert_eq!(rendered("{{ [1] | tojson(indent=2) }}").unwrap(), "[\n  1\n]");
+        assert_eq!(
+            rendered("{% for i in [1,2,3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}")
+                .unwrap(),
+            "13"
+        );
+        assert_eq!(rendered("{%- generation -%} a {%- endgeneration -%}").unwrap(), "a");
+        assert_eq!(rendered("{{ bos_token + eos_token }}").unwrap(), "<s></s>");
+        assert_eq!(without_html_escapes(r"\\u003c \u003c \"), r"\\u003c < \");
+    }
+
+    #[test]
+    fn the_date_is_the_given_one() {
+        let day = UNIX_EPOCH + std::time::Duration::from_secs(1_709_210_096); // 2024-02-29 12:34:56
+        let template = compile("{{ strftime_now('%d %b %Y, %A %B %-d %H:%M:%S %y-%m %I %p %%') }}").unwrap();
+        let text = template.with_date(day).render(&[], false).unwrap();
+        assert_eq!(text, "29 Feb 2024, Thursday February 29 12:34:56 24-02 12 PM %");
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(19_722), (2023, 12, 31));
+    }
+
+    #[test]
+    fn variables_and_further_fields_reach_the_template() {
+        let template = compile("{{ enable_thinking }} {{ messages[0].tool_calls[0].name }}").unwrap();
+        let mut message = Message::new("assistant", "");
+        message.extra = json!({"tool_calls": [{"name": "f"}]}).as_object().unwrap().clone();
+        let text = template.with_variable("enable_thinking", &json!(false)).render(&[message], false);
+        assert_eq!(text.unwrap(), "False f");
+    }
+
+    #[test]
+    fn hostile_templates_end_in_errors() {
+        let bad = |source: &str| rendered(source).expect_err(source);
+        assert!(
+            bad("{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}")
+                .contains("steps")
+        );
+        assert!(bad("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").contains("line 1"));
+        assert!(bad("{% for a in range(10000) %}{{ 'x' * 1000 }}{% endfor %}").contains("bytes"));
+        assert!(bad("{{ 'x' * 10000000000 }}").contains("too large"));
+        assert!(bad(&"x".repeat(SOURCE_BYTES_MAX + 1)).contains("65537 bytes"));
+        assert!(bad(&"{% if true %}".repeat(4000)).contains("line"));
+        assert!(bad(&format!("{{{{ {}1{} }}}}", "(".repeat(20_000), ")".repeat(20_000))).contains("line"));
+        assert!(bad("a\n{% nonsense %}").contains("line 2"));
+        assert!(bad("{% include '/etc/passwd' %}").contains("/etc/passwd"));
+        assert!(bad("{% import 'x' as y %}").contains("line 1"));
+        assert!(bad("{{ raise_exception('only users here') }}").contains("only users here"));
+        assert!(bad("{{ messages.nothing.at_all }}").contains("undefined"));
+        assert!(rendered("{{ messages.__class__.__mro__ }}").is_err());
+    }
 }
