@@ -1,0 +1,402 @@
+//! `report.html`: one self-contained page about a finished run, without scripts, readable by daylight and at night.
+//!
+//! [`ReportData`] is plain data: the training command fills it, and its curves can be rebuilt from `metrics.jsonl`.
+
+mod card;
+mod chart;
+
+use serde::{Deserialize, Serialize};
+
+pub use card::model_card;
+use chart::{Chart, Line, Style};
+
+/// Everything the page shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReportData {
+    /// What was adapted: the model's name, and where it lies.
+    pub model: String,
+    pub model_path: String,
+    /// The method's name, such as `lora`.
+    pub method: String,
+    /// The folder with the adapter.
+    pub out: String,
+    /// The command line that made the run.
+    pub command: String,
+    /// The program's version.
+    pub version: String,
+    /// The day it ended, as `2026-11-22`; empty if unknown.
+    pub date: String,
+    /// Wall-clock time of the training.
+    pub seconds: f64,
+    /// Tokens gone through, and those that carried loss.
+    pub tokens: u64,
+    pub target_tokens: u64,
+    pub trainable_parameters: u64,
+    pub total_parameters: u64,
+    /// Settings of the run and what is known of the data: rows of two columns.
+    pub settings: Vec<(String, String)>,
+    pub data: Vec<(String, String)>,
+    pub memory: Memory,
+    pub steps: Vec<StepPoint>,
+    pub evals: Vec<EvalPoint>,
+    pub answers: Vec<Answer>,
+}
+
+/// Bytes, predicted by the plan and measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    pub peak_bytes: u64,
+    pub predicted_bytes: u64,
+    /// The plan's parts, such as ("base weights", 95 MB).
+    pub parts: Vec<(String, u64)>,
+}
+
+/// One optimiser step, as a line of `metrics.jsonl` has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepPoint {
+    pub step: u64,
+    pub loss: f64,
+    pub lr: f64,
+    pub grad_norm: f64,
+    pub tokens_per_second: f64,
+    pub peak_bytes: u64,
+}
+
+/// The held-out loss after `step` steps; step 0 is the base model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalPoint {
+    pub step: u64,
+    pub loss: f64,
+}
+
+/// One question, answered by the base model and by the adapted one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Answer {
+    pub question: String,
+    pub before: String,
+    pub after: String,
+}
+
+impl ReportData {
+    /// What to type after `--model`.
+    fn model_path(&self) -> &str {
+        if self.model_path.is_empty() { &self.model } else { &self.model_path }
+    }
+}
+
+/// The page as HTML text.
+pub fn html(data: &ReportData) -> String {
+    let title = format!("{} on {}", data.method, data.model);
+    let mut page = String::new();
+    page += "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";
+    page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
+    // Nothing outside this file may be loaded, whatever text found its way in.
+    page += "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n";
+    page +=
+        &format!("<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n", escape(&title), CSS);
+    page += &header(data);
+    page += &headline(data);
+    page += &curves(data);
+    page += &answers(data);
+    page += &tables(data);
+    page += &how_to_use(data);
+    page += "</main>\n</body>\n</html>\n";
+    page
+}
+
+const CSS: &str = include_str!("report/style.css");
+
+fn header(data: &ReportData) -> String {
+    let when = if data.date.is_empty() { String::new() } else { format!("{} · ", escape(&data.date)) };
+    format!(
+        "<header>\n<p class=\"kicker\">Retune {} · {when}{}</p>\n<h1>{}</h1>\n<pre class=\"command\">{}</pre>\n</header>\n",
+        escape(&data.version),
+        escape(&data.out),
+        escape(&format!("{} on {}", data.method, data.model)),
+        escape(&data.command)
+    )
+}
+
+/// The five numbers that people look for first.
+fn headline(data: &ReportData) -> String {
+    let mut tiles = Vec::new();
+    if let (Some(first), Some(last)) = (data.evals.first(), data.evals.last()) {
+        let small = format!("perplexity {} → {}", number(first.loss.exp()), number(last.loss.exp()));
+        let big = format!("{} → {}", number(first.loss), number(last.loss));
+        tiles.push(("held-out loss", big, small));
+    } else if let (Some(first), Some(last)) = (data.steps.first(), data.steps.last()) {
+        tiles.push((
+            "training loss",
+            format!("{} → {}", number(first.loss), number(last.loss)),
+            String::new(),
+        ));
+    }
+    let share = 100.0 * data.trainable_parameters as f64 / data.total_parameters.max(1) as f64;
+    tiles.push((
+        "trained",
+        count(data.trainable_parameters),
+        format!("{share:.2} % of {}", count(data.total_parameters)),
+    ));
+    let rate = data.tokens as f64 / data.seconds.max(1e-9);
+    tiles.push(("time", duration(data.seconds), format!("{} tokens/s", count(rate as u64))));
+    tiles.push((
+        "peak memory",
+        bytes(data.memory.peak_bytes),
+        format!("{} predicted", bytes(data.memory.predicted_bytes)),
+    ));
+    let tiles: Vec<String> = tiles
+        .iter()
+        .map(|(name, big, small)| {
+            format!("<div><dt>{name}</dt><dd>{}</dd><p>{}</p></div>\n", escape(big), escape(small))
+        })
+        .collect();
+    format!("<dl class=\"tiles\">\n{}</dl>\n", tiles.concat())
+}
+
+fn curves(data: &ReportData) -> String {
+    if data.steps.is_empty() {
+        return String::new();
+    }
+    let series = |pick: fn(&StepPoint) -> f64| -> Vec<(f64, f64)> {
+        data.steps.iter().map(|point| (point.step as f64, pick(point))).collect()
+    };
+    let loss = series(|point| point.loss);
+    let held_out: Vec<(f64, f64)> = data.evals.iter().map(|point| (point.step as f64, point.loss)).collect();
+    let mut lines = vec![Line { name: "", points: loss.clone(), style: Style::Faint }];
+    lines.push(Line { name: "training", points: smoothed(&loss), style: Style::Main });
+    if !held_out.is_empty() {
+        lines.push(Line { name: "held out", points: held_out, style: Style::Dots });
+    }
+    let mut text = String::from(
+        "<section>\n<h2>Loss</h2>\n<p class=\"note\">Cross-entropy in nats for each target token, by step. ",
+    );
+    text += "The faint line is each step, the strong one a moving average.</p>\n";
+    text += &Chart { height: 300.0, from_zero: false, lines }.svg();
+    text += "<div class=\"small-charts\">\n";
+    type Pick = fn(&StepPoint) -> f64;
+    let small: [(&str, Pick); 3] = [
+        ("Learning rate", |point| point.lr),
+        ("Gradient norm", |point| point.grad_norm),
+        ("Tokens a second", |point| point.tokens_per_second),
+    ];
+    for (name, pick) in small {
+        let lines = vec![Line { name: "", points: series(pick), style: Style::Main }];
+        let chart = Chart { height: 190.0, from_zero: true, lines }.svg_small();
+        text += &format!("<figure>\n<figcaption>{name}</figcaption>\n{chart}</figure>\n");
+    }
+    text + "</div>\n</section>\n"
+}
+
+/// Exponential moving average over about a twentieth of the run, bias-corrected so that it starts at the first point.
+fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 20.0).clamp(1.0, 50.0);
+    let (mut sum, mut weight) = (0.0, 0.0);
+    let finite = points.iter().filter(|(_, y)| y.is_finite());
+    finite
+        .map(|&(x, y)| {
+            sum = keep * sum + (1.0 - keep) * y;
+            weight = keep * weight + (1.0 - keep);
+            (x, sum / weight)
+        })
+        .collect()
+}
+
+fn answers(data: &ReportData) -> String {
+    if data.answers.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("<section>\n<h2>Answers before and after</h2>\n");
+    for Answer { question, before, after } in &data.answers {
+        text += &format!(
+            "<article>\n<p class=\"question\">{}</p>\n<div class=\"pair\">\n<div><h3>base model</h3><p>{}</p></div>\n<div class=\"after\"><h3>with the adapter</h3><p>{}</p></div>\n</div>\n</article>\n",
+            escape(question),
+            escape(before),
+            escape(after)
+        );
+    }
+    text + "</section>\n"
+}
+
+fn tables(data: &ReportData) -> String {
+    let mut memory: Vec<(String, String)> =
+        data.memory.parts.iter().map(|(name, size)| (name.clone(), bytes(*size))).collect();
+    memory.push(("predicted peak".into(), bytes(data.memory.predicted_bytes)));
+    memory.push(("measured peak".into(), bytes(data.memory.peak_bytes)));
+    let mut about_data = data.data.clone();
+    about_data.push(("tokens gone through".into(), count(data.tokens)));
+    about_data.push(("of them with loss".into(), count(data.target_tokens)));
+    let tables = [("Settings", &data.settings), ("Data", &about_data), ("Memory", &memory)];
+    let tables: Vec<String> = tables.iter().map(|(name, rows)| table(name, rows)).collect();
+    format!("<section class=\"tables\">\n{}</section>\n", tables.concat())
+}
+
+fn table(name: &str, rows: &[(String, String)]) -> String {
+    let rows: Vec<String> = rows
+        .iter()
+        .map(|(name, value)| format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(value)))
+        .collect();
+    format!("<div>\n<h2>{name}</h2>\n<table>\n{}</table>\n</div>\n", rows.concat())
+}
+
+fn how_to_use(data: &ReportData) -> String {
+    let (model, out) = (escape(data.model_path()), escape(&data.out));
+    format!(
+        "<section>\n<h2>Use it</h2>\n<pre>retune generate --model {model} --adapter {out} --chat --prompt \"...\"\nretune merge    --model {model} --adapter {out} --out merged</pre>\n<p class=\"note\">The folder is a PEFT adapter; in Python:</p>\n<pre>{}</pre>\n</section>\n",
+        escape(&card::peft_snippet(data.model_path(), &data.out))
+    )
+}
+
+/// Text as HTML text or attribute value. Everything from outside goes through here.
+fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe += "&amp;",
+            '<' => safe += "&lt;",
+            '>' => safe += "&gt;",
+            '"' => safe += "&quot;",
+            '\'' => safe += "&#39;",
+            // Control characters are not allowed in HTML.
+            c if c.is_control() && c != '\n' && c != '\t' => safe.push('\u{fffd}'),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// Three significant digits or so: 0.000123, 2.31, 17.4, 1,234.
+fn number(x: f64) -> String {
+    match x.abs() {
+        _ if !x.is_finite() => "not finite".into(),
+        a if a >= 1e15 => format!("{x:.2e}"),
+        a if a >= 1000.0 => count(x as u64),
+        a if a >= 100.0 => format!("{x:.0}"),
+        a if a >= 10.0 => format!("{x:.1}"),
+        a if a >= 0.1 => format!("{x:.2}"),
+        a if a >= 0.001 => format!("{x:.4}"),
+        0.0 => "0".into(),
+        _ => format!("{x:.2e}"),
+    }
+}
+
+/// Digits in groups of three.
+fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
+    groups.join(",")
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..1_048_576 => format!("{} KiB", n / 1024),
+        1_048_576..1_073_741_824 => format!("{:.0} MiB", n as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run as it might have been: falling noisy loss, cosine schedule.
+    pub(super) fn sample() -> ReportData {
+        let steps = (1..=210u64).map(|step| {
+            let x = step as f64 / 210.0;
+            let noise = ((step * 2_654_435_761) % 1000) as f64 / 1000.0 - 0.5;
+            StepPoint {
+                step,
+                loss: 1.6 + 1.7 * (-4.0 * x).exp() + 0.35 * noise,
+                lr: 2e-4 * (0.5 + 0.5 * (std::f64::consts::PI * x).cos()) * (step as f64 / 7.0).min(1.0),
+                grad_norm: 0.8 + 1.5 * (-6.0 * x).exp() + 0.3 * noise,
+                tokens_per_second: 900.0 + 120.0 * noise,
+                peak_bytes: 1_200_000_000,
+            }
+        });
+        let evals = [(0, 3.42), (70, 2.21), (140, 2.02), (210, 1.97)];
+        let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
+        ReportData {
+            model: "SmolLM2-135M-Instruct.Q4_1".into(),
+            model_path: "SmolLM2-135M-Instruct.Q4_1.gguf".into(),
+            method: "lora".into(),
+            out: "out".into(),
+            command: "retune train --model SmolLM2-135M-Instruct.Q4_1.gguf --data train.jsonl --method lora --out out".into(),
+            version: "0.1.0".into(),
+            date: "2026-11-22".into(),
+            seconds: 174.3,
+            tokens: 92_310,
+            target_tokens: 31_877,
+            trainable_parameters: 4_884_480,
+            total_parameters: 134_515_008,
+            settings: vec![pair("method", "lora"), pair("rank", "16"), pair("lora_alpha", "32"), pair("learning rate", "2e-4, cosine"), pair("batch", "8 rows"), pair("epochs", "3")],
+            data: vec![pair("training rows", "556"), pair("held-out rows", "61"), pair("cut at max_length", "0")],
+            memory: Memory {
+                peak_bytes: 1_180_000_000,
+                predicted_bytes: 1_250_000_000,
+                parts: vec![("base weights".into(), 95 << 20), ("adapter, gradients, moments".into(), 75 << 20), ("activations".into(), 870 << 20)],
+            },
+            steps: steps.collect(),
+            evals: evals.iter().map(|&(step, loss)| EvalPoint { step, loss }).collect(),
+            answers: vec![Answer {
+                question: "Are you <b>sentient</b>?".into(),
+                before: "I'm an AI language model, so I don't have consciousness or emotions in the way that humans do.".into(),
+                after: "Sort of.".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn page_is_self_contained_and_escaped() {
+        let mut data = sample();
+        data.answers[0].after = "<script>alert(1)</script>\u{1b}[31m".into();
+        data.model = "a\"onload='x".into();
+        let page = html(&data);
+        for bad in ["<script", "http://", "https://", "src=\"", "<b>sentient", "\u{1b}", "\"onload"] {
+            assert!(!page.contains(bad), "{bad}");
+        }
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+        assert!(page.contains("3.42 → 1.97"));
+    }
+
+    #[test]
+    fn odd_runs_still_make_a_page() {
+        assert!(html(&ReportData::default()).contains("</html>"));
+        let mut data = sample();
+        data.steps.truncate(1);
+        data.steps[0].loss = f64::NAN;
+        data.steps[0].grad_norm = f64::INFINITY;
+        let page = html(&data);
+        assert!(!page.contains("NaN") && !page.contains("inf\""), "no such coordinates");
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(count(4_884_480), "4,884,480");
+        assert_eq!(number(0.0002), "2.00e-4");
+        assert_eq!(bytes(95 << 20), "95 MiB");
+        assert_eq!(duration(174.3), "2 min 54 s");
+    }
+
+    /// `RETUNE_SAMPLE_REPORT=page.html cargo test -p retune sample_page` writes the page to look at.
+    #[test]
+    fn sample_page() {
+        if let Some(path) = std::env::var_os("RETUNE_SAMPLE_REPORT") {
+            std::fs::write(path, html(&sample())).unwrap();
+        }
+    }
+}

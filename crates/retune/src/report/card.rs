@@ -1,0 +1,106 @@
+//! The adapter folder's README.md: a model card with the front matter that PEFT writes, and what this run was.
+
+use super::{ReportData, bytes, count, duration, number};
+
+/// The card's text. `run_file` is the complete run file, shown as it is.
+pub fn model_card(data: &ReportData, run_file: &str) -> String {
+    let mut card = front_matter(data);
+    card += &format!(
+        "# {} adapter for {}\n\nTrained by Retune {} with method `{}`.\n\n",
+        one_line(&data.method),
+        one_line(&data.model),
+        data.version,
+        one_line(&data.method)
+    );
+    card += "## Results\n\n| | before | after |\n|---|---|---|\n";
+    if let (Some(first), Some(last)) = (data.evals.first(), data.evals.last()) {
+        card += &format!("| held-out loss | {} | {} |\n", number(first.loss), number(last.loss));
+        card += &format!(
+            "| held-out perplexity | {} | {} |\n",
+            number(first.loss.exp()),
+            number(last.loss.exp())
+        );
+    }
+    if let (Some(first), Some(last)) = (data.steps.first(), data.steps.last()) {
+        card += &format!(
+            "| training loss (first, last step) | {} | {} |\n",
+            number(first.loss),
+            number(last.loss)
+        );
+    }
+    card += &format!(
+        "\n{} trained parameters of {}; {} tokens in {}; peak memory {}.\n\n",
+        count(data.trainable_parameters),
+        count(data.total_parameters),
+        count(data.tokens),
+        duration(data.seconds),
+        bytes(data.memory.peak_bytes)
+    );
+    card += &format!("## Use\n\n```python\n{}```\n\n", peft_snippet(data.model_path(), &data.out));
+    card += &format!(
+        "```sh\nretune generate --model {} --adapter {} --chat --prompt \"...\"\n```\n\n",
+        one_line(data.model_path()),
+        one_line(&data.out)
+    );
+    card += &format!(
+        "## Made by\n\n```sh\n{}\n```\n\n```toml\n{}```\n",
+        one_line(&data.command),
+        fenced(run_file)
+    );
+    card
+}
+
+fn front_matter(data: &ReportData) -> String {
+    format!(
+        "---\nbase_model: {}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- base_model:adapter:{}\n- {}\n- retune\n---\n\n",
+        quoted(data.model_path()),
+        one_line(data.model_path()).replace(char::is_whitespace, "-"),
+        one_line(&data.method)
+    )
+}
+
+/// How PEFT loads the adapter.
+pub(super) fn peft_snippet(model: &str, out: &str) -> String {
+    let (model, out) = (quoted(model), quoted(out));
+    format!(
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nbase = {model}  # a GGUF file: write it as a folder with `retune export` first\nmodel = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), {out})\ntokenizer = AutoTokenizer.from_pretrained(base)\n"
+    )
+}
+
+/// A JSON string is also a YAML and a Python string.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || c == '`' { ' ' } else { c }).collect()
+}
+
+fn fenced(text: &str) -> String {
+    text.replace("```", "'''")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+
+    #[test]
+    fn card_has_front_matter_results_and_run_file() {
+        let card = model_card(&sample(), "model = \"m\"\n");
+        assert!(
+            card.starts_with("---\nbase_model: \"SmolLM2-135M-Instruct.Q4_1.gguf\"\nlibrary_name: peft\n")
+        );
+        assert!(card.contains("| held-out loss | 3.42 | 1.97 |"));
+        assert!(card.contains("```toml\nmodel = \"m\"\n```"));
+    }
+
+    #[test]
+    fn names_cannot_break_out() {
+        let mut data = sample();
+        data.model_path = "evil\"\ntags: [x]\n```".into();
+        let card = model_card(&data, "x = '''\n```\n");
+        assert!(card.starts_with("---\nbase_model: \"evil\\\"\\ntags: [x]\\n```\"\n"), "{card}");
+        assert_eq!(card.lines().filter(|line| line.starts_with("tags:")).count(), 1);
+    }
+}
