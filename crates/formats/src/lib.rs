@@ -15,6 +15,9 @@ pub mod gguf_write;
 pub mod hash;
 pub mod json;
 pub mod limits;
+pub mod lora_config;
+pub mod peft;
+pub mod records;
 pub mod safetensors;
 pub mod source;
 

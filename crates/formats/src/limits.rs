@@ -40,6 +40,12 @@ pub const SHARDS: usize = 10_000;
 pub const RANK: u64 = 4_096;
 /// Longest pattern for module names, in bytes.
 pub const PATTERN_BYTES: usize = 4 << 10;
+/// Most module names or patterns in one field of an adapter configuration.
+pub const MODULE_NAMES: usize = 10_000;
+/// Most tensors of an adapter.
+pub const ADAPTER_TENSORS: usize = 1 << 16;
+/// Most regular expressions in one adapter configuration.
+pub const PATTERNS: usize = 64;
 /// Largest compiled pattern for module names, in bytes of memory.
 pub const PATTERN_COMPILED_BYTES: usize = 256 << 10;
 /// Longest line (or record) of a data file, in bytes.
