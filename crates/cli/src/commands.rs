@@ -1,3 +1,4 @@
 //! One command a file: its flags, and what it does with them.
 
 pub mod fetch;
+pub mod inspect;

@@ -24,5 +24,6 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Fetch(args) => commands::fetch::run(args, cli.json),
+        Command::Inspect(args) => commands::inspect::run(args, cli.json),
     }
 }

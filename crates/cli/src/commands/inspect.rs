@@ -1,0 +1,274 @@
+//! `retune inspect`: what a file or folder is, what is in it, and what could be trained on it.
+
+use std::collections::BTreeMap;
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use retune_formats::folder::{ModelFolder, is_model_folder};
+use retune_formats::{TensorInfo, TensorSource, gguf, json, limits, safetensors};
+use serde_json::{Map, Value, json};
+
+use crate::style::{bold, count, dim, megabytes};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  retune inspect model.gguf
+  retune inspect out                  an adapter folder
+  retune inspect model.gguf --tensors every tensor, not only a summary")]
+pub struct Args {
+    /// A model (folder or .gguf), an adapter folder or a .safetensors file
+    path: PathBuf,
+
+    /// List every tensor instead of one line for all layers
+    #[arg(long)]
+    tensors: bool,
+}
+
+pub fn run(args: &Args, json: bool) -> Result<()> {
+    let found = look_at(&args.path)?;
+    let mut out = stdout().lock();
+    if json {
+        writeln!(out, "{}", found.to_json())?;
+    } else {
+        found.print(&mut out, args.tensors)?;
+    }
+    Ok(())
+}
+
+/// What is known of a path: facts in order, then the tensors.
+struct Found {
+    kind: &'static str,
+    path: PathBuf,
+    facts: Vec<(&'static str, String)>,
+    tensors: Vec<TensorInfo>,
+}
+
+fn look_at(path: &Path) -> Result<Found> {
+    let meta = std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
+    if meta.is_dir() {
+        return match path {
+            _ if path.join("adapter_config.json").is_file() => adapter_folder(path),
+            _ if is_model_folder(path) => model_folder(path),
+            _ => bail!(
+                "{}: neither a model folder (config.json) nor an adapter folder (adapter_config.json)",
+                path.display()
+            ),
+        };
+    }
+    match path.extension().map(|ext| ext.to_string_lossy().to_ascii_lowercase()).as_deref() {
+        _ if gguf::File::is_gguf(path) => gguf_file(path),
+        Some("safetensors") => safetensors_file(path),
+        _ => bail!(
+            "{}: not a kind of file that Retune knows: .gguf, .safetensors, or a folder with config.json",
+            path.display()
+        ),
+    }
+}
+
+fn gguf_file(path: &Path) -> Result<Found> {
+    let file = gguf::File::open(path)?;
+    let metadata = file.metadata();
+    let mut facts = vec![("version", format!("GGUF {}", file.version()))];
+    let names =
+        [("name", "general.name"), ("architecture", "general.architecture"), ("licence", "general.license")];
+    for (name, key) in names {
+        if let Some(value) = metadata.opt_str(key)? {
+            facts.push((name, value.to_owned()));
+        }
+    }
+    let architecture = metadata.opt_str("general.architecture")?.unwrap_or_default().to_owned();
+    let sizes = [
+        ("layers", "block_count"),
+        ("hidden size", "embedding_length"),
+        ("feed-forward", "feed_forward_length"),
+        ("heads", "attention.head_count"),
+        ("key-value heads", "attention.head_count_kv"),
+        ("context", "context_length"),
+    ];
+    for (name, key) in sizes {
+        if let Some(value) = metadata.get(&format!("{architecture}.{key}")).and_then(gguf::Value::as_u64) {
+            facts.push((name, count(value)));
+        }
+    }
+    if let Some(tokens) = metadata.opt_array_str("tokenizer.ggml.tokens")? {
+        let model = metadata.opt_str("tokenizer.ggml.model")?.unwrap_or("?");
+        facts.push(("vocabulary", format!("{} tokens ({model})", count(tokens.len() as u64))));
+    }
+    let template = metadata.opt_str("tokenizer.chat_template")?.is_some();
+    facts.push(("chat template", if template { "inside".into() } else { "none".into() }));
+    Ok(Found { kind: "GGUF model", path: path.into(), facts, tensors: file.tensors().to_vec() })
+}
+
+fn model_folder(path: &Path) -> Result<Found> {
+    let folder = ModelFolder::open(path)?;
+    let keys = [
+        ("architecture", "model_type"),
+        ("layers", "num_hidden_layers"),
+        ("hidden size", "hidden_size"),
+        ("feed-forward", "intermediate_size"),
+        ("heads", "num_attention_heads"),
+        ("key-value heads", "num_key_value_heads"),
+        ("context", "max_position_embeddings"),
+        ("vocabulary", "vocab_size"),
+        ("tied embeddings", "tie_word_embeddings"),
+    ];
+    let mut facts = facts_of(folder.config(), &keys);
+    facts.push(("tokenizer", if folder.tokenizer()?.is_some() { "inside".into() } else { "none".into() }));
+    let templates = folder.chat_templates()?;
+    facts.push(("chat template", if templates.is_empty() { "none".into() } else { "inside".into() }));
+    Ok(Found {
+        kind: "Hugging Face model folder",
+        path: path.into(),
+        facts,
+        tensors: folder.weights().tensors().to_vec(),
+    })
+}
+
+fn adapter_folder(path: &Path) -> Result<Found> {
+    let config = json::read(&path.join("adapter_config.json"), limits::CONFIG_BYTES)?;
+    let keys = [
+        ("method", "peft_type"),
+        ("base model", "base_model_name_or_path"),
+        ("task", "task_type"),
+        ("rank", "r"),
+        ("lora_alpha", "lora_alpha"),
+        ("lora_dropout", "lora_dropout"),
+        ("rslora", "use_rslora"),
+        ("targets", "target_modules"),
+    ];
+    let facts = facts_of(&config, &keys);
+    let weights = path.join("adapter_model.safetensors");
+    let tensors = safetensors::File::open(&weights)?.tensors().to_vec();
+    Ok(Found { kind: "PEFT adapter", path: path.into(), facts, tensors })
+}
+
+fn safetensors_file(path: &Path) -> Result<Found> {
+    let file = safetensors::File::open(path)?;
+    let facts = file.metadata().iter().map(|(key, value)| ("metadata", format!("{key}: {value}"))).collect();
+    Ok(Found { kind: "safetensors file", path: path.into(), facts, tensors: file.tensors().to_vec() })
+}
+
+/// The keys that an object has, as facts.
+fn facts_of(config: &Value, keys: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    let shown = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(n) => Some(n.as_u64().map_or_else(|| n.to_string(), count)),
+        Value::Bool(on) => Some(if *on { "yes".into() } else { "no".into() }),
+        Value::Array(items) => {
+            let mut names: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            names.sort_unstable();
+            Some(names.join(", "))
+        }
+        _ => None,
+    };
+    keys.iter().filter_map(|(name, key)| Some((*name, shown(config.get(key)?)?))).collect()
+}
+
+impl Found {
+    fn parameters(&self) -> u64 {
+        self.tensors.iter().map(TensorInfo::numel).sum()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.tensors.iter().map(TensorInfo::byte_len).sum()
+    }
+
+    /// Tensors and bytes of each type.
+    fn types(&self) -> BTreeMap<&'static str, (u64, u64)> {
+        let mut types = BTreeMap::new();
+        for tensor in &self.tensors {
+            let (tensors, bytes) = types.entry(tensor.dtype.name()).or_insert((0, 0));
+            *tensors += 1;
+            *bytes += tensor.byte_len();
+        }
+        types
+    }
+
+    fn to_json(&self) -> Value {
+        let facts: Map<String, Value> = self.facts.iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
+        let tensors: Vec<Value> = self
+            .tensors
+            .iter()
+            .map(
+                |t| json!({"name": t.name, "shape": t.shape, "dtype": t.dtype.name(), "bytes": t.byte_len()}),
+            )
+            .collect();
+        json!({
+            "path": self.path.display().to_string(),
+            "kind": self.kind,
+            "facts": facts,
+            "parameters": self.parameters(),
+            "bytes": self.bytes(),
+            "tensors": tensors,
+        })
+    }
+
+    fn print(&self, out: &mut impl Write, every_tensor: bool) -> Result<()> {
+        writeln!(out, "{}  {}", bold(&self.path.display().to_string()), dim(self.kind))?;
+        for (name, value) in &self.facts {
+            let value: String = value.chars().filter(|c| !c.is_control()).take(200).collect();
+            writeln!(out, "  {name:<16} {value}")?;
+        }
+        writeln!(
+            out,
+            "  {:<16} {} in {} tensors",
+            "parameters",
+            count(self.parameters()),
+            self.tensors.len()
+        )?;
+        let types: Vec<String> = self
+            .types()
+            .iter()
+            .map(|(name, (n, bytes))| format!("{n} x {name} ({})", megabytes(*bytes)))
+            .collect();
+        writeln!(out, "  {:<16} {}", "stored as", types.join(", "))?;
+        writeln!(out)?;
+        let lines = self.lines(every_tensor);
+        let width = lines.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);
+        for (name, shape, dtype, tensors) in lines {
+            let times = if tensors > 1 { format!("  x {tensors}") } else { String::new() };
+            writeln!(out, "  {name:<width$}  {:<16} {dtype}{times}", format!("{shape:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// One line for each tensor, or one for all layers' tensors of the same name, shape and type.
+    fn lines(&self, every_tensor: bool) -> Vec<(String, Vec<usize>, &'static str, usize)> {
+        let mut lines: Vec<(String, Vec<usize>, &'static str, usize)> = Vec::new();
+        for tensor in &self.tensors {
+            let name = if every_tensor { tensor.name.clone() } else { without_layer(&tensor.name) };
+            let same = lines.iter_mut().find(|(n, shape, dtype, _)| {
+                !every_tensor && *n == name && *shape == tensor.shape && *dtype == tensor.dtype.name()
+            });
+            match same {
+                Some(line) => line.3 += 1,
+                None => lines.push((name, tensor.shape.clone(), tensor.dtype.name(), 1)),
+            }
+        }
+        lines
+    }
+}
+
+/// `model.layers.17.mlp` as `model.layers.*.mlp`.
+fn without_layer(name: &str) -> String {
+    let part =
+        |part: &str| if part.bytes().all(|b| b.is_ascii_digit()) { "*".to_owned() } else { part.to_owned() };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_one_line() {
+        assert_eq!(without_layer("model.layers.17.mlp.up_proj.weight"), "model.layers.*.mlp.up_proj.weight");
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/parity/llama_base_full");
+        let found = look_at(&data).unwrap();
+        assert_eq!(found.lines(false).len(), 11);
+        assert_eq!(found.lines(true).len(), 20);
+        assert!(found.facts.contains(&("architecture", "llama".into())));
+    }
+}
