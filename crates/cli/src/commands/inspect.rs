@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use retune_formats::folder::{ModelFolder, is_model_folder};
+use retune_formats::peft::{PeftAdapter, is_adapter_folder};
+use retune_formats::records::{EXTENSIONS, Records};
 use retune_formats::{TensorInfo, TensorSource, gguf, json, limits, safetensors};
 use serde_json::{Map, Value, json};
 
@@ -18,7 +20,7 @@ Examples:
   retune inspect out                  an adapter folder
   retune inspect model.gguf --tensors every tensor, not only a summary")]
 pub struct Args {
-    /// A model (folder or .gguf), an adapter folder or a .safetensors file
+    /// A model (folder or .gguf), an adapter folder, a .safetensors file or a data file
     path: PathBuf,
 
     /// List every tensor instead of one line for all layers
@@ -49,7 +51,7 @@ fn look_at(path: &Path) -> Result<Found> {
     let meta = std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
     if meta.is_dir() {
         return match path {
-            _ if path.join("adapter_config.json").is_file() => adapter_folder(path),
+            _ if is_adapter_folder(path) => adapter_folder(path),
             _ if is_model_folder(path) => model_folder(path),
             _ => bail!(
                 "{}: neither a model folder (config.json) nor an adapter folder (adapter_config.json)",
@@ -60,8 +62,9 @@ fn look_at(path: &Path) -> Result<Found> {
     match path.extension().map(|ext| ext.to_string_lossy().to_ascii_lowercase()).as_deref() {
         _ if gguf::File::is_gguf(path) => gguf_file(path),
         Some("safetensors") => safetensors_file(path),
+        Some(extension) if EXTENSIONS.contains(&extension) => data_file(path),
         _ => bail!(
-            "{}: not a kind of file that Retune knows: .gguf, .safetensors, or a folder with config.json",
+            "{}: not a kind of file that Retune knows: .gguf, .safetensors, .jsonl, .json, .csv, .tsv, .txt, or a folder with config.json",
             path.display()
         ),
     }
@@ -138,9 +141,11 @@ fn adapter_folder(path: &Path) -> Result<Found> {
         ("rslora", "use_rslora"),
         ("targets", "target_modules"),
     ];
-    let facts = facts_of(&config, &keys);
-    let weights = path.join("adapter_model.safetensors");
-    let tensors = safetensors::File::open(&weights)?.tensors().to_vec();
+    let mut facts = facts_of(&config, &keys);
+    // Opening checks keys, shapes, ranks and that every value is finite.
+    let adapter = PeftAdapter::open(path)?;
+    facts.extend(adapter.notes().iter().map(|note| ("note", note.clone())));
+    let tensors = adapter.source().tensors().to_vec();
     Ok(Found { kind: "PEFT adapter", path: path.into(), facts, tensors })
 }
 
@@ -148,6 +153,34 @@ fn safetensors_file(path: &Path) -> Result<Found> {
     let file = safetensors::File::open(path)?;
     let facts = file.metadata().iter().map(|(key, value)| ("metadata", format!("{key}: {value}"))).collect();
     Ok(Found { kind: "safetensors file", path: path.into(), facts, tensors: file.tensors().to_vec() })
+}
+
+fn data_file(path: &Path) -> Result<Found> {
+    let mut rows = 0;
+    let mut longest = (0, 0);
+    let mut keys: BTreeMap<String, u64> = BTreeMap::new();
+    for record in Records::open(path)? {
+        let record = record?;
+        rows += 1;
+        let length = record.value.to_string().len() as u64;
+        if length > longest.0 {
+            longest = (length, record.line);
+        }
+        for key in record.value.as_object().into_iter().flat_map(Map::keys) {
+            *keys.entry(key.clone()).or_default() += 1;
+        }
+    }
+    let keys: Vec<String> = keys
+        .iter()
+        .map(|(key, n)| if *n == rows { key.clone() } else { format!("{key} (in {} rows)", count(*n)) })
+        .collect();
+    let facts = vec![
+        ("size", megabytes(std::fs::metadata(path)?.len())),
+        ("rows", count(rows)),
+        ("columns", keys.join(", ")),
+        ("longest row", format!("{} in line {}", megabytes(longest.0), longest.1)),
+    ];
+    Ok(Found { kind: "data file", path: path.into(), facts, tensors: Vec::new() })
 }
 
 /// The keys that an object has, as facts.
