@@ -1,6 +1,13 @@
 //! Adapts pre-trained models: models, methods, tasks and training.
 #![forbid(unsafe_code)]
 
+pub mod error;
+pub mod methods;
+pub mod models;
+pub mod nn;
 pub mod report;
 pub mod run_file;
 pub mod text;
+
+pub use error::{Error, Result};
+pub use models::Model;
