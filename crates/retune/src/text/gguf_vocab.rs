@@ -10,6 +10,7 @@ use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{Prepend, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -152,12 +153,14 @@ fn byte_level(vocab: GgufVocab) -> Result<Parts> {
         .enumerate()
         .filter(|(id, token)| !token.is_empty() && !matches!(vocab.kind(*id), CONTROL | UNKNOWN));
     let words: Vocab = words.map(|(id, token)| (token.clone(), id as u32)).collect();
-    let model = contained(|| {
+    let model: ModelWrapper = contained(|| {
         BPE::builder().vocab_and_merges(words, merges).ignore_merges(rule.ignore_merges).build()
-    });
+    })
+    .map_err(|e| wrong(format!("tokenizer.ggml.merges: {e}")))?
+    .into();
     Ok(Parts {
         origin: vocab.origin.clone(),
-        model: Vocabulary::Library(model.map_err(|e| wrong(format!("tokenizer.ggml.merges: {e}")))?.into()),
+        model: Vocabulary::Library(Box::new(model)),
         added: vocab.added(),
         normalizer: None,
         pre_tokenizer: Some(rule.build().map_err(|e| wrong(e.to_string()))?),

@@ -73,7 +73,7 @@ pub(super) fn parts(files: &TokenizerFiles<'_>) -> Result<Parts> {
     let added = check_added(json.added_tokens, &mut vocabulary).map_err(wrong)?;
     let ids = special_ids(files, &vocabulary, json.post_processor.as_ref());
     Ok(Parts {
-        model: Vocabulary::Library(part::<ModelWrapper>("model", json.model).map_err(wrong)?),
+        model: Vocabulary::Library(Box::new(part::<ModelWrapper>("model", json.model).map_err(wrong)?)),
         added,
         normalizer: optional("normalizer", json.normalizer).map_err(wrong)?,
         pre_tokenizer: optional("pre_tokenizer", json.pre_tokenizer).map_err(wrong)?,

@@ -103,9 +103,9 @@ impl SentencePiece {
             ids.push((*id, (start, end)));
             return Ok(());
         }
-        for (i, byte) in piece.bytes().enumerate() {
+        for byte in piece.bytes() {
             match self.bytes[usize::from(byte)].or(self.unknown) {
-                Some(id) => ids.push((id, (start + i, start + i + 1))),
+                Some(id) => ids.push((id, (start, end))), // the whole character's range
                 None => {
                     return Err(format!(
                         "{piece:?} is not in the vocabulary, which has no byte tokens either"

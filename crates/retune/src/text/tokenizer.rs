@@ -10,7 +10,8 @@ use super::sentencepiece::SentencePiece;
 use regex::Regex;
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
@@ -67,6 +68,7 @@ pub struct Tokenizer {
     /// Sees letters in their place.
     literal: Encoder,
     specials: HashMap<String, (u32, AddedToken)>,
+    special_ids: HashSet<u32>,
     /// Matches the name of any special token, the longest first; `None` if there is none.
     special_names: Option<Regex>,
     ids: SpecialIds,
@@ -100,7 +102,7 @@ pub(super) struct Parts {
 }
 
 pub(super) enum Vocabulary {
-    Library(ModelWrapper),
+    Library(Box<ModelWrapper>),
     SentencePiece { model: SentencePiece, tokens: Vec<String> },
 }
 
@@ -205,7 +207,8 @@ impl Tokenizer {
             .collect();
         let special_names = any_of(specials.keys())
             .map_err(|e| Error::Tokenizer { origin, problem: format!("special tokens: {e}") })?;
-        Ok(Self { parsing, literal, specials, special_names, ids, vocab_size })
+        let special_ids = specials.values().map(|(id, _)| *id).collect();
+        Ok(Self { parsing, literal, specials, special_ids, special_names, ids, vocab_size })
     }
 
     /// The ids of `text`. Neither BOS nor EOS is added: see [`Tokenizer::add_bos`].
@@ -213,14 +216,27 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::TextTooLong`] above 1 MiB, [`Error::Encode`] where the vocabulary cannot spell the text.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
-        if text.len() > TEXT_BYTES_MAX {
-            return Err(Error::TextTooLong { bytes: text.len(), limit: TEXT_BYTES_MAX });
-        }
-        check_whitespace(text)?;
+        check_text(text)?;
         match special {
             Special::AsText => ids_of(&self.literal, text),
-            Special::Parse if text.contains(SPECIAL_GUARD) => self.encode_guarded(text),
+            Special::Parse if text.contains(SPECIAL_GUARD) => {
+                Ok(self.encode_guarded(text)?.into_iter().map(|(id, _)| id).collect())
+            }
             Special::Parse => ids_of(&self.parsing, text),
+        }
+    }
+
+    /// As [`Tokenizer::encode`], each id with the bytes of the text that it stands for (guards not counted). Tokens that
+    /// share a character both have its range.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str, special: Special) -> Result<Vec<(u32, Range<usize>)>> {
+        check_text(text)?;
+        match special {
+            Special::AsText => offsets_of(&self.literal, text, 0),
+            Special::Parse if text.contains(SPECIAL_GUARD) => self.encode_guarded(text),
+            Special::Parse => offsets_of(&self.parsing, text, 0),
         }
     }
 
@@ -253,26 +269,31 @@ impl Tokenizer {
     }
 
     /// As the parsing encoder, for a text with guards: cut at special tokens first, then drop the guards.
-    fn encode_guarded(&self, text: &str) -> Result<Vec<u32>> {
+    fn encode_guarded(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let names = self.special_names.as_ref();
         let mut ids = Vec::new();
         let mut rest = text;
+        let mut at = 0; // bytes of `text` done, guards not counted
         let mut strip_left = false;
-        let names = self.special_names.as_ref();
         loop {
             let found = names.and_then(|names| names.find(rest));
-            let mut plain = &rest[..found.map_or(rest.len(), |found| found.start())];
             let special = found.and_then(|found| self.specials.get(found.as_str()));
-            if strip_left {
-                plain = plain.trim_start();
-            }
+            let before = rest[..found.map_or(rest.len(), |found| found.start())].replace(SPECIAL_GUARD, "");
+            let mut plain = before.as_str();
             if special.is_some_and(|(_, token)| token.lstrip) {
                 plain = plain.trim_end();
             }
-            if !plain.is_empty() {
-                ids.extend(ids_of(&self.literal, &plain.replace(SPECIAL_GUARD, ""))?);
+            if strip_left {
+                plain = plain.trim_start();
             }
+            if !plain.is_empty() {
+                let skipped = before.find(plain).unwrap_or(0);
+                ids.extend(offsets_of(&self.literal, plain, at + skipped)?);
+            }
+            at += before.len();
             let (Some(found), Some((id, token))) = (found, special) else { return Ok(ids) };
-            ids.push(*id);
+            ids.push((*id, at..at + found.len()));
+            at += found.len();
             strip_left = token.rstrip;
             rest = &rest[found.end()..];
         }
@@ -305,7 +326,7 @@ impl Tokenizer {
 
     /// Whether the id is a special token.
     pub fn is_special(&self, id: u32) -> bool {
-        self.specials.values().any(|(special, _)| *special == id)
+        self.special_ids.contains(&id)
     }
 
     /// The token that begins a text, if the model has one.
@@ -349,6 +370,12 @@ fn ids_of(encoder: &Encoder, text: &str) -> Result<Vec<u32>> {
         .map_err(|problem| Error::Encode { problem })
 }
 
+fn offsets_of(encoder: &Encoder, text: &str, at: usize) -> Result<Vec<(u32, Range<usize>)>> {
+    let encoding = contained(|| encoder.encode(text, false)).map_err(|problem| Error::Encode { problem })?;
+    let ranges = encoding.get_offsets().iter().map(|(start, end)| at + start..at + end);
+    Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
+}
+
 /// Runs the tokenizers crate on a file's settings. Its readers check little of what they build (a slice at a merge's
 /// prefix, chunks of length 0), so a panic in it, beyond what we check ourselves, is taken as an error of the file.
 pub(super) fn contained<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
@@ -368,7 +395,10 @@ fn any_of<'a>(names: impl Iterator<Item = &'a String>) -> std::result::Result<Op
     regex::RegexBuilder::new(&pattern.join("|")).size_limit(256 << 20).build().map(Some)
 }
 
-fn check_whitespace(text: &str) -> Result<()> {
+fn check_text(text: &str) -> Result<()> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(Error::TextTooLong { bytes: text.len(), limit: TEXT_BYTES_MAX });
+    }
     let mut run = 0;
     for c in text.chars() {
         run = if c.is_whitespace() { run + 1 } else { 0 };

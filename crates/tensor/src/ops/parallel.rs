@@ -2,11 +2,9 @@
 
 use rayon::prelude::*;
 
-crate::multiversion! {
-    /// Runs a loop compiled for the best instruction set of this machine.
-    pub fn vectorize(f: impl FnOnce()) {
-        f()
-    }
+/// Runs a loop compiled for the best instruction set of this machine.
+pub fn vectorize(f: impl FnOnce()) {
+    f()
 }
 
 /// Elements a task should have before it is worth a thread.

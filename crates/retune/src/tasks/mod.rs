@@ -1,0 +1,3 @@
+//! Tasks: what rows of data mean, and which of their numbers carry loss.
+
+pub mod causal_lm;
