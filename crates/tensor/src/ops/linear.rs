@@ -21,7 +21,7 @@ pub struct LoraBranch<'a> {
 }
 
 /// A tensor as a matrix view.
-pub(crate) fn mat(x: &Tensor) -> MatRef<'_> {
+pub fn mat(x: &Tensor) -> MatRef<'_> {
     MatRef::new(x.data(), x.rows(), x.cols())
 }
 

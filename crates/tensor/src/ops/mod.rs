@@ -25,7 +25,7 @@ pub use attention::{AttentionShape, attention, attention_values};
 pub use cross_entropy::cross_entropy;
 pub use dropout::{DropoutRows, dropout};
 pub use embedding::embedding;
-pub use linear::{LoraBranch, linear};
+pub use linear::{LoraBranch, linear, mat};
 pub use linear_cross_entropy::{LossRows, linear_cross_entropy};
 pub use reshape::reshape;
 pub use rms_norm::rms_norm;

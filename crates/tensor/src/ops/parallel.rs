@@ -2,9 +2,11 @@
 
 use rayon::prelude::*;
 
-/// Runs a loop compiled for the best instruction set of this machine.
-pub fn vectorize(f: impl FnOnce()) {
-    f()
+crate::multiversion! {
+    /// Runs a loop compiled for the best instruction set of this machine.
+    pub fn vectorize(f: impl FnOnce()) {
+        f()
+    }
 }
 
 /// Elements a task should have before it is worth a thread.

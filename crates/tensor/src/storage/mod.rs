@@ -3,7 +3,20 @@
 //! Weights are row-major, rows = out_features, cols = in_features. A format decodes a piece of a row, and multiplies rows with one vector; the packed
 //! kernel and everything above knows no more of it. Add a format: one file, and two adjacent lines here.
 
+mod blocks;
 mod dense;
+#[cfg(test)]
+mod fixtures;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
 
 use thiserror::Error;
 
@@ -28,11 +41,22 @@ pub trait Storage: Send + Sync {
 }
 
 /// The encodings of model files.
+#[allow(non_camel_case_types)] // as the world spells them
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     F32,
     F16,
     BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
 }
 
 /// One encoding: what `from_bytes` and `encode` need to know of it.
@@ -50,6 +74,16 @@ const SPECS: &[&Spec] = &[
     &dense::F32, //
     &dense::F16,
     &dense::BF16,
+    &q4_0::Q4_0,
+    &q4_1::Q4_1,
+    &q5_0::Q5_0,
+    &q5_1::Q5_1,
+    &q8_0::Q8_0,
+    &q2_k::Q2_K,
+    &q3_k::Q3_K,
+    &q4_k::Q4_K,
+    &q5_k::Q5_K,
+    &q6_k::Q6_K,
 ];
 
 /// Why bytes are not a matrix of the wanted shape.

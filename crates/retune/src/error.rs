@@ -1,0 +1,26 @@
+//! The library's errors: what, where, the value, and the remedy.
+
+use std::path::PathBuf;
+
+/// Everything that can go wrong between a model and a trained adapter.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of a model, adapter or data set is damaged, or cannot be read or written.
+    #[error(transparent)]
+    Format(#[from] retune_formats::Error),
+    /// The model's configuration is incomplete, inconsistent or not supported.
+    #[error("{path}: {what}")]
+    Model { path: PathBuf, what: String },
+    /// An adapter does not fit the model.
+    #[error("adapter {path}: {what}")]
+    Adapter { path: PathBuf, what: String },
+    /// A setting of the method cannot be used on this model.
+    #[error("{0}")]
+    Method(String),
+    /// Input ids or rows that the model cannot take.
+    #[error("{0}")]
+    Input(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;

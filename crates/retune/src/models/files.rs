@@ -1,0 +1,70 @@
+//! A model on disk: a Hugging Face folder or one GGUF file.
+
+use std::path::{Path, PathBuf};
+
+use retune_formats::folder::ModelFolder;
+use retune_formats::{TensorSource, gguf};
+
+use crate::error::{Error, Result};
+
+/// The open files of a model. Cheap to clone: the files are shared.
+#[derive(Clone)]
+pub enum ModelFiles {
+    Folder(std::sync::Arc<ModelFolder>),
+    Gguf(std::sync::Arc<gguf::File>),
+}
+
+impl ModelFiles {
+    /// Opens a folder with `config.json`, or a `.gguf` file.
+    pub fn open(path: &Path) -> Result<ModelFiles> {
+        if path.is_dir() {
+            return Ok(ModelFiles::Folder(std::sync::Arc::new(ModelFolder::open(path)?)));
+        }
+        if !path.exists() {
+            let what =
+                "there is no such file or folder; give a Hugging Face folder or a .gguf file".to_string();
+            return Err(Error::Model { path: path.to_path_buf(), what });
+        }
+        if !gguf::File::is_gguf(path) {
+            let what = "this is neither a Hugging Face folder (with config.json) nor a GGUF file".to_string();
+            return Err(Error::Model { path: path.to_path_buf(), what });
+        }
+        Ok(ModelFiles::Gguf(std::sync::Arc::new(gguf::File::open(path)?)))
+    }
+
+    pub fn source(&self) -> &dyn TensorSource {
+        match self {
+            ModelFiles::Folder(folder) => folder.weights(),
+            ModelFiles::Gguf(file) => file.as_ref(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        match self {
+            ModelFiles::Folder(folder) => folder.path(),
+            ModelFiles::Gguf(file) => file.path(),
+        }
+    }
+
+    /// `model_type` of `config.json`, or GGUF's `general.architecture`.
+    pub fn model_type(&self) -> Result<String> {
+        match self {
+            ModelFiles::Folder(folder) => {
+                let found = folder.config().get("model_type").and_then(|v| v.as_str());
+                found.map(String::from).ok_or_else(|| Error::Model {
+                    path: folder.path().join("config.json"),
+                    what: "it has no \"model_type\"".into(),
+                })
+            }
+            ModelFiles::Gguf(file) => Ok(file.metadata().str("general.architecture")?.to_string()),
+        }
+    }
+
+    /// The files that hold the weights: their hash identifies the base of an adapter.
+    pub fn weight_files(&self) -> Vec<PathBuf> {
+        match self {
+            ModelFiles::Folder(folder) => folder.weights().files().map(Path::to_path_buf).collect(),
+            ModelFiles::Gguf(file) => vec![file.path().to_path_buf()],
+        }
+    }
+}

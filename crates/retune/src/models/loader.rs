@@ -1,0 +1,210 @@
+//! Takes a model's tensors out of its files, by their Hugging Face names, into parameters of the chosen storage.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use retune_formats::{Dtype, TensorInfo, TensorSource};
+use retune_tensor::memory::Counted;
+use retune_tensor::storage::{self, Format};
+use retune_tensor::{ParamId, Params, Tensor, Weight};
+
+use crate::error::{Error, Result};
+use crate::models::ModelFiles;
+
+/// How the frozen weights are held in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum StorageChoice {
+    F32,
+    Bf16,
+    /// As the file has them: a GGUF's quantised blocks stay as they lie.
+    #[default]
+    AsIs,
+}
+
+/// Reads tensors by name and remembers which were asked for.
+pub struct Loader<'a> {
+    source: &'a dyn TensorSource,
+    storage: StorageChoice,
+    /// From Hugging Face names to the file's.
+    rename: Box<dyn Fn(&str) -> String + 'a>,
+    pub params: Params,
+    used: BTreeSet<String>,
+}
+
+/// A storage whose bytes are counted with the tensors'.
+struct CountedStorage {
+    inner: Box<dyn storage::Storage>,
+    _bytes: Counted,
+}
+
+impl storage::Storage for CountedStorage {
+    fn format(&self) -> &'static str {
+        self.inner.format()
+    }
+    fn rows(&self) -> usize {
+        self.inner.rows()
+    }
+    fn cols(&self) -> usize {
+        self.inner.cols()
+    }
+    fn bytes(&self) -> usize {
+        self.inner.bytes()
+    }
+    fn block(&self) -> usize {
+        self.inner.block()
+    }
+    fn decode(&self, row: usize, col0: usize, out: &mut [f32]) {
+        self.inner.decode(row, col0, out)
+    }
+    fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]) {
+        self.inner.dot_rows(row0, x, y)
+    }
+}
+
+/// Wraps a storage as a weight.
+pub fn stored(storage: Box<dyn storage::Storage>) -> Weight {
+    let bytes = Counted::new(storage.bytes());
+    Weight::Stored(Arc::new(CountedStorage { inner: storage, _bytes: bytes }))
+}
+
+fn format_of(dtype: Dtype) -> Option<Format> {
+    let name = dtype.name().to_ascii_lowercase();
+    Format::all().find(|format| format.name() == name)
+}
+
+impl<'a> Loader<'a> {
+    pub fn new(
+        files: &'a ModelFiles,
+        storage: StorageChoice,
+        rename: impl Fn(&str) -> String + 'a,
+    ) -> Loader<'a> {
+        Loader {
+            source: files.source(),
+            storage,
+            rename: Box::new(rename),
+            params: Params::new(),
+            used: BTreeSet::new(),
+        }
+    }
+
+    /// Whether the files have a tensor of this Hugging Face name.
+    pub fn has(&self, name: &str) -> bool {
+        self.source.find(&(self.rename)(name)).is_some()
+    }
+
+    fn fail(&self, name: &str, what: String) -> Error {
+        Error::Model { path: self.source.path().to_path_buf(), what: format!("tensor \"{name}\": {what}") }
+    }
+
+    fn info(&mut self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
+        let stored = (self.rename)(name);
+        let info = self.source.get(&stored)?.clone();
+        if info.shape != shape {
+            let what = format!("its shape is {:?}, the configuration asks for {shape:?}", info.shape);
+            return Err(self.fail(&stored, what));
+        }
+        self.used.insert(stored);
+        Ok(info)
+    }
+
+    /// Marks a tensor as known though it is not used (a tied head that was saved all the same).
+    pub fn ignore(&mut self, name: &str) {
+        let stored = (self.rename)(name);
+        self.used.insert(stored);
+    }
+
+    /// A vector `[len]` in f32: norms and biases. `order` takes row `i` from the file's row `order(i)`.
+    pub fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+        order: Option<&dyn Fn(usize) -> usize>,
+    ) -> Result<ParamId> {
+        let info = self.info(name, &[len])?;
+        let mut values = self.source.read_f32(&info.name)?;
+        if let Some(order) = order {
+            values = (0..len).map(|i| values[order(i)]).collect();
+        }
+        Ok(self.params.add(name, &[len], Weight::F32(Tensor::from_vec(1, len, values)), false))
+    }
+
+    /// A matrix `[rows, cols]` in the chosen storage. `order` takes row `i` from the file's row `order(i)`.
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        order: Option<&dyn Fn(usize) -> usize>,
+    ) -> Result<ParamId> {
+        let info = self.info(name, &[rows, cols])?;
+        let format = format_of(info.dtype).ok_or_else(|| {
+            self.fail(&info.name, format!("weights of type {} cannot be used", info.dtype.name()))
+        })?;
+        let mut bytes = self.source.read(&info.name)?;
+        if let Some(order) = order {
+            bytes = reorder(&bytes, rows, order);
+        }
+        let weight =
+            self.choose(format, rows, cols, bytes).map_err(|e| self.fail(&info.name, e.to_string()))?;
+        Ok(self.params.add(name, &[rows, cols], weight, false))
+    }
+
+    fn choose(
+        &self,
+        format: Format,
+        rows: usize,
+        cols: usize,
+        bytes: Vec<u8>,
+    ) -> std::result::Result<Weight, storage::StorageError> {
+        let as_is = storage::from_bytes(format, rows, cols, bytes)?;
+        match self.storage {
+            StorageChoice::Bf16 if format != Format::BF16 => {
+                let values = retune_tensor::params::decode_all(as_is.as_ref());
+                let bytes = storage::encode(Format::BF16, rows, cols, values.data())?;
+                Ok(stored(storage::from_bytes(Format::BF16, rows, cols, bytes)?))
+            }
+            StorageChoice::Bf16 => Ok(stored(as_is)),
+            StorageChoice::F32 => Ok(Weight::F32(retune_tensor::params::decode_all(as_is.as_ref()))),
+            StorageChoice::AsIs if format == Format::F32 => {
+                Ok(Weight::F32(retune_tensor::params::decode_all(as_is.as_ref())))
+            }
+            StorageChoice::AsIs => Ok(stored(as_is)),
+        }
+    }
+
+    /// The parameters, if every tensor of the files was used; buffers that some writers add are let pass.
+    pub fn finish(self) -> Result<Params> {
+        let buffer = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq")
+                || name.ends_with("masked_bias")
+                || name.ends_with("attn.bias")
+        };
+        let unused: Vec<&str> = self
+            .source
+            .tensors()
+            .iter()
+            .map(|t| t.name.as_str())
+            .filter(|name| !self.used.contains(*name) && !buffer(name))
+            .collect();
+        if let Some(first) = unused.first() {
+            let what = format!(
+                "{} tensors have no place in this architecture, the first is \"{first}\"; \
+                 the model is not what its configuration says",
+                unused.len()
+            );
+            return Err(Error::Model { path: self.source.path().to_path_buf(), what });
+        }
+        Ok(self.params)
+    }
+}
+
+/// Rows in another order, whole rows of bytes at a time.
+fn reorder(bytes: &[u8], rows: usize, order: &dyn Fn(usize) -> usize) -> Vec<u8> {
+    let width = bytes.len() / rows.max(1);
+    let mut out = Vec::with_capacity(bytes.len());
+    for row in 0..rows {
+        let from = order(row) * width;
+        out.extend_from_slice(&bytes[from..from + width]);
+    }
+    out
+}

@@ -1,0 +1,36 @@
+//! Q5_1: 32 columns in 24 bytes, w = d q + m. Layout: d f16, m f16, 32 fifth bits, 16 bytes of nibbles.
+
+use half::f16;
+
+use super::blocks::{Blocked, Group, Isa, bits, bytes, each, nibbles, spec};
+use super::{Format, Spec};
+
+pub(super) static Q5_1: Spec = spec::<Q51, 24>();
+
+struct Q51;
+
+impl Blocked<24> for Q51 {
+    const FORMAT: Format = Format::Q5_1;
+    const NAME: &'static str = "q5_1";
+    const COLS: usize = 32;
+    const OFFSET: bool = true;
+    const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
+
+    #[inline(always)]
+    fn group(isa: impl Isa, block: &[u8; 24], _: usize) -> Group {
+        let (high, q) = (bits(bytes(block, 4)), nibbles(bytes(block, 8)));
+        Group::affine(each(|j| q[j] | high[j] << 4, 0), isa.f16(*bytes(block, 0)), isa.f16(*bytes(block, 2)))
+    }
+}
+
+/// The smallest element becomes 0, the largest 31.
+fn encode(x: &[f32], out: &mut Vec<u8>) {
+    let (min, max) = x.iter().fold((f32::MAX, -f32::MAX), |(min, max), &v| {
+        (if v < min { v } else { min }, if v > max { v } else { max })
+    });
+    let d = (max - min) / 31.0;
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    out.extend(f16::from_f32(d).to_le_bytes());
+    out.extend(f16::from_f32(min).to_le_bytes());
+    super::q5_0::write(x, |v| ((v - min) * inverse + 0.5) as u8, out);
+}
