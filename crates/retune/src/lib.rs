@@ -7,6 +7,7 @@ pub mod models;
 pub mod nn;
 pub mod report;
 pub mod run_file;
+pub mod tasks;
 pub mod text;
 
 pub use error::{Error, Result};
