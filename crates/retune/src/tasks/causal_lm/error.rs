@@ -39,6 +39,10 @@ impl fmt::Display for Problem {
 /// An error of reading rows into examples.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The file cannot be read, or a row of it is not JSON, text or a table's line.
+    #[error(transparent)]
+    File(#[from] retune_formats::Error),
+
     /// Rows that are not understood, the first few of them.
     #[error("{}", list(.first, *.count))]
     Rows { first: Vec<Problem>, count: usize },

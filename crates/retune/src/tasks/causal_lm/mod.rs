@@ -19,8 +19,10 @@ pub use rows::{Kind, Row};
 use crate::run_file::TrainOn;
 use crate::text::Language;
 use rayon::prelude::*;
+use retune_formats::records::{Record, Records};
 use serde_json::Value;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// One row, ready to train on.
@@ -78,23 +80,26 @@ enum Outcome {
 }
 
 impl Dataset {
-    /// Turns the rows of a file, each with its line, into examples.
+    /// Reads a data file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.txt`) into examples.
     ///
     /// # Errors
-    /// [`Error::Rows`] names all rows that are not understood (the first five in words); [`Error::NoTargets`] if
+    /// [`Error::File`] if the file cannot be read; else as [`Dataset::build`].
+    pub fn load(language: &Language, path: &Path, options: &Options) -> Result<Self> {
+        Self::build(language, &path.display().to_string(), &Records::read_all(path)?, options)
+    }
+
+    /// Turns the rows of a file into examples.
+    ///
+    /// # Errors
+    /// [`Error::Rows`] counts all rows that are not understood and names the first five; [`Error::NoTargets`] if
     /// nothing is left to learn.
-    pub fn build(
-        language: &Language,
-        file: &str,
-        rows: &[(usize, Value)],
-        options: &Options,
-    ) -> Result<Self> {
+    pub fn build(language: &Language, file: &str, rows: &[Record], options: &Options) -> Result<Self> {
         let file: Arc<str> = file.into();
         let outcomes: Vec<(Source, std::result::Result<Outcome, String>)> = rows
             .par_iter()
-            .map(|(line, value)| {
-                let source = Source { file: file.clone(), line: *line };
-                let outcome = row(language, value, &source, options);
+            .map(|record| {
+                let source = Source { file: file.clone(), line: record.line };
+                let outcome = row(language, &record.value, &source, options);
                 (source, outcome)
             })
             .collect();

@@ -11,7 +11,8 @@ fn language(template: Option<&str>) -> Language {
 }
 
 fn build_with(language: &Language, rows: &[Value], options: &Options) -> Result<Dataset> {
-    let rows: Vec<(usize, Value)> = rows.iter().cloned().enumerate().map(|(i, row)| (i + 1, row)).collect();
+    let rows: Vec<Record> =
+        rows.iter().cloned().enumerate().map(|(i, value)| Record { line: i + 1, value }).collect();
     Dataset::build(language, "data.jsonl", &rows, options)
 }
 
@@ -274,4 +275,28 @@ fn duplicates_are_counted_then_removed() {
 fn a_fallback_template_is_named() {
     assert_eq!(language(None).template.origin(), TemplateOrigin::ChatMl);
     assert!(TemplateOrigin::Alpaca.describe().contains("### Instruction"));
+}
+
+#[test]
+fn files_of_every_kind_become_examples() {
+    let folder = tempfile::tempdir().unwrap();
+    let language = language(None);
+    let load = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        Dataset::load(&language, &path, &Options::default())
+    };
+    let jsonl = "{\"question\": \"q\", \"answer\": \"a\"}\n\n{\"text\": \"t\"}\n";
+    let data = load("a.jsonl", jsonl).unwrap();
+    assert_eq!(data.examples.iter().map(|e| e.source.line).collect::<Vec<_>>(), [1, 3]);
+    let csv = load("a.csv", "Instruction,input,output\nq,,a\n\"q\n2\",i,a\n").unwrap();
+    assert_eq!(csv.report.kinds[&Kind::Instruction], 2);
+    assert_eq!(csv.examples[0].ids, data.examples[0].ids);
+    let txt = load("a.txt", "one\ntwo\n\nthree\n").unwrap();
+    assert_eq!(txt.report.kinds[&Kind::Text], 2);
+    let error = load("b.csv", "prompt,complation\na,b\n").unwrap_err().to_string();
+    assert!(error.contains("b.csv:2: ") && error.contains("\"completion\" for \"complation\""), "{error}");
+    let error = load("b.jsonl", "{\"text\": \"a\"}\n{\"text\": }\n").unwrap_err().to_string();
+    assert!(error.contains("b.jsonl:2:"), "{error}");
+    assert!(load("none.txt", "").unwrap_err().to_string().contains("no rows"));
 }
