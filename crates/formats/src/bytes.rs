@@ -60,6 +60,26 @@ impl Bytes {
         self.len == 0
     }
 
+    /// Refuses what people get instead of the file that they asked for.
+    pub(crate) fn refuse_stand_ins(&self) -> Result<()> {
+        let mut start = [0; 24];
+        let n = self.len.min(start.len() as u64) as usize;
+        self.read_at(0, &mut start[..n])?;
+        if start.starts_with(b"version https://git-lfs") {
+            let remedy = "run `git lfs pull` in its folder, or download the file itself";
+            return Err(Error::unsupported(
+                &self.path,
+                "this is a Git LFS pointer, not the file itself",
+                remedy,
+            ));
+        }
+        if [&b"<!doctype"[..], b"<html"].iter().any(|tag| start.to_ascii_lowercase().starts_with(tag)) {
+            let remedy = "download it again, from an address that gives the file itself";
+            return Err(Error::unsupported(&self.path, "this is a web page, not the file itself", remedy));
+        }
+        Ok(())
+    }
+
     /// The end of `size` bytes at `start`, if they lie in the file.
     pub fn span(&self, start: u64, size: u64) -> Option<u64> {
         start.checked_add(size).filter(|&end| end <= self.len)
@@ -265,6 +285,29 @@ mod tests {
         fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
         let message = bytes.read_at(0, &mut [0; 100]).unwrap_err().to_string();
         assert!(message.contains("shorter") && message.contains("100"), "{message}");
+    }
+
+    #[test]
+    fn pointers_and_web_pages_are_named() {
+        for (text, word) in [
+            ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            ("<!DOCTYPE html>", "web page"),
+        ] {
+            let error = Bytes::from_memory("m", text.as_bytes()).refuse_stand_ins().unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        Bytes::from_memory("m", &b"GGUF"[..]).refuse_stand_ins().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_before_it_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        if made.is_ok_and(|status| status.success()) {
+            assert!(Bytes::open(&path).unwrap_err().to_string().contains("not a regular file"));
+        }
     }
 
     #[test]

@@ -314,6 +314,7 @@ impl File {
     }
 
     fn parse(bytes: Bytes) -> Result<File> {
+        bytes.refuse_stand_ins()?;
         let mut r = Reader::new(&bytes, FORMAT);
         let version = read_version(&mut r)?;
         let tensor_count = r.u64("the number of tensors")?;
@@ -549,7 +550,11 @@ fn read_tensor_info(r: &mut Reader) -> Result<TensorInfo> {
     })?;
     let bytes = dtype.byte_len(&shape).ok_or_else(|| {
         let len = dtype.block_len();
-        r.invalid(format!("tensor {shown} of shape {shape:?}: the size overflows or a row is not whole {dtype} blocks of {len}"))
+        let reason = match shape.last() {
+            Some(row) if row % len != 0 => format!("a row is not whole {dtype} blocks of {len}"),
+            _ => "the size overflows".into(),
+        };
+        r.invalid(format!("tensor {shown} of shape {shape:?}: {reason}"))
     })?;
     let offset = r.u64("the offset of a tensor")?;
     Ok(TensorInfo { name, dtype, shape, offset, bytes, shard: 0 })
@@ -581,7 +586,10 @@ fn check_layout(r: &mut Reader, alignment: u32, tensors: &mut [TensorInfo]) -> R
             Some(end) if end <= len => end,
             _ => {
                 let have = len.saturating_sub(due);
-                return Err(r.invalid(format!("tensor {shown} takes {} bytes, {have} remain", info.bytes)));
+                return Err(r.invalid(format!(
+                    "tensor {shown} takes {} bytes, {have} remain: it is cut short, get it again",
+                    info.bytes
+                )));
             }
         };
         info.offset = due;

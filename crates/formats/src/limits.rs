@@ -51,4 +51,4 @@ pub const PATTERN_COMPILED_BYTES: usize = 256 << 10;
 /// Longest line (or record) of a data file, in bytes.
 pub const RECORD_BYTES: usize = 16 << 20;
 /// Most JSON values in one record of a data file.
-pub const RECORD_NODES: usize = 1 << 20;
+pub const RECORD_NODES: usize = 1 << 18;

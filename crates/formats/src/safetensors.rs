@@ -40,6 +40,7 @@ impl File {
     }
 
     fn parse(bytes: Bytes) -> Result<File> {
+        bytes.refuse_stand_ins()?;
         let mut reader = Reader::new(&bytes, FORMAT);
         let size = reader.u64("the length of its header")?;
         let size = reader.check("the length of its header", size, 1, limits::SAFETENSORS_HEADER_BYTES)?;
@@ -101,7 +102,7 @@ fn check_layout(bytes: &Bytes, start: u64, tensors: &mut [TensorInfo]) -> Result
             None => {
                 let have = bytes.len() - start;
                 return Err(bad(format!(
-                    "tensor {name} ends at {end}, but only {have} bytes of data follow the header"
+                    "tensor {name} ends at {end}, but only {have} bytes of data follow the header: it is cut short, get it again"
                 )));
             }
         };

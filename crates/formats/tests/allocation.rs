@@ -1,0 +1,108 @@
+//! The allocation law: whatever a file says of itself, opening and reading it takes at most 4 x its size + 1 MiB.
+
+#[path = "hostile/attacks.rs"]
+mod attacks;
+
+use std::path::Path;
+
+use peak_alloc::PeakAlloc;
+use retune_formats::peft::PeftAdapter;
+use retune_formats::records::Records;
+use retune_formats::{folder, gguf, json, safetensors};
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// Checks the law for one file on disk; returns whether it was accepted.
+fn law<T, E>(name: &str, size: usize, open: impl FnOnce() -> Result<T, E>) -> bool {
+    ALLOCATOR.reset_peak_usage();
+    let before = ALLOCATOR.current_usage();
+    let accepted = open().is_ok();
+    let peak = ALLOCATOR.peak_usage() - before;
+    let allowed = 4 * size + (1 << 20);
+    assert!(peak <= allowed, "{name}: {size} bytes of file, {peak} of memory, {allowed} allowed");
+    accepted
+}
+
+fn open(path: &Path) -> retune_formats::Result<()> {
+    match path.extension().is_some_and(|e| e == "gguf") {
+        true => gguf::File::open(path).map(drop),
+        false => safetensors::File::open(path).map(drop),
+    }
+}
+
+// One test, so that no other one allocates meanwhile.
+#[test]
+fn memory_is_bounded_by_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for attack in attacks::all() {
+        let path = dir.path().join(attack.file);
+        std::fs::write(&path, &attack.bytes).unwrap();
+        assert!(!law(&attack.name, attack.bytes.len(), || open(&path)), "{}", attack.name);
+    }
+    for (name, bytes) in dense() {
+        let path = dir.path().join(name);
+        std::fs::write(&path, &bytes).unwrap();
+        let accepted = law(name, bytes.len(), || open(&path));
+        assert!(accepted, "{name}: {:?}", open(&path));
+    }
+    let config = dir.path().join("adapter_config.json");
+    for bytes in [
+        b"[[],".repeat(250_000),
+        b"{\"\":[0,0],".repeat(100_000),
+        format!("[{}0]", "0,".repeat(1 << 20)).into(),
+    ] {
+        std::fs::write(&config, &bytes).unwrap();
+        assert!(!law("json", bytes.len(), || json::read(&config, 16 << 20)));
+        assert!(!law("adapter", bytes.len(), || PeftAdapter::open(dir.path())));
+        let index = dir.path().join("model.safetensors.index.json");
+        std::fs::write(&index, &bytes).unwrap();
+        std::fs::remove_file(dir.path().join("model.safetensors")).ok();
+        assert!(!law("index", bytes.len(), || folder::Weights::open(dir.path())));
+    }
+    for (name, text) in [
+        ("d.jsonl", "[".repeat(1 << 20)),
+        ("d.json", "{".repeat(1 << 20)),
+        ("d.csv", format!("a,b\n\"{}", "x".repeat(1 << 20))),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, &text).unwrap();
+        assert!(!law(name, text.len(), || Records::open(&path)?.try_for_each(|row| row.map(drop))), "{name}");
+    }
+}
+
+/// Valid files that are as dense as the format allows: nothing but the smallest entries.
+fn dense() -> Vec<(&'static str, Vec<u8>)> {
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let head = |tensors: u64, kvs: u64| {
+        [b"GGUF\x03\0\0\0".to_vec(), tensors.to_le_bytes().into(), kvs.to_le_bytes().into()].concat()
+    };
+    let padded = |mut bytes: Vec<u8>| {
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes
+    };
+    let kvs: Vec<u8> =
+        (0..65_536).flat_map(|i| [string(&format!("{i:x}")), vec![0, 0, 0, 0, 1]].concat()).collect();
+    let empty_strings =
+        [string("k"), vec![9, 0, 0, 0, 8, 0, 0, 0], (1u64 << 18).to_le_bytes().into(), vec![0; 8 << 18]]
+            .concat();
+    let tensors: Vec<u8> = (0..100_000u64)
+        .flat_map(|i| {
+            let rest =
+                [&1u32.to_le_bytes()[..], &1u64.to_le_bytes(), &24u32.to_le_bytes(), &(i * 32).to_le_bytes()];
+            [string(&format!("{i:x}")), rest.concat()].concat()
+        })
+        .collect();
+    let mut many = padded([head(100_000, 0), tensors].concat());
+    many.resize(many.len() + 100_000 * 32, 0);
+    let entries: Vec<String> = (0..100_000)
+        .map(|i| format!(r#""{i:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#))
+        .collect();
+    let header = format!("{{{}}}", entries.join(","));
+    vec![
+        ("kvs.gguf", padded([head(0, 65_536), kvs].concat())),
+        ("strings.gguf", padded([head(0, 1), empty_strings].concat())),
+        ("tensors.gguf", many),
+        ("tensors.safetensors", [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()),
+    ]
+}
