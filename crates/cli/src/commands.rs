@@ -2,3 +2,7 @@
 
 pub mod fetch;
 pub mod inspect;
+pub mod logits;
+pub mod methods;
+pub mod models;
+pub mod preview;

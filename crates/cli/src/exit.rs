@@ -36,6 +36,9 @@ fn code_of(error: &anyhow::Error) -> u8 {
         if cause.is::<RunFileError>() || cause.is::<UsageError>() {
             return USAGE;
         }
+        if matches!(cause.downcast_ref(), Some(retune::Error::Method(_))) {
+            return USAGE;
+        }
         if let Some(error) = cause.downcast_ref::<retune_formats::Error>() {
             return if error.is_io() { INPUT_OUTPUT } else { BAD_INPUT };
         }

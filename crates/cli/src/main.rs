@@ -5,6 +5,7 @@ mod args;
 mod commands;
 mod exit;
 mod fetch;
+mod loading;
 mod style;
 
 use std::process::ExitCode;
@@ -23,7 +24,11 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
-        Command::Fetch(args) => commands::fetch::run(args, cli.json),
+        Command::Preview(args) => commands::preview::run(args, cli.json),
         Command::Inspect(args) => commands::inspect::run(args, cli.json),
+        Command::Logits(args) => commands::logits::run(args, cli.json),
+        Command::Fetch(args) => commands::fetch::run(args, cli.json),
+        Command::Methods(args) => commands::methods::run(args, cli.json),
+        Command::Models(args) => commands::models::run(args, cli.json),
     }
 }

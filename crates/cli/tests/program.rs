@@ -108,3 +108,37 @@ fn recipes_are_right() {
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 }
+
+#[test]
+fn logits_are_those_of_pytorch_with_and_without_an_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("logits.safetensors");
+    for (folder, adapter) in [("parity/llama_base_full", false), ("parity/llama_lora", true)] {
+        let mut words =
+            vec!["logits".into(), "--model".into(), data("parity/llama_base_full"), "--ids".into()];
+        words.extend([data(folder).join("inputs.safetensors"), "--out".into(), out.clone()]);
+        if adapter {
+            words.extend(["--adapter".into(), data(folder)]);
+        }
+        retune(&words).ok();
+        let [ours, reference] = [out.clone(), data(folder).join("logits.safetensors")].map(|path| {
+            use retune_formats::TensorSource;
+            retune_formats::safetensors::File::open(path).unwrap().read_f32("logits").unwrap()
+        });
+        assert_eq!(ours.len(), reference.len());
+        let largest = reference.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        // Ours are zero at padding, where the reference holds what it computed there.
+        let off = ours
+            .iter()
+            .zip(&reference)
+            .filter(|(a, _)| **a != 0.0)
+            .fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(off <= 1e-4 * largest, "{off}");
+    }
+}
+
+#[test]
+fn registries_are_printed() {
+    assert!(retune(&["methods"]).ok().stdout.contains("lora"));
+    assert_eq!(retune(&["models", "--json"]).ok().json_lines()[0]["name"], "llama");
+}

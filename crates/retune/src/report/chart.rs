@@ -192,7 +192,7 @@ fn tick_label(value: f64, all: &[f64]) -> String {
     if value == 0.0 {
         return "0".into();
     }
-    if largest < 0.001 || largest >= 1e6 {
+    if !(0.001..1e6).contains(&largest) {
         return format!("{value:.0e}").replace("e", "e\u{200a}");
     }
     let decimals = (-(step.abs().max(1e-12)).log10() + 0.001).ceil().clamp(0.0, 6.0) as usize;
