@@ -5,10 +5,12 @@ pub mod error;
 pub mod methods;
 pub mod models;
 pub mod nn;
+pub mod objective;
 pub mod report;
 pub mod run_file;
 pub mod tasks;
 pub mod text;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use models::Model;

@@ -1,0 +1,43 @@
+//! What training needs to know of the data and the loss: implemented by tasks, used by `train`.
+
+use retune_tensor::{Tape, Var};
+
+/// Why a loss could not be computed; shown to the user with the step and the examples added.
+pub type ObjectiveError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Examples and their loss. Everything random in it is keyed by (seed, epoch, example), nothing is drawn from a state:
+/// the same call gives the same bytes, in any order, after any restart.
+pub trait Objective: Sync {
+    /// Number of examples.
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows of an example (tokens, frames, pixels): for tokens per second and the memory plan.
+    fn rows(&self, example: usize) -> usize;
+
+    /// Rows of an example that carry loss: for the memory plan.
+    fn targets(&self, example: usize) -> usize {
+        self.rows(example)
+    }
+
+    /// An example's share of the loss's denominator (its target tokens). Examples of weight 0 are never trained on.
+    fn weight(&self, example: usize) -> f64;
+
+    /// Where the example comes from, as `file:line`, for messages.
+    fn describe(&self, example: usize) -> String;
+
+    /// The weighted losses of the examples of `batch`, summed, over `denominator`: a `[1, 1]` value on the tape.
+    ///
+    /// # Errors
+    /// When the loss cannot be computed at all. A loss that is not finite is no error here.
+    fn loss<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        batch: &[usize],
+        epoch: u64,
+        denominator: f64,
+    ) -> Result<Var, ObjectiveError>;
+}

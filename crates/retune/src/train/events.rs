@@ -1,0 +1,198 @@
+//! What a run tells its caller while it goes on. One event is one line of `metrics.jsonl` and of `--json`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::Best;
+use super::plan::Plan;
+
+/// Something that happened. Steps count from 1; a step is one update (or a skipped one).
+///
+/// Numbers that are not finite are `null` in JSON and NaN when read back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The memory plan (sent by whoever planned, before the run).
+    Planned(Plan),
+    /// The run begins, or goes on after `step` steps.
+    Started {
+        step: u64,
+        steps: u64,
+        steps_per_epoch: u64,
+        /// Examples with something to learn.
+        examples: u64,
+        /// The sum of their weights (target tokens).
+        targets: f64,
+        trainable_parameters: u64,
+        /// The checkpoint that the run goes on from.
+        resumed_from: Option<PathBuf>,
+    },
+    /// One update was made.
+    Step {
+        step: u64,
+        steps: u64,
+        /// Epochs done, as a fraction.
+        epoch: f64,
+        /// Mean loss per target.
+        loss: f64,
+        lr: f64,
+        /// Norm of the whole gradient before clipping.
+        grad_norm: f64,
+        /// Real rows (tokens) of the step; there is no padding.
+        tokens: u64,
+        tokens_per_s: f64,
+        /// The most bytes that tensors held so far.
+        peak_bytes: u64,
+        /// Seconds left, at the speed so far.
+        eta_s: f64,
+    },
+    /// An evaluation goes on; not worth a line in a log.
+    Evaluating { step: u64, done: u64, examples: u64 },
+    /// An evaluation is done.
+    Eval {
+        step: u64,
+        /// Mean loss per target over all of the evaluation data.
+        #[serde(deserialize_with = "null_is_nan")]
+        loss: f64,
+        #[serde(deserialize_with = "null_is_nan")]
+        perplexity: f64,
+        /// The lowest loss so far.
+        best: bool,
+    },
+    /// A checkpoint is on the disk for good.
+    Saved { step: u64, path: PathBuf, bytes: u64 },
+    /// A loss or gradient was not finite: weights and moments are as before.
+    Skipped {
+        step: u64,
+        #[serde(deserialize_with = "null_is_nan")]
+        loss: f64,
+        #[serde(deserialize_with = "null_is_nan")]
+        grad_norm: f64,
+        /// The first parameter whose gradient is not finite.
+        tensor: Option<String>,
+        /// The examples whose own loss is not finite; all of the step if no single one is to blame.
+        examples: Vec<String>,
+        in_a_row: u32,
+    },
+    /// The loss or the gradient norm stands out of the last steps. Only a warning.
+    Spike { step: u64, what: SpikeIn, value: f64, z: f64 },
+    /// A checkpoint was not used.
+    CheckpointRejected { path: PathBuf, why: String },
+    /// The run was stopped on request and can go on from `checkpoint`.
+    Interrupted { step: u64, checkpoint: Option<PathBuf> },
+    /// The run was ended since its numbers are not finite.
+    Diverged { step: u64, why: String, checkpoint: Option<PathBuf> },
+    /// The run is done.
+    Finished {
+        step: u64,
+        eval_before: Option<f64>,
+        eval_after: Option<f64>,
+        best: Option<Best>,
+        tokens: u64,
+        /// Of this process.
+        seconds: f64,
+        peak_bytes: u64,
+    },
+}
+
+impl Event {
+    /// Worth a progress bar, not a line in a log.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Event::Evaluating { .. })
+    }
+
+    /// The step that a logged line belongs to, if any.
+    pub fn step(&self) -> Option<u64> {
+        match self {
+            Event::Planned(_) | Event::CheckpointRejected { .. } => None,
+            Event::Started { step, .. }
+            | Event::Step { step, .. }
+            | Event::Evaluating { step, .. }
+            | Event::Eval { step, .. }
+            | Event::Saved { step, .. }
+            | Event::Skipped { step, .. }
+            | Event::Spike { step, .. }
+            | Event::Interrupted { step, .. }
+            | Event::Diverged { step, .. }
+            | Event::Finished { step, .. } => Some(*step),
+        }
+    }
+}
+
+/// Which series a spike is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpikeIn {
+    Loss,
+    GradNorm,
+}
+
+/// The caller's answer to an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    Continue,
+    /// Finish the step, save, and return.
+    Stop,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutcomeEnd {
+    Finished,
+    /// Stopped on request.
+    Interrupted,
+    /// Too many steps in a row without finite numbers.
+    Diverged {
+        why: String,
+    },
+}
+
+/// What a run leaves behind; the trained weights are in the caller's `Params`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    pub end: OutcomeEnd,
+    /// Steps done, of `steps`.
+    pub step: u64,
+    pub steps: u64,
+    /// Mean loss of the last update.
+    pub loss: Option<f64>,
+    /// Evaluation loss before the first step, and at the last evaluation.
+    pub eval_before: Option<f64>,
+    pub eval_after: Option<f64>,
+    /// The saved checkpoint with the lowest evaluation loss.
+    pub best: Option<Best>,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// Rows (tokens) trained on since the run's beginning, over all restarts.
+    pub tokens: u64,
+    /// Seconds of this process.
+    pub seconds: f64,
+}
+
+/// JSON has no NaN; `null` stands for it.
+fn null_is_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_flat_json_objects_and_come_back() {
+        let event = Event::Eval { step: 3, loss: 1.5, perplexity: 4.25, best: true };
+        let text = serde_json::to_string(&event).unwrap();
+        assert_eq!(text, r#"{"event":"eval","step":3,"loss":1.5,"perplexity":4.25,"best":true}"#);
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_null() {
+        let event = Event::Eval { step: 3, loss: f64::NAN, perplexity: f64::INFINITY, best: false };
+        let text = serde_json::to_string(&event).unwrap();
+        assert!(text.contains(r#""loss":null"#), "{text}");
+        let Event::Eval { loss, .. } = serde_json::from_str::<Event>(&text).unwrap() else { panic!() };
+        assert!(loss.is_nan());
+    }
+}

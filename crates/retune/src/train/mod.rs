@@ -1,0 +1,32 @@
+//! Training: the loop, the optimiser, the schedule, checkpoints, the guard against bad numbers, the memory plan.
+//!
+//! Everything here is a function of (settings, data, step): the order of the examples, the learning rate and dropout have
+//! no state, so a checkpoint is {step, trainable weights, moments} and resuming is exact to the last bit.
+
+pub mod checkpoint;
+mod error;
+mod events;
+mod folder;
+mod guard;
+mod memory_limit;
+mod metrics;
+pub mod optimizer;
+mod order;
+pub mod plan;
+mod run;
+pub mod schedule;
+mod settings;
+
+pub use crate::objective::{Objective, ObjectiveError};
+pub use error::{Error, Result};
+pub use events::{Control, Event, Outcome, OutcomeEnd};
+pub use folder::{RunFolder, Start};
+pub use memory_limit::{MemoryLimit, available_memory};
+pub use metrics::MetricsLog;
+pub use optimizer::Optimizer;
+pub use order::{Order, Window, largest_batch};
+pub use plan::{ActivationProfile, Plan, PlanRequest};
+pub use run::{evaluate, train};
+pub use settings::TrainSettings;
+
+pub use crate::run_file::{Checkpointing, OnNan, Schedule};
