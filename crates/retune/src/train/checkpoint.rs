@@ -122,7 +122,8 @@ fn fill(
     let (mut weights, mut moments) = (Vec::new(), Vec::new());
     for (slot, weight) in &tensors {
         if !weight.all_finite() {
-            let what = format!("weight `{}` is not finite after step {}; nothing was saved", slot.name, state.step);
+            let what =
+                format!("weight `{}` is not finite after step {}; nothing was saved", slot.name, state.step);
             return Err(Error::checkpoint(temporary, what));
         }
         weights.push(TensorOut::f32(slot.name.as_str(), &slot.shape, weight.data()));
@@ -133,8 +134,12 @@ fn fill(
     safetensors::write(&temporary.join(MOMENTS), moments, &[])?;
     write_json(&temporary.join(STATE), state)?;
     atomic::write_bytes(&temporary.join(RUN_FILE), folder.run_file.as_bytes())?;
-    let mut manifest =
-        Manifest { format: FORMAT.into(), step: state.step, best: state.best.clone(), files: BTreeMap::new() };
+    let mut manifest = Manifest {
+        format: FORMAT.into(),
+        step: state.step,
+        best: state.best.clone(),
+        files: BTreeMap::new(),
+    };
     for name in FILES {
         manifest.files.insert(name.into(), entry(&temporary.join(name))?);
     }
@@ -143,7 +148,8 @@ fn fill(
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(std::io::Error::other).map_err(Error::io(path, "write"))?;
+    let mut text =
+        serde_json::to_vec_pretty(value).map_err(std::io::Error::other).map_err(Error::io(path, "write"))?;
     text.push(b'\n');
     Ok(atomic::write_bytes(path, &text)?)
 }
@@ -179,7 +185,8 @@ fn remove(folder: &Path) -> Result<()> {
 /// # Errors
 /// If the folder cannot be listed or a checkpoint cannot be removed.
 pub fn prune(folder: &RunFolder, keep: usize, best: Option<&Best>, rejected: &[PathBuf]) -> Result<()> {
-    let is_best = |path: &Path| best.is_some_and(|b| path.file_name().is_some_and(|name| name == b.name.as_str()));
+    let is_best =
+        |path: &Path| best.is_some_and(|b| path.file_name().is_some_and(|name| name == b.name.as_str()));
     let mut whole = folder.checkpoints()?;
     whole.retain(|(_, path)| !rejected.contains(path));
     let surplus = whole.len().saturating_sub(keep.max(2));
@@ -227,7 +234,10 @@ pub fn verify(path: &Path) -> Result<()> {
             return Err(Error::checkpoint(path, what));
         }
         if hash::file(&file)? != expected.blake3 {
-            return Err(Error::checkpoint(path, format!("{name} is not what was written (its hash differs)")));
+            return Err(Error::checkpoint(
+                path,
+                format!("{name} is not what was written (its hash differs)"),
+            ));
         }
     }
     Ok(())
@@ -292,14 +302,20 @@ fn check_count(path: &Path, found: usize, wanted: usize) -> Result<()> {
     if found == wanted {
         return Ok(());
     }
-    Err(Error::checkpoint(path, format!("it holds {found} tensors, the run trains {wanted}; its method or targets differ")))
+    Err(Error::checkpoint(
+        path,
+        format!("it holds {found} tensors, the run trains {wanted}; its method or targets differ"),
+    ))
 }
 
 /// The values of one tensor of exactly this shape, all finite.
 fn read(path: &Path, file: &safetensors::File, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let info = file.get(name)?;
     if info.shape != shape {
-        let what = format!("`{name}` has shape {:?}, the run trains {shape:?}; its method or rank differs", info.shape);
+        let what = format!(
+            "`{name}` has shape {:?}, the run trains {shape:?}; its method or rank differs",
+            info.shape
+        );
         return Err(Error::checkpoint(path, what));
     }
     let values = file.read_f32(name)?;

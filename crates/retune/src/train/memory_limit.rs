@@ -43,7 +43,9 @@ fn cgroup_free() -> Option<u64> {
     let mut least = None;
     for line in text.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
         let (root, names) = match controllers {
             "" => ("/sys/fs/cgroup", Names::V2),
             c if c.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", Names::V1),
@@ -85,7 +87,8 @@ fn group_free(folder: &Path, names: Names) -> Option<u64> {
     let limit = number(max).filter(|limit| *limit < 1 << 60)?;
     // Files read but not in use go as soon as memory is asked for.
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-    let cached = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse::<u64>().ok()).unwrap_or(0);
+    let cached =
+        stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse::<u64>().ok()).unwrap_or(0);
     Some(limit.saturating_sub(number(current)?.saturating_sub(cached)))
 }
 

@@ -81,7 +81,14 @@ impl Optimizer {
     ///
     /// `norm` is the gradient's global norm; above `max_grad_norm` (if that is not 0) the gradient counts
     /// `max_grad_norm / (norm + 1e-6)`.
-    pub fn step(&mut self, params: &mut Params, gradients: &Gradients, lr: f64, norm: f64, max_grad_norm: f64) {
+    pub fn step(
+        &mut self,
+        params: &mut Params,
+        gradients: &Gradients,
+        lr: f64,
+        norm: f64,
+        max_grad_norm: f64,
+    ) {
         let clipped = max_grad_norm > 0.0 && norm > max_grad_norm;
         let scale = if clipped { (max_grad_norm / (norm + 1e-6)) as f32 } else { 1.0 };
         self.updates += 1;

@@ -61,7 +61,8 @@ impl Order {
     pub fn window(&mut self, index: u64) -> Window {
         let (epoch, place) = (index / self.steps_per_epoch(), (index % self.steps_per_epoch()) as usize);
         if self.shuffled.as_ref().is_none_or(|(of, _)| *of != epoch) {
-            let order = Stream::named(self.seed, &format!("order of epoch {epoch}")).permutation(self.examples.len());
+            let order =
+                Stream::named(self.seed, &format!("order of epoch {epoch}")).permutation(self.examples.len());
             self.shuffled = Some((epoch, order));
         }
         let order = self.shuffled.as_ref().map_or(&[][..], |(_, order)| order);

@@ -69,7 +69,11 @@ impl<'a> PlanRequest<'a> {
     /// The bytes of frozen and of trainable weights.
     pub fn weights(params: &retune_tensor::Params) -> (u64, u64) {
         let bytes = |trainable| {
-            params.iter().filter(|(_, p)| p.trainable == trainable).map(|(_, p)| p.weight.bytes() as u64).sum()
+            params
+                .iter()
+                .filter(|(_, p)| p.trainable == trainable)
+                .map(|(_, p)| p.weight.bytes() as u64)
+                .sum()
         };
         (bytes(false), bytes(true))
     }
@@ -167,7 +171,8 @@ fn evaluation_bytes(profile: &ActivationProfile, eval: &dyn Objective, batch_siz
     let of_batch = |batch: &[usize]| {
         let rows: u64 = batch.iter().map(|&e| eval.rows(e) as u64).sum();
         let targets: u64 = batch.iter().map(|&e| eval.targets(e) as u64).sum();
-        (rows * profile.inference).max(rows * profile.block_input + targets * profile.head_per_target + profile.head_fixed)
+        (rows * profile.inference)
+            .max(rows * profile.block_input + targets * profile.head_per_target + profile.head_fixed)
     };
     examples.chunks(batch_size.max(1)).map(of_batch).max().unwrap_or(0)
 }
@@ -177,7 +182,10 @@ fn nearest(request: &PlanRequest, now: &Plan, fits: impl Fn(&Plan) -> bool) -> R
     if !now.checkpointing {
         let with = predict(request, request.settings.batch_size, true)?;
         if fits(&with) {
-            return Ok(format!("`checkpointing = \"on\"` needs {} and gives the same result", human(with.total_bytes)));
+            return Ok(format!(
+                "`checkpointing = \"on\"` needs {} and gives the same result",
+                human(with.total_bytes)
+            ));
         }
     }
     let mut batch_size = request.settings.batch_size;
@@ -186,8 +194,10 @@ fn nearest(request: &PlanRequest, now: &Plan, fits: impl Fn(&Plan) -> bool) -> R
         for checkpointing in [now.checkpointing, true] {
             let smaller = predict(request, batch_size, checkpointing)?;
             if fits(&smaller) {
-                let passes = request.settings.gradient_accumulation * request.settings.batch_size.div_ceil(batch_size);
-                let also = if checkpointing == now.checkpointing { "" } else { " and `checkpointing = \"on\"`" };
+                let passes =
+                    request.settings.gradient_accumulation * request.settings.batch_size.div_ceil(batch_size);
+                let also =
+                    if checkpointing == now.checkpointing { "" } else { " and `checkpointing = \"on\"`" };
                 return Ok(format!(
                     "`batch_size = {batch_size}` with `gradient_accumulation = {passes}`{also} needs {} for the same step",
                     human(smaller.total_bytes)

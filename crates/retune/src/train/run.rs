@@ -326,7 +326,8 @@ impl<'a> Run<'a> {
         let in_a_row = self.state.guard.skipped_in_a_row;
         let step = self.state.step;
         let whose = if loss.is_finite() { "gradient" } else { "loss" };
-        let place = tensor.as_ref().map(|name| format!(", first in the gradient of `{name}`")).unwrap_or_default();
+        let place =
+            tensor.as_ref().map(|name| format!(", first in the gradient of `{name}`")).unwrap_or_default();
         let who = shortened(&examples, examples.len());
         self.tell(Event::Skipped { step, loss, grad_norm, tensor, examples, in_a_row });
         let why = match self.settings.on_nan {
@@ -412,8 +413,7 @@ fn loss_of(
     step: u64,
 ) -> Result<f64> {
     let tape = Tape::inference(params);
-    let value =
-        objective.loss(&tape, batch, epoch, denominator).map_err(failed(objective, batch, step))?;
+    let value = objective.loss(&tape, batch, epoch, denominator).map_err(failed(objective, batch, step))?;
     Ok(f64::from(scalar(value.value())))
 }
 
@@ -441,7 +441,8 @@ fn shortened(names: &[String], count: usize) -> String {
 /// The settings in which two runs differ, with both values.
 fn differences(was: &State, now: &State) -> Vec<String> {
     let keys: std::collections::BTreeSet<&String> = was.settings.keys().chain(now.settings.keys()).collect();
-    let value = |state: &State, key: &String| state.settings.get(key).cloned().unwrap_or_else(|| "not set".into());
+    let value =
+        |state: &State, key: &String| state.settings.get(key).cloned().unwrap_or_else(|| "not set".into());
     keys.into_iter()
         .filter(|key| was.settings.get(*key) != now.settings.get(*key))
         .map(|key| format!("`{key}` was {} and is now {}", value(was, key), value(now, key)))

@@ -96,20 +96,40 @@ impl TrainSettings {
             (self.steps != Some(0), "`steps` must be at least 1", 0.0),
             (self.batch_size > 0, "`batch_size` must be at least 1", 0.0),
             (self.gradient_accumulation > 0, "`gradient_accumulation` must be at least 1", 0.0),
-            (positive(self.lr) && (self.lr as f32).is_finite(), "`lr` must be above 0 and finite", self.lr),
+            // AdamW's first step is lr / (1 - beta1), in f32.
+            (
+                positive(self.lr) && ((self.lr / (1.0 - self.beta1)) as f32).is_finite(),
+                "`lr` must be above 0 and small enough for f32",
+                self.lr,
+            ),
             (self.warmup.is_finite() && self.warmup >= 0.0, "`warmup` must be at least 0", self.warmup),
             ((0.0..1.0).contains(&self.beta1), "`beta1` must be from 0 to below 1", self.beta1),
             ((0.0..1.0).contains(&self.beta2), "`beta2` must be from 0 to below 1", self.beta2),
             (positive(self.eps), "`eps` must be above 0", self.eps),
-            (self.weight_decay.is_finite() && self.weight_decay >= 0.0, "`weight_decay` must be at least 0", self.weight_decay),
-            (self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0, "`max_grad_norm` must be at least 0", self.max_grad_norm),
+            (
+                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                "`weight_decay` must be at least 0",
+                self.weight_decay,
+            ),
+            (
+                self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
+                "`max_grad_norm` must be at least 0",
+                self.max_grad_norm,
+            ),
             (self.eval_every != Some(0), "`eval_every` must be at least 1", 0.0),
             (self.save_every != Some(0), "`save_every` must be at least 1", 0.0),
-            (self.keep >= 2, "`keep` must be at least 2, so that a damaged newest checkpoint has a predecessor", self.keep as f64),
+            (
+                self.keep >= 2,
+                "`keep` must be at least 2, so that a damaged newest checkpoint has a predecessor",
+                self.keep as f64,
+            ),
             (self.nan_steps_max > 0, "`nan_steps_max` must be at least 1", 0.0),
         ];
-        let wrong: Vec<String> =
-            rules.iter().filter(|(ok, ..)| !ok).map(|(_, rule, value)| format!("{rule}, not {value}")).collect();
+        let wrong: Vec<String> = rules
+            .iter()
+            .filter(|(ok, ..)| !ok)
+            .map(|(_, rule, value)| format!("{rule}, not {value}"))
+            .collect();
         if wrong.is_empty() { Ok(()) } else { Err(Error::Settings(wrong)) }
     }
 
