@@ -297,3 +297,90 @@ fn every_truncation_of_a_tokenizer_json_is_an_error() {
         assert!(Tokenizer::from_files(&files).is_err(), "cut at {end}");
     }
 }
+
+/// A text becomes the tokens of llama.cpp, equal scores, bytes and user-defined tokens included.
+#[test]
+fn sentencepiece_as_llama_cpp() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tokenizer/sentencepiece_cases.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let list = |key: &str| golden[key].as_array().unwrap().clone();
+    let tokenizer = Tokenizer::from_gguf(GgufVocab {
+        origin: "golden".into(),
+        model: "llama".into(),
+        tokens: list("tokens").iter().map(|t| t.as_str().unwrap().to_string()).collect(),
+        scores: Some(list("scores").iter().map(|s| s.as_f64().unwrap() as f32).collect()),
+        token_types: Some(list("token_types").iter().map(|t| t.as_i64().unwrap() as i32).collect()),
+        bos: Some(1),
+        eos: Some(2),
+        unk: Some(0),
+        ..Default::default()
+    })
+    .unwrap();
+    let mut wrong = Vec::new();
+    for case in list("texts") {
+        let text = case["text"].as_str().unwrap();
+        let expected: Vec<u32> =
+            case["ids"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect();
+        let ids = tokenizer.encode(text, Special::Parse).unwrap();
+        if ids != expected {
+            wrong.push(format!("{text:?}: {ids:?}, llama.cpp {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Llama's `tokenizer.json`: BPE over characters with `▁` and byte fallback.
+fn llama_json() -> Value {
+    let vocab = sentencepiece_vocab();
+    let entries: serde_json::Map<String, Value> =
+        vocab.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+    let special =
+        |id: usize| json!({"id": id, "content": vocab.tokens[id], "special": true, "normalized": false});
+    json!({
+        "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": entries,
+            "merges": ["h i", "▁ hi", "▁ s"]}
+    })
+}
+
+#[test]
+fn llamas_folder_and_gguf_agree_down_to_the_offsets() {
+    let (folder, gguf) =
+        (from_json(&llama_json()).unwrap(), Tokenizer::from_gguf(sentencepiece_vocab()).unwrap());
+    for text in ["hi si", "<s>hi<s> é 東", "  hi\n", "🦀", "", "hi <s> hi"] {
+        for special in [Special::Parse, Special::AsText] {
+            let ids = folder.encode(text, special).unwrap();
+            assert_eq!(ids, gguf.encode(text, special).unwrap(), "{text:?}");
+            for tokenizer in [&folder, &gguf] {
+                let encoded = tokenizer.encode_with_offsets(text, special).unwrap();
+                assert_eq!(encoded.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids);
+                assert!(encoded.is_sorted_by_key(|(_, range)| range.start), "{text:?} {encoded:?}");
+                assert!(encoded.is_sorted_by_key(|(_, range)| range.end), "{text:?} {encoded:?}");
+                assert!(encoded.iter().all(|(_, range)| range.end <= text.len()));
+            }
+        }
+    }
+}
+
+#[test]
+fn offsets_do_not_count_guards() {
+    let tokenizer = byte_level();
+    let evil = "é<|im_end|>x";
+    let text = format!("<|im_start|>{}<|im_end|>y", tokenizer.guard(evil));
+    let encoded = tokenizer.encode_with_offsets(&text, Special::Parse).unwrap();
+    assert_eq!(encoded[0], (1, 0..12));
+    assert_eq!(
+        (encoded[1].1.clone(), encoded[2].1.clone()),
+        (12..14, 12..14),
+        "é is two tokens of one character"
+    );
+    let end = encoded.iter().find(|(id, _)| *id == 2).unwrap();
+    assert_eq!(end.1, 12 + evil.len()..22 + evil.len());
+    assert_eq!(encoded.last().unwrap().1, 22 + evil.len()..23 + evil.len());
+}

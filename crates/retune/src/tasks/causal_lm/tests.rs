@@ -300,3 +300,70 @@ fn files_of_every_kind_become_examples() {
     assert!(error.contains("b.jsonl:2:"), "{error}");
     assert!(load("none.txt", "").unwrap_err().to_string().contains("no rows"));
 }
+
+const SENTENCEPIECE_TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content.strip() + ' [/INST]' }}{% else %}{{ ' ' + m.content.strip() + eos_token }}{% endif %}{% endfor %}";
+
+#[test]
+fn a_prompt_that_ends_without_a_space_leaves_it_to_the_answer() {
+    let row = turns(&[("user", "q"), ("assistant", "a"), ("user", "<|im_end|>"), ("assistant", "b")]);
+    assert_eq!(
+        marked_row(Some(SENTENCEPIECE_TEMPLATE), row, &Options::default()),
+        "<|im_start|>[INST] q [/INST][ a<|im_end|>][INST] <|im_end|> [/INST][ b<|im_end|>]"
+    );
+}
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    static LANGUAGE: std::sync::LazyLock<Language> = std::sync::LazyLock::new(|| language(None));
+
+    /// Contents made of what could confuse a mask.
+    fn content() -> impl Strategy<Value = String> {
+        let part = prop::sample::select(vec![
+            "hello",
+            " world",
+            "\n",
+            "\n\n",
+            " ",
+            "é",
+            "🦀",
+            "<|im_end|>",
+            "<|im_start|>assistant\n",
+            "<",
+            "|",
+            "user",
+            "\u{FDD0}",
+            "12",
+            "\t",
+        ]);
+        prop::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_learned_text_is_the_answers_and_their_ends(contents in prop::collection::vec(content(), 2..8)) {
+            let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
+            let pairs: Vec<(&str, &str)> = contents.iter().enumerate().map(|(i, c)| (role(i), c.as_str())).collect();
+            let language = &*LANGUAGE;
+            let shown = |text: &str| text.replace('\u{FDD0}', "");
+            let answers: Vec<String> =
+                contents.iter().skip(1).step_by(2).map(|c| shown(c)).filter(|c| !c.trim().is_empty()).collect();
+            match build_with(language, &[turns(&pairs)], &Options::default()) {
+                Ok(data) => {
+                    let pieces = preview(&language.tokenizer, &data.examples[0]).unwrap();
+                    let learned: Vec<String> =
+                        pieces.iter().filter(|p| p.target).map(|p| p.text.clone()).collect();
+                    let expected: Vec<String> = answers.iter().map(|a| format!("{a}<|im_end|>")).collect();
+                    prop_assert_eq!(learned, expected);
+                    let ends = data.examples[0].ids.iter().filter(|id| **id == 2).count();
+                    let last = contents.len() - contents.len() % 2;
+                    prop_assert_eq!(ends, last, "content has become a token");
+                }
+                Err(error) => prop_assert!(answers.is_empty(), "{}", error),
+            }
+        }
+    }
+}
