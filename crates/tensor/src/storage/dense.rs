@@ -2,8 +2,10 @@
 
 use half::{bf16, f16};
 
+use super::blocks::field;
+use super::isa::{Isa, per_isa};
 use super::{Format, Spec, Storage, check_decode, check_dot};
-use crate::kernel::simd::{LANES, dot_inline, fold};
+use crate::kernel::simd::dot_inline;
 use crate::multiversion;
 use crate::tensor::Tensor;
 
@@ -94,103 +96,105 @@ impl<const BRAIN: bool> Storage for HalfMatrix<BRAIN> {
     fn decode(&self, row: usize, col0: usize, out: &mut [f32]) {
         check_decode(self, row, col0, out.len());
         let words = &self.words[row * self.cols + col0..][..out.len()];
-        if BRAIN { widen_bf16(words, out) } else { widen_f16(words, out) }
+        decode::<BRAIN>(words, out);
     }
     fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]) {
         check_dot(self, row0, x, y);
-        let words = &self.words[row0 * self.cols..];
-        if BRAIN { dot_bf16(words, x, y) } else { dot_f16(words, x, y) }
+        dot_rows::<BRAIN>(&self.words[row0 * self.cols..], x, y);
     }
-}
-
-#[inline(always)]
-pub(crate) fn from_bf16(w: u16) -> f32 {
-    f32::from_bits(u32::from(w) << 16)
-}
-
-/// IEEE half to f32, without branches and without subnormal f32 on the way (slow on many machines).
-#[inline(always)]
-pub(crate) fn from_f16(w: u16) -> f32 {
-    const SMALLEST_NORMAL: f32 = 6.103_515_6e-5; // 2^-14
-    let w = u32::from(w);
-    let sign = (w & 0x8000) << 16;
-    let magnitude = (w & 0x7fff) << 13; // exponent and mantissa in place, bias still 15
-    let normal = magnitude + ((127 - 15) << 23);
-    let special = magnitude + ((255 - 31) << 23); // inf and NaN
-    // A subnormal is mantissa * 2^-24: put the mantissa behind the exponent of 2^-14, and take 2^-14 away.
-    let subnormal = (f32::from_bits(normal + (1 << 23)) - SMALLEST_NORMAL).to_bits();
-    let bits = if magnitude >= 31 << 23 { special } else { normal };
-    let bits = if magnitude < 1 << 23 { subnormal } else { bits };
-    f32::from_bits(bits | sign)
-}
-
-/// Dot product of f32 with a row that is widened on the way.
-#[inline(always)]
-fn dot_wide(row: &[u16], x: &[f32], widen: impl Fn(u16) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (rows, row_tail) = row.as_chunks::<LANES>();
-    let (xs, x_tail) = x.as_chunks::<LANES>();
-    for (row, x) in rows.iter().zip(xs) {
-        for i in 0..LANES {
-            lanes[i] += widen(row[i]) * x[i];
-        }
-    }
-    for ((lane, w), x) in lanes.iter_mut().zip(row_tail).zip(x_tail) {
-        *lane += widen(*w) * x;
-    }
-    fold(lanes, |a, b| a + b)
 }
 
 multiversion! {
-    fn widen_bf16(words: &[u16], out: &mut [f32]) {
-        for (o, w) in out.iter_mut().zip(words) {
-            *o = from_bf16(*w);
-        }
-    }
-
-    fn widen_f16(words: &[u16], out: &mut [f32]) {
-        for (o, w) in out.iter_mut().zip(words) {
-            *o = from_f16(*w);
-        }
-    }
-
     /// y[i] = the dot product of x and the i-th row of `rows`, each as long as x.
     fn dot_f32(rows: &[f32], x: &[f32], y: &mut [f32]) {
         for (i, y) in y.iter_mut().enumerate() {
             *y = dot_inline(&rows[i * x.len()..][..x.len()], x);
         }
     }
+}
 
-    fn dot_bf16(rows: &[u16], x: &[f32], y: &mut [f32]) {
-        for (i, y) in y.iter_mut().enumerate() {
-            *y = dot_wide(&rows[i * x.len()..][..x.len()], x, from_bf16);
-        }
+/// Sixteen elements.
+#[inline(always)]
+fn widen<I: Isa, const BRAIN: bool>(isa: I, words: &[u16; 16]) -> I::Floats {
+    if BRAIN { isa.brains(words) } else { isa.halves(words) }
+}
+
+/// 64 elements of a dot product.
+#[inline(always)]
+fn step<I: Isa, const BRAIN: bool>(
+    isa: I,
+    row: &[u16; 64],
+    x: &[f32; 64],
+    sums: [I::Floats; 4],
+) -> [I::Floats; 4] {
+    let mut sums = sums;
+    for j in 0..4 {
+        sums[j] =
+            isa.mul_add(widen::<_, BRAIN>(isa, field(row, 16 * j)), isa.load(field(x, 16 * j)), sums[j]);
     }
+    sums
+}
 
-    fn dot_f16(rows: &[u16], x: &[f32], y: &mut [f32]) {
+/// A row's last elements, followed by zeros.
+#[inline(always)]
+fn padded<T: Copy + Default, const N: usize>(tail: &[T]) -> [T; N] {
+    let mut all = [T::default(); N];
+    all[..tail.len()].copy_from_slice(tail);
+    all
+}
+
+per_isa! {
+    fn decode[const BRAIN: bool][BRAIN](isa; words: &[u16], out: &mut [f32]) {
+        let (words, word_tail) = words.as_chunks::<16>();
+        let (out, out_tail) = out.as_chunks_mut::<16>();
+        for (words, out) in words.iter().zip(out) {
+            isa.store(widen::<_, BRAIN>(isa, words), out);
+        }
+        let mut last = [0.0; 16];
+        isa.store(widen::<_, BRAIN>(isa, &padded(word_tail)), &mut last);
+        out_tail.copy_from_slice(&last[..out_tail.len()]);
+    }
+}
+
+per_isa! {
+    /// y[i] = the dot product of x and the i-th row of `rows`, each as long as x.
+    fn dot_rows[const BRAIN: bool][BRAIN](isa; rows: &[u16], x: &[f32], y: &mut [f32]) {
+        let (xs, x_tail) = x.as_chunks::<64>();
         for (i, y) in y.iter_mut().enumerate() {
-            *y = dot_wide(&rows[i * x.len()..][..x.len()], x, from_f16);
+            let (row, row_tail) = rows[i * x.len()..][..x.len()].as_chunks::<64>();
+            let mut sums = [isa.splat(0.0); 4];
+            for (row, x) in row.iter().zip(xs) {
+                sums = step::<_, BRAIN>(isa, row, x, sums);
+            }
+            if !row_tail.is_empty() {
+                sums = step::<_, BRAIN>(isa, &padded(row_tail), &padded(x_tail), sums);
+            }
+            let mut lanes = [0.0; 16];
+            isa.store(isa.add(isa.add(sums[0], sums[1]), isa.add(sums[2], sums[3])), &mut lanes);
+            *y = lanes.iter().sum();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::isa::{from_bf16, from_f16};
     use super::*;
 
     #[test]
-    fn every_half_widens_to_its_value() {
-        for w in 0..=u16::MAX {
-            let (ours, theirs) = (from_f16(w), f16::from_bits(w).to_f32());
-            assert!(
-                ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
-                "{w:#x} {ours} {theirs}"
-            );
-            let (ours, theirs) = (from_bf16(w), bf16::from_bits(w).to_f32());
-            assert!(
-                ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
-                "{w:#x} {ours} {theirs}"
-            );
+    fn every_half_widens_to_its_value_on_every_path() {
+        let words: Vec<u16> = (0..=u16::MAX).collect();
+        let mut all = vec![0.0; words.len()];
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        decode::<false>(&words, &mut all);
+        for (w, f) in words.iter().zip(&all) {
+            let want = f16::from_bits(*w).to_f32();
+            assert!(same(*f, want) && same(from_f16(*w), want), "{w:#x} {f} {want}");
+        }
+        decode::<true>(&words, &mut all);
+        for (w, f) in words.iter().zip(&all) {
+            let want = bf16::from_bits(*w).to_f32();
+            assert!(same(*f, want) && same(from_bf16(*w), want), "{w:#x} {f} {want}");
         }
     }
 }

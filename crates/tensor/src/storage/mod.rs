@@ -7,6 +7,7 @@ mod blocks;
 mod dense;
 #[cfg(test)]
 mod fixtures;
+mod isa;
 mod q2_k;
 mod q3_k;
 mod q4_0;

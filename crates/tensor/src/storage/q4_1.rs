@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::blocks::{Blocked, Group, Isa, bytes, each, nibbles, spec};
+use super::blocks::{Blocked, field, spec};
+use super::isa::Isa;
 use super::{Format, Spec};
 
 pub(super) static Q4_1: Spec = spec::<Q41, 20>();
@@ -13,13 +14,11 @@ impl Blocked<20> for Q41 {
     const FORMAT: Format = Format::Q4_1;
     const NAME: &'static str = "q4_1";
     const COLS: usize = 32;
-    const OFFSET: bool = true;
     const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
 
     #[inline(always)]
-    fn group(isa: impl Isa, block: &[u8; 20], _: usize) -> Group {
-        let q = nibbles(bytes(block, 4));
-        Group::affine(each(|j| q[j], 0), isa.f16(*bytes(block, 0)), isa.f16(*bytes(block, 2)))
+    fn group<I: Isa>(isa: I, block: &[u8; 20], _: usize) -> [I::Floats; 2] {
+        isa.affine_nibbles(field(block, 4), isa.half(*field(block, 0)), isa.half(*field(block, 2)))
     }
 }
 

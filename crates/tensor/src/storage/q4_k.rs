@@ -1,7 +1,8 @@
 //! Q4_K: 256 columns in 144 bytes, w = d s q - dmin m, s and m six bits for 32 columns each.
 //! Layout: d f16, dmin f16, 12 bytes of scales, 128 bytes of nibbles (lower halves of 32 bytes, then upper).
 
-use super::blocks::{Blocked, Group, Isa, bytes, each, spec};
+use super::blocks::{Blocked, field, spec};
+use super::isa::Isa;
 use super::{Format, Spec};
 
 pub(super) static Q4_K: Spec = spec::<Q4K, 144>();
@@ -12,14 +13,13 @@ impl Blocked<144> for Q4K {
     const FORMAT: Format = Format::Q4_K;
     const NAME: &'static str = "q4_k";
     const COLS: usize = 256;
-    const OFFSET: bool = true;
 
     #[inline(always)]
-    fn group(isa: impl Isa, block: &[u8; 144], i: usize) -> Group {
-        let (d, dmin) = (isa.f16(*bytes(block, 0)), isa.f16(*bytes(block, 2)));
-        let (s, m) = scale_and_min(bytes(block, 4), i);
-        let q: &[u8; 32] = bytes(block, 16 + i / 2 * 32);
-        Group::affine(each(|j| q[j] >> (i % 2 * 4) & 15, 0), d * f32::from(s), -(dmin * f32::from(m)))
+    fn group<I: Isa>(isa: I, block: &[u8; 144], i: usize) -> [I::Floats; 2] {
+        let (d, dmin) = (isa.half(*field(block, 0)), isa.half(*field(block, 2)));
+        let (s, m) = scale_and_min(field(block, 4), i);
+        let q = isa.shift_and(isa.bytes(field(block, 16 + i / 2 * 32)), i % 2 * 4, 15);
+        isa.affine(q, [d * f32::from(s); 2], [-(dmin * f32::from(m)); 2])
     }
 }
 

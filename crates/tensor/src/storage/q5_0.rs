@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::blocks::{Blocked, Group, Isa, bits, bytes, each, nibbles, spec};
+use super::blocks::{Blocked, field, spec};
+use super::isa::Isa;
 use super::{Format, Spec};
 
 pub(super) static Q5_0: Spec = spec::<Q50, 22>();
@@ -13,13 +14,13 @@ impl Blocked<22> for Q50 {
     const FORMAT: Format = Format::Q5_0;
     const NAME: &'static str = "q5_0";
     const COLS: usize = 32;
-    const OFFSET: bool = false;
     const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
 
     #[inline(always)]
-    fn group(isa: impl Isa, block: &[u8; 22], _: usize) -> Group {
-        let (high, q) = (bits(bytes(block, 2)), nibbles(bytes(block, 6)));
-        Group::scaled(each(|j| q[j] | high[j] << 4, 16), isa.f16(*bytes(block, 0)))
+    fn group<I: Isa>(isa: I, block: &[u8; 22], _: usize) -> [I::Floats; 2] {
+        let high = isa.and(isa.spread(u32::from_le_bytes(*field(block, 2))), 16);
+        let q = isa.minus(isa.or(isa.nibbles(field(block, 6)), high), 16);
+        isa.scaled(q, [isa.half(*field(block, 0)); 2])
     }
 }
 

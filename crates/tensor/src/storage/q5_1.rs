@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::blocks::{Blocked, Group, Isa, bits, bytes, each, nibbles, spec};
+use super::blocks::{Blocked, field, spec};
+use super::isa::Isa;
 use super::{Format, Spec};
 
 pub(super) static Q5_1: Spec = spec::<Q51, 24>();
@@ -13,13 +14,13 @@ impl Blocked<24> for Q51 {
     const FORMAT: Format = Format::Q5_1;
     const NAME: &'static str = "q5_1";
     const COLS: usize = 32;
-    const OFFSET: bool = true;
     const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
 
     #[inline(always)]
-    fn group(isa: impl Isa, block: &[u8; 24], _: usize) -> Group {
-        let (high, q) = (bits(bytes(block, 4)), nibbles(bytes(block, 8)));
-        Group::affine(each(|j| q[j] | high[j] << 4, 0), isa.f16(*bytes(block, 0)), isa.f16(*bytes(block, 2)))
+    fn group<I: Isa>(isa: I, block: &[u8; 24], _: usize) -> [I::Floats; 2] {
+        let high = isa.and(isa.spread(u32::from_le_bytes(*field(block, 4))), 16);
+        let q = isa.or(isa.nibbles(field(block, 8)), high);
+        isa.affine(q, [isa.half(*field(block, 0)); 2], [isa.half(*field(block, 2)); 2])
     }
 }
 

@@ -1,7 +1,8 @@
 //! Q5_K: 256 columns in 176 bytes, w = d s q - dmin m, s and m six bits for 32 columns each.
 //! Layout: d f16, dmin f16, 12 bytes of scales, 32 bytes of fifth bits (bit i for group i), 128 bytes of nibbles.
 
-use super::blocks::{Blocked, Group, Isa, bytes, each, spec};
+use super::blocks::{Blocked, field, spec};
+use super::isa::Isa;
 use super::q4_k::scale_and_min;
 use super::{Format, Spec};
 
@@ -13,15 +14,13 @@ impl Blocked<176> for Q5K {
     const FORMAT: Format = Format::Q5_K;
     const NAME: &'static str = "q5_k";
     const COLS: usize = 256;
-    const OFFSET: bool = true;
 
     #[inline(always)]
-    fn group(isa: impl Isa, block: &[u8; 176], i: usize) -> Group {
-        let (d, dmin) = (isa.f16(*bytes(block, 0)), isa.f16(*bytes(block, 2)));
-        let (s, m) = scale_and_min(bytes(block, 4), i);
-        let high: &[u8; 32] = bytes(block, 16);
-        let low: &[u8; 32] = bytes(block, 48 + i / 2 * 32);
-        let q = each(|j| low[j] >> (i % 2 * 4) & 15 | (high[j] >> i & 1) << 4, 0);
-        Group::affine(q, d * f32::from(s), -(dmin * f32::from(m)))
+    fn group<I: Isa>(isa: I, block: &[u8; 176], i: usize) -> [I::Floats; 2] {
+        let (d, dmin) = (isa.half(*field(block, 0)), isa.half(*field(block, 2)));
+        let (s, m) = scale_and_min(field(block, 4), i);
+        let low = isa.shift_and(isa.bytes(field(block, 48 + i / 2 * 32)), i % 2 * 4, 15);
+        let high = isa.shift_up(isa.shift_and(isa.bytes(field(block, 16)), i, 1), 4);
+        isa.affine(isa.or(low, high), [d * f32::from(s); 2], [-(dmin * f32::from(m)); 2])
     }
 }

@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::blocks::{Blocked, Group, Isa, bytes, each, spec};
+use super::blocks::{Blocked, field, spec};
+use super::isa::Isa;
 use super::{Format, Spec};
 
 pub(super) static Q8_0: Spec = spec::<Q80, 34>();
@@ -13,13 +14,11 @@ impl Blocked<34> for Q80 {
     const FORMAT: Format = Format::Q8_0;
     const NAME: &'static str = "q8_0";
     const COLS: usize = 32;
-    const OFFSET: bool = false;
     const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
 
     #[inline(always)]
-    fn group(isa: impl Isa, block: &[u8; 34], _: usize) -> Group {
-        let q: &[u8; 32] = bytes(block, 2);
-        Group::scaled(each(|j| q[j], 0), isa.f16(*bytes(block, 0)))
+    fn group<I: Isa>(isa: I, block: &[u8; 34], _: usize) -> [I::Floats; 2] {
+        isa.scaled(isa.bytes(field(block, 2)), [isa.half(*field(block, 0)); 2])
     }
 }
 
