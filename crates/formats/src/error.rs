@@ -119,9 +119,17 @@ impl Error {
 /// Text from a file made fit for a message: short, and on one line.
 pub(crate) fn quote(text: &str) -> String {
     const SHOWN: usize = 80;
-    let mut short: String = text.chars().take(SHOWN).collect();
-    if short.len() < text.len() {
-        short.push('…');
+    let mut out = String::from("`");
+    for (i, c) in text.chars().enumerate() {
+        match c {
+            _ if i == SHOWN => {
+                out.push('…');
+                break;
+            }
+            '\'' | '"' => out.push(c),
+            c => out.extend(c.escape_debug()),
+        }
     }
-    format!("`{}`", short.escape_debug())
+    out.push('`');
+    out
 }

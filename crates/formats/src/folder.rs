@@ -74,7 +74,8 @@ impl ModelFolder {
         self.text("tokenizer.json", "tokenizer", limits::TOKENIZER_BYTES)
     }
 
-    /// `tokenizer_config.json`, an object, if there is one.
+    /// `tokenizer_config.json`, an object, if there is one; without its `added_tokens_decoder`, which is long and says
+    /// what `tokenizer.json` says.
     pub fn tokenizer_config(&self) -> Result<Option<Value>> {
         self.object("tokenizer_config.json")
     }
@@ -116,7 +117,8 @@ pub fn is_model_folder(path: &Path) -> bool {
 }
 
 fn read_object(path: &Path) -> Result<Value> {
-    match json::read(path, limits::CONFIG_BYTES)? {
+    let text = Bytes::open(path)?.read_text("configuration", limits::CONFIG_BYTES)?;
+    match json::parse_without(path, &text, &["added_tokens_decoder"])? {
         value @ Value::Object(_) => Ok(value),
         other => {
             Err(Error::invalid(path, "configuration", format!("it holds {}, not an object", kind(&other))))

@@ -1,14 +1,14 @@
-//! Small JSON files as values: bounded in size, depth and number of values, duplicate keys refused.
+//! Small JSON files as values: bounded in size, depth and memory, duplicate keys refused.
 //!
 //! `serde_json` alone keeps the last of two equal keys and needs up to 50 bytes of memory for each byte of hostile
-//! text (`[[],[],…`); here a file may hold [`limits::JSON_NODES`] values and one more for every 24 bytes.
+//! text (`[[],[],…`); here the memory is counted while the values are built ([`limits::JSON_MEMORY_PER_BYTE`]).
 
 use std::cell::Cell;
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
 
-use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserializer, Serialize};
 use serde_json::{Map, Number, Value};
 
@@ -24,8 +24,12 @@ pub fn read(path: &Path, limit: u64) -> Result<Value> {
 
 /// Parses the text of a JSON file; `path` is for messages.
 pub fn parse(path: &Path, text: &str) -> Result<Value> {
-    let nodes = limits::JSON_NODES + text.len() / limits::JSON_BYTES_PER_NODE;
-    parse_bounded(text, nodes).map_err(|e| Error::Json {
+    parse_without(path, text, &[])
+}
+
+/// [`parse`] that leaves out these keys of the outermost object.
+pub(crate) fn parse_without(path: &Path, text: &str, skip: &[&str]) -> Result<Value> {
+    parse_bounded(text, limits::JSON_MEMORY_BYTES, skip).map_err(|e| Error::Json {
         path: path.to_path_buf(),
         line: e.line(),
         column: e.column(),
@@ -33,12 +37,12 @@ pub fn parse(path: &Path, text: &str) -> Result<Value> {
     })
 }
 
-/// Parses a text that may hold `nodes` values at most.
-pub(crate) fn parse_bounded(text: &str, nodes: usize) -> serde_json::Result<Value> {
+/// Parses a text whose values may take `memory` bytes and three times its length.
+pub(crate) fn parse_bounded(text: &str, memory: usize, skip: &[&str]) -> serde_json::Result<Value> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let left = Cell::new(nodes);
+    let left = Cell::new(memory.saturating_add(text.len().saturating_mul(limits::JSON_MEMORY_PER_BYTE)));
     let mut de = serde_json::Deserializer::from_str(text);
-    let value = Bounded(&left).deserialize(&mut de)?;
+    let value = Bounded { left: &left, skip }.deserialize(&mut de)?;
     de.end()?;
     Ok(value)
 }
@@ -50,19 +54,30 @@ pub(crate) fn plain(e: &serde_json::Error) -> String {
     message[..end].to_string()
 }
 
-/// Builds a [`Value`], counting down the number of values that may still come.
+/// Memory of an element of a list while the list grows: the old and the doubled buffer are both there for a moment.
+const ELEMENT_BYTES: usize = 3 * size_of::<Value>();
+/// Entries of an object are kept in nodes of 11; the first one takes a node ...
+const NODE_BYTES: usize = 12 * (size_of::<String>() + size_of::<Value>());
+/// ... and in a long object nodes are half full.
+const ENTRY_BYTES: usize = NODE_BYTES / 5;
+
+/// Builds a [`Value`], counting down the memory that may still be taken.
 #[derive(Clone, Copy)]
-struct Bounded<'a>(&'a Cell<usize>);
+struct Bounded<'a> {
+    left: &'a Cell<usize>,
+    /// Keys of this object that are left out.
+    skip: &'a [&'a str],
+}
 
 impl Bounded<'_> {
-    fn count<E: de::Error>(self) -> Result<(), E> {
-        let left = self
-            .0
-            .get()
-            .checked_sub(1)
-            .ok_or_else(|| E::custom("more values than a file of this size may hold"))?;
-        self.0.set(left);
+    fn take<E: de::Error>(self, bytes: usize) -> Result<(), E> {
+        let left = self.left.get().checked_sub(bytes);
+        self.left.set(left.ok_or_else(|| E::custom("more values than a file of this size may hold"))?);
         Ok(())
+    }
+
+    fn inner(self) -> Self {
+        Bounded { skip: &[], ..self }
     }
 }
 
@@ -70,7 +85,6 @@ impl<'de> DeserializeSeed<'de> for Bounded<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, de: D) -> Result<Value, D::Error> {
-        self.count()?;
         de.deserialize_any(self)
     }
 }
@@ -102,17 +116,15 @@ impl<'de> Visitor<'de> for Bounded<'_> {
         Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
     }
 
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Value, E> {
+        self.take(v.len())?;
         Ok(Value::String(v.to_string()))
-    }
-
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
-        Ok(Value::String(v))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut out = Vec::new();
-        while let Some(value) = seq.next_element_seed(self)? {
+        while let Some(value) = seq.next_element_seed(self.inner())? {
+            self.take(ELEMENT_BYTES)?;
             out.push(value);
         }
         Ok(Value::Array(out))
@@ -121,10 +133,17 @@ impl<'de> Visitor<'de> for Bounded<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut out = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            // An entry takes about three times the memory of an element.
-            self.count()?;
-            self.count()?;
-            let value = map.next_value_seed(self)?;
+            if self.skip.contains(&key.as_str()) {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let entry = match out.len() {
+                0 => NODE_BYTES,
+                1..11 => 0,
+                _ => ENTRY_BYTES,
+            };
+            self.take(entry + key.len())?;
+            let value = map.next_value_seed(self.inner())?;
             if out.contains_key(&key) {
                 let key = crate::error::quote(&key);
                 return Err(de::Error::custom(format!("the key {key} occurs twice")));
@@ -252,6 +271,24 @@ mod tests {
         assert!(message("{} x").contains("trailing"));
         assert!(message(&"[".repeat(200)).contains("recursion"));
         assert!(message(&format!("[{}0]", "0,".repeat(100_000))).contains("more values"));
+    }
+
+    #[test]
+    fn long_real_files_are_within_the_bounds() {
+        let labels: Vec<_> = (0..5_000).map(|i| format!("    \"{i}\": \"n{i:08}, label\"")).collect();
+        parse(Path::new("x"), &format!("{{\"id2label\": {{\n{}\n}}}}", labels.join(",\n"))).unwrap();
+        let name =
+            |i| format!("\"model.layers.{i}.self_attn.q_proj.weight\":\"model-00001-of-00002.safetensors\"");
+        let map: Vec<_> = (0..50_000).map(name).collect();
+        parse(Path::new("x"), &format!("{{\"weight_map\":{{{}}}}}", map.join(","))).unwrap();
+        let token =
+            |i| format!("\"{i}\": {{\"content\": \"<unused{i}>\", \"lstrip\": false, \"special\": true}}");
+        let tokens: Vec<_> = (0..20_000).map(token).collect();
+        let text = format!("{{\"bos_token\": \"<s>\", \"added_tokens_decoder\": {{{}}}}}", tokens.join(","));
+        assert_eq!(
+            parse_without(Path::new("x"), &text, &["added_tokens_decoder"]).unwrap(),
+            json!({"bos_token": "<s>"})
+        );
     }
 
     #[test]

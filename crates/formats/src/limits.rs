@@ -30,10 +30,10 @@ pub const TOKENIZER_BYTES: u64 = 256 << 20;
 pub const TEMPLATE_BYTES: u64 = 64 << 10;
 /// Most chat templates of one model.
 pub const TEMPLATES: usize = 64;
-/// Values that a small JSON file may hold; longer files may hold one more for every [`JSON_BYTES_PER_NODE`] bytes.
-pub const JSON_NODES: usize = 8_192;
-/// Length in bytes that a JSON file must have for each value beyond [`JSON_NODES`].
-pub const JSON_BYTES_PER_NODE: usize = 24;
+/// Memory that the values of any JSON file may take, in bytes ...
+pub const JSON_MEMORY_BYTES: usize = 800 << 10;
+/// ... and more for each byte of its text.
+pub const JSON_MEMORY_PER_BYTE: usize = 3;
 /// Most shards of one model.
 pub const SHARDS: usize = 10_000;
 /// Largest rank of a low-rank adapter.
@@ -50,5 +50,6 @@ pub const PATTERNS: usize = 64;
 pub const PATTERN_COMPILED_BYTES: usize = 256 << 10;
 /// Longest line (or record) of a data file, in bytes.
 pub const RECORD_BYTES: usize = 16 << 20;
-/// Most JSON values in one record of a data file.
-pub const RECORD_NODES: usize = 1 << 18;
+/// Memory that the values of one record of a data file may take, in bytes, and [`JSON_MEMORY_PER_BYTE`] more for each
+/// byte of its text.
+pub const RECORD_MEMORY_BYTES: usize = 32 << 20;

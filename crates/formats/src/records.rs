@@ -158,7 +158,7 @@ fn json_line(lines: &mut Lines, path: &Path) -> Result<Option<Record>> {
 
 /// Parses a row that begins on `line`.
 fn object(path: &Path, line: usize, text: &str) -> Result<Value> {
-    match json::parse_bounded(text, limits::RECORD_NODES) {
+    match json::parse_bounded(text, limits::RECORD_MEMORY_BYTES, &[]) {
         Ok(value @ Value::Object(_)) => Ok(value),
         Ok(other) => Err(bad(path, line, format!("a row must be an object, this one is {}", kind(&other)))),
         Err(e) => Err(Error::Json {
