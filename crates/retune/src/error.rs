@@ -9,6 +9,9 @@ pub enum Error {
     /// A file of a model, adapter or data set is damaged, or cannot be read or written.
     #[error(transparent)]
     Format(#[from] retune_formats::Error),
+    /// A tokenizer or a chat template.
+    #[error(transparent)]
+    Text(#[from] crate::text::Error),
     /// The model's configuration is incomplete, inconsistent or not supported.
     #[error("{path}: {what}")]
     Model { path: PathBuf, what: String },

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod generate;
 pub mod methods;
 pub mod models;
 pub mod nn;

@@ -6,6 +6,7 @@ use retune_formats::folder::ModelFolder;
 use retune_formats::{TensorSource, gguf};
 
 use crate::error::{Error, Result};
+use crate::text::Language;
 
 /// The open files of a model. Cheap to clone: the files are shared.
 #[derive(Clone)]
@@ -57,6 +58,14 @@ impl ModelFiles {
                 })
             }
             ModelFiles::Gguf(file) => Ok(file.metadata().str("general.architecture")?.to_string()),
+        }
+    }
+
+    /// The model's tokenizer and chat template.
+    pub fn language(&self) -> Result<Language> {
+        match self {
+            ModelFiles::Folder(folder) => Ok(Language::from_folder(folder)?),
+            ModelFiles::Gguf(file) => Ok(Language::from_gguf(file)?),
         }
     }
 

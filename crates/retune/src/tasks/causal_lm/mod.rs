@@ -5,6 +5,7 @@
 mod batches;
 mod error;
 mod mask;
+mod objective;
 mod preview;
 mod report;
 mod rows;
@@ -12,6 +13,7 @@ mod split;
 
 pub use batches::plan_batches;
 pub use error::{Error, Problem, Result, Source};
+pub use objective::{CausalLm, logits};
 pub use preview::{Piece, preview};
 pub use report::{DataReport, Dropped};
 pub use rows::{Kind, Row};
