@@ -308,7 +308,7 @@ struct Table {
 impl Table {
     fn open(path: &Path, delimiter: u8) -> Result<Table> {
         let since = Arc::new(AtomicUsize::new(0));
-        let plain = Plain { inner: open(path)?, since: since.clone(), end: End::Line };
+        let plain = Plain { inner: open(path)?, since: since.clone(), last: b'\n' };
         let mut builder = csv::ReaderBuilder::new();
         // Lengths are compared here, where the line is known.
         builder.delimiter(delimiter).flexible(true).has_headers(false);
@@ -359,53 +359,35 @@ impl Table {
     }
 }
 
-/// A file with LF line ends, also after the last line, so that lines can be counted. It counts the bytes read since
-/// the last row, so that a quote that is never closed does not swallow the file.
+/// A file with LF line ends (CRLF and CR become LF), also after the last line, so that lines can be counted. It counts
+/// the bytes read since the last row, so that a quote that is never closed does not swallow the file.
 struct Plain {
     inner: BufReader<fs::File>,
     since: Arc<AtomicUsize>,
-    end: End,
-}
-
-/// How the bytes so far end.
-#[derive(Clone, Copy, PartialEq)]
-enum End {
-    Line,
-    /// A CR that was held back: it is dropped if LF follows.
-    Return,
-    Other,
+    last: u8,
 }
 
 impl Read for Plain {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut n = 0;
-        // A held CR and the byte after it take two places.
-        while n == 0 && out.len() >= 2 {
+        while n == 0 && !out.is_empty() {
             let buf = self.inner.fill_buf()?;
             if buf.is_empty() {
-                if self.end == End::Line {
+                if b"\r\n".contains(&self.last) {
                     break;
                 }
-                self.end = End::Line;
+                self.last = b'\n';
                 out[0] = b'\n';
                 return Ok(1);
             }
             let mut used = 0;
-            while let Some(&b) = buf.get(used).filter(|_| n + 2 <= out.len()) {
+            for &b in buf.iter().take(out.len()) {
                 used += 1;
-                if self.end == End::Return && b != b'\n' {
-                    out[n] = b'\r';
+                if !(b == b'\n' && self.last == b'\r') {
+                    out[n] = if b == b'\r' { b'\n' } else { b };
                     n += 1;
                 }
-                self.end = match b {
-                    b'\r' => End::Return,
-                    b'\n' => End::Line,
-                    _ => End::Other,
-                };
-                if b != b'\r' {
-                    out[n] = b;
-                    n += 1;
-                }
+                self.last = b;
             }
             self.inner.consume(used);
         }
@@ -501,6 +483,7 @@ mod tests {
         assert_eq!(rows, [(2, json!({"q": "1", "a": "x\ny"})), (4, json!({"q": "2", "a": "a \"b\""}))]);
         assert_eq!(read("d.tsv", "q\ta\n1,5\t2\n").unwrap(), [(2, json!({"q": "1,5", "a": "2"}))]);
         assert!(message("d.csv", "q,a\n1,2\n1,2,3\n").starts_with("d.csv:3: 3 fields, the header has 2"));
+        assert_eq!(read("d.csv", "q\r1\r2").unwrap(), [(2, json!({"q": "1"})), (3, json!({"q": "2"}))]);
         assert_eq!(read("d.csv", "q\r\n\r\n\r\n1\r\n").unwrap(), [(4, json!({"q": "1"}))]);
         assert!(message("d.csv", "q,q\n").starts_with("d.csv:1: two columns are named `q`"));
         assert!(message("d.csv", b"q,a\n1,\xff\n").starts_with("d.csv:2: not UTF-8"));

@@ -123,3 +123,65 @@ fn every_byte_of_an_adapter() {
         }
     });
 }
+
+/// Bytes that look a little like every format.
+fn soup() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+    use proptest::prelude::*;
+    let bits: Vec<&'static [u8]> = vec![
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b"\t",
+        b":",
+        b"\"",
+        b"\\",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\xef\xbb\xbf",
+        b"a",
+        b"\xff",
+        b"1e9",
+        b"null",
+        b" ",
+        b"\"a\":1",
+        b"{\"a\":\"b\"}",
+        b"\\u00",
+        b"\xc3\xa9",
+        b"\0",
+    ];
+    proptest::collection::vec(proptest::sample::select(bits), 0..40).prop_map(|parts| parts.concat())
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_bytes_in_a_data_file_are_rows_or_an_error(bytes in soup()) {
+        let dir = tempfile::tempdir().unwrap();
+        for extension in retune_formats::records::EXTENSIONS {
+            let path = dir.path().join("data").with_extension(extension);
+            std::fs::write(&path, &bytes).unwrap();
+            let lines = bytes.iter().filter(|b| b"\r\n".contains(b)).count() + 1;
+            match retune_formats::records::Records::read_all(&path) {
+                Ok(rows) => {
+                    assert!(rows.iter().all(|row| row.value.is_object() && (1..=lines).contains(&row.line)));
+                    assert!(rows.windows(2).all(|pair| pair[0].line <= pair[1].line));
+                }
+                Err(e) => assert!(e.to_string().starts_with(&path.display().to_string()), "{e}"),
+            }
+        }
+    }
+
+    #[test]
+    fn any_text_in_a_configuration_is_a_value_or_an_error(bytes in soup()) {
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = PeftConfig::parse(Path::new("adapter_config.json"), &text);
+        if let Ok(value) = retune_formats::json::parse(Path::new("x"), &text) {
+            let written = retune_formats::json::to_python_text(&value);
+            assert_eq!(retune_formats::json::parse(Path::new("x"), &written).unwrap(), value);
+        }
+    }
+}
