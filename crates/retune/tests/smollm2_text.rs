@@ -3,7 +3,7 @@
 //! Needs the model's GGUF file: `RETUNE_TEST_SMOLLM2=/path/to/SmolLM2-135M-Instruct.Q4_1.gguf`. Skipped, saying so,
 //! without it.
 
-use retune::text::{Language, Message, Special, TokenStream};
+use retune::text::{Language, Message, Special, TokenStream, Tokenizer, TokenizerFiles};
 use retune_formats::gguf;
 use serde_json::Value;
 
@@ -67,4 +67,27 @@ fn special_tokens_and_ends() {
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(1), Some(2), 49152));
     assert_eq!(tokenizer.eos_ids().iter().copied().collect::<Vec<_>>(), [0, 2]);
     assert!(!tokenizer.add_bos());
+}
+
+#[test]
+fn the_folder_written_from_it_gives_the_same_tokens() {
+    let Some(language) = language() else { return };
+    let files = language.folder_files().unwrap();
+    if let Some(out) = std::env::var_os("RETUNE_TEST_KEEP") {
+        files
+            .iter()
+            .for_each(|(name, text)| std::fs::write(std::path::Path::new(&out).join(name), text).unwrap());
+    }
+    let text = |name: &str| &files.iter().find(|(file, _)| *file == name).unwrap().1;
+    let config: Value = serde_json::from_str(text("tokenizer_config.json")).unwrap();
+    let files = TokenizerFiles {
+        tokenizer: text("tokenizer.json"),
+        tokenizer_config: Some(&config),
+        ..TokenizerFiles::default()
+    };
+    let folder = Tokenizer::from_files(&files).unwrap();
+    for case in cases()["texts"].as_array().unwrap() {
+        assert_eq!(folder.encode(case["text"].as_str().unwrap(), Special::Parse).unwrap(), ids(&case["ids"]));
+    }
+    assert_eq!(folder.vocab_size(), language.tokenizer.vocab_size());
 }

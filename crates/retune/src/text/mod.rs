@@ -3,6 +3,7 @@
 //! Tokenizer files and templates are hostile by assumption: everything here returns errors, within stated limits.
 
 mod error;
+mod export;
 mod gguf_vocab;
 mod hugging_face;
 mod load;

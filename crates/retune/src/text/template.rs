@@ -70,6 +70,7 @@ impl TemplateOrigin {
 
 /// A compiled template with the variables that stay the same.
 pub struct ChatTemplate {
+    source: String,
     environment: Environment<'static>,
     origin: TemplateOrigin,
     variables: BTreeMap<String, Jinja>,
@@ -116,7 +117,7 @@ impl ChatTemplate {
             ("documents", Jinja::from(())),
         ];
         let variables = variables.map(|(name, value)| (name.to_string(), value)).into();
-        Ok(Self { environment, origin, variables }.with_date(SystemTime::now()))
+        Ok(Self { source: source.to_string(), environment, origin, variables }.with_date(SystemTime::now()))
     }
 
     /// Sets a variable that the template reads (`enable_thinking`, `tools`, …).
@@ -137,6 +138,11 @@ impl ChatTemplate {
     /// Where the template comes from, for the user to know.
     pub fn origin(&self) -> TemplateOrigin {
         self.origin
+    }
+
+    /// The template itself.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The conversation as text; with `add_generation_prompt` it ends where the model is to answer.

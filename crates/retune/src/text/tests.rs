@@ -384,3 +384,51 @@ fn offsets_do_not_count_guards() {
     assert_eq!(end.1, 12 + evil.len()..22 + evil.len());
     assert_eq!(encoded.last().unwrap().1, 22 + evil.len()..23 + evil.len());
 }
+
+/// What is written for a GGUF's tokenizer reads back as the same tokenizer.
+#[test]
+fn a_folder_written_from_a_gguf_gives_the_same_tokens() {
+    let mut with_bos = byte_level_vocab();
+    (with_bos.pre, with_bos.add_bos) = (Some("llama-bpe".into()), None);
+    for vocab in [byte_level_vocab(), with_bos, sentencepiece_vocab()] {
+        let tokenizer = Tokenizer::from_gguf(vocab).unwrap();
+        let template = ChatTemplate::new(Some("{{ bos_token }}x"), &tokenizer).unwrap();
+        let language = Language { tokenizer, template };
+        let files: std::collections::BTreeMap<_, _> = language.folder_files().unwrap().into_iter().collect();
+        let json = |name: &str| serde_json::from_str::<Value>(&files[name]).unwrap();
+        let (config, generation) = (json("tokenizer_config.json"), json("generation_config.json"));
+        assert_eq!(config["chat_template"], "{{ bos_token }}x");
+        let again = Tokenizer::from_files(&TokenizerFiles {
+            tokenizer: &files["tokenizer.json"],
+            tokenizer_config: Some(&config),
+            generation_config: Some(&generation),
+            ..Default::default()
+        })
+        .unwrap();
+        let tokenizer = &language.tokenizer;
+        for text in ["hello world 1984", "hi si\n <s>é", "<|im_start|>user\n  x<|im_end|>", "naïve  🦀"] {
+            for special in [Special::Parse, Special::AsText] {
+                let ids = tokenizer.encode(text, special).unwrap();
+                assert_eq!(again.encode(text, special).unwrap(), ids, "{text}");
+                assert_eq!(again.decode(&ids, false).unwrap(), tokenizer.decode(&ids, false).unwrap());
+            }
+        }
+        let roles = |t: &Tokenizer| {
+            (t.bos(), t.eos(), t.pad(), t.unk(), t.add_bos(), t.eos_ids().clone(), t.vocab_size())
+        };
+        assert_eq!(roles(&again), roles(tokenizer));
+        let Value::Object(mut config) = config else { panic!() };
+        config.remove("add_bos_token");
+        let config = Value::Object(config);
+        let files = TokenizerFiles {
+            tokenizer: &files["tokenizer.json"],
+            tokenizer_config: Some(&config),
+            ..Default::default()
+        };
+        assert_eq!(
+            Tokenizer::from_files(&files).unwrap().add_bos(),
+            tokenizer.add_bos(),
+            "the post-processor says it too"
+        );
+    }
+}

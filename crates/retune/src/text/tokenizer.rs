@@ -58,7 +58,7 @@ pub struct TokenizerFiles<'a> {
     pub config: Option<&'a Value>,
 }
 
-type Encoder =
+pub(super) type Encoder =
     TokenizerImpl<Shared, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// Turns text into token ids and back.
@@ -108,7 +108,7 @@ pub(super) enum Vocabulary {
 
 /// One vocabulary in two encoders; answers for added tokens with the ids that the file declares, where the library
 /// would count on from the vocabulary's size.
-struct Shared(Arc<(Vocabulary, HashMap<String, u32>, HashMap<u32, String>)>);
+pub(super) struct Shared(Arc<(Vocabulary, HashMap<String, u32>, HashMap<u32, String>)>);
 
 impl Model for Shared {
     type Trainer = TrainerWrapper;
@@ -209,6 +209,14 @@ impl Tokenizer {
             .map_err(|e| Error::Tokenizer { origin, problem: format!("special tokens: {e}") })?;
         let special_ids = specials.values().map(|(id, _)| *id).collect();
         Ok(Self { parsing, literal, specials, special_ids, special_names, ids, vocab_size })
+    }
+
+    pub(super) fn encoder(&self) -> &Encoder {
+        &self.parsing
+    }
+
+    pub(super) fn vocabulary(&self) -> &Vocabulary {
+        &self.parsing.get_model().0.0
     }
 
     /// The ids of `text`. Neither BOS nor EOS is added: see [`Tokenizer::add_bos`].
