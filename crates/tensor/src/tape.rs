@@ -165,6 +165,11 @@ pub struct Sink<'a> {
 }
 
 impl Sink<'_> {
+    /// Takes the gradient that an input has so far, for an op that adds to it in its own product.
+    pub fn take(&mut self, node: Option<NodeId>) -> Option<Tensor> {
+        self.slots[node?.0].take()
+    }
+
     /// Adds to the gradient of an input; does nothing for an input that needs none.
     pub fn add(&mut self, node: Option<NodeId>, gradient: Tensor) {
         let Some(NodeId(index)) = node else { return };

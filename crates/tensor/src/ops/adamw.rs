@@ -5,8 +5,6 @@
 
 use rayon::prelude::*;
 
-use super::parallel::vectorize;
-
 /// The dials of the update. `weight_decay` may differ between parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -41,20 +39,25 @@ pub fn adamw_step(
     let correction2 = 1.0 - f64::from(o.beta2).powf(t);
     let step_size = (f64::from(o.lr) / correction1) as f32;
     let root2 = correction2.sqrt() as f32;
-    let decay = 1.0 - o.lr * o.weight_decay;
     p.par_chunks_mut(CHUNK)
         .zip(g.par_chunks(CHUNK))
         .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
         .for_each(|((p, g), (m, v))| {
-            vectorize(|| {
-                for i in 0..p.len() {
-                    let g = g[i] * grad_scale;
-                    m[i] = o.beta1 * m[i] + (1.0 - o.beta1) * g;
-                    v[i] = o.beta2 * v[i] + (1.0 - o.beta2) * g * g;
-                    p[i] = p[i] * decay - step_size * m[i] / (v[i].sqrt() / root2 + o.eps);
-                }
-            })
+            step_chunk(o, (grad_scale, step_size, root2), p, g, m, v);
         });
+}
+
+crate::multiversion! {
+    fn step_chunk(o: AdamW, scales: (f32, f32, f32), p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let (grad_scale, step_size, root2) = scales;
+        let decay = 1.0 - o.lr * o.weight_decay;
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * grad_scale;
+            *m = o.beta1 * *m + (1.0 - o.beta1) * g;
+            *v = o.beta2 * *v + (1.0 - o.beta2) * g * g;
+            *p = *p * decay - step_size * *m / (v.sqrt() / root2 + o.eps);
+        }
+    }
 }
 
 #[cfg(test)]

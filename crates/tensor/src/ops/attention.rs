@@ -13,7 +13,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::elementwise::{axpy, dot};
-use super::parallel::vectorize;
 use crate::kernel::{MatRef, gemm_serial, simd};
 use crate::segments::Segments;
 use crate::tape::{Tape, Var};
@@ -154,41 +153,42 @@ fn tile_rows(task: &Task, tile: &Range<usize>) -> Range<usize> {
     task.queries.start + tile.start..task.queries.start + tile.end
 }
 
-/// Softmax in place; returns the logsumexp. A row that sees no key becomes zeros.
-#[inline(always)]
-fn softmax(row: &mut [f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let blocks = row.chunks_exact(16);
-    let mut largest = blocks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for block in blocks {
-        for (l, x) in lanes.iter_mut().zip(block) {
-            *l = if *x > *l { *x } else { *l };
+crate::multiversion! {
+    /// Softmax in place; returns the logsumexp. A row that sees no key becomes zeros.
+    fn softmax(row: &mut [f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        let blocks = row.chunks_exact(16);
+        let mut largest = blocks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        for block in blocks {
+            for (l, x) in lanes.iter_mut().zip(block) {
+                *l = if *x > *l { *x } else { *l };
+            }
         }
-    }
-    largest = lanes.iter().copied().fold(largest, f32::max);
-    if largest == f32::NEG_INFINITY {
-        row.fill(0.0);
-        return f32::NEG_INFINITY;
-    }
-    let mut sums = [0.0f32; 16];
-    let mut blocks = row.chunks_exact_mut(16);
-    for block in &mut blocks {
-        for (s, x) in sums.iter_mut().zip(block) {
+        largest = lanes.iter().copied().fold(largest, f32::max);
+        if largest == f32::NEG_INFINITY {
+            row.fill(0.0);
+            return f32::NEG_INFINITY;
+        }
+        let mut sums = [0.0f32; 16];
+        let mut blocks = row.chunks_exact_mut(16);
+        for block in &mut blocks {
+            for (s, x) in sums.iter_mut().zip(block) {
+                *x = simd::exp(*x - largest);
+                *s += *x;
+            }
+        }
+        let mut total = 0.0;
+        for x in blocks.into_remainder() {
             *x = simd::exp(*x - largest);
-            *s += *x;
+            total += *x;
         }
+        total += sums.iter().sum::<f32>();
+        let scale = 1.0 / total;
+        for x in row.iter_mut() {
+            *x *= scale;
+        }
+        largest + total.ln()
     }
-    let mut total = 0.0;
-    for x in blocks.into_remainder() {
-        *x = simd::exp(*x - largest);
-        total += *x;
-    }
-    total += sums.iter().sum::<f32>();
-    let scale = 1.0 / total;
-    for x in row.iter_mut() {
-        *x *= scale;
-    }
-    largest + total.ln()
 }
 
 /// Attention without a tape, over plain slices: `(output [T, heads * head_dim], logsumexp [T, heads])`.
@@ -224,7 +224,7 @@ fn forward_task(
     lse: &Cells,
 ) {
     if task.queries.len() <= FEW_QUERIES {
-        return vectorize(|| forward_few(shape, task, q, k, v, out, lse));
+        return forward_few(shape, task, q, k, v, out, lse);
     }
     let (d, column) = (shape.head_dim, shape.kv_column(task.head));
     let mut s = vec![0.0f32; TILE.min(task.queries.len()) * task.keys.len()];
@@ -236,11 +236,9 @@ fn forward_task(
         let s = &mut s[..tile.len() * n];
         scores(shape, task, &tile, &keys, q, k, s);
         let mut lses = [f32::NEG_INFINITY; TILE];
-        vectorize(|| {
-            for (l, row) in lses.iter_mut().zip(s.chunks_exact_mut(n.max(1))) {
-                *l = softmax(row);
-            }
-        });
+        for (l, row) in lses.iter_mut().zip(s.chunks_exact_mut(n.max(1))) {
+            *l = softmax(row);
+        }
         let absolute = task.keys.start + keys.start..task.keys.start + keys.end;
         let values = view(v, shape.kv_cols(), absolute, column, d);
         gemm_serial(tile.len(), d, n, 1.0, MatRef::new(s, tile.len(), n), values, 0.0, &mut o, d);
@@ -254,36 +252,37 @@ fn forward_task(
     }
 }
 
-/// A few queries (generation with a cache): one dot product a key.
-#[inline(always)]
-fn forward_few(
-    shape: &AttentionShape,
-    task: &Task,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &Cells,
-    lse: &Cells,
-) {
-    let (d, cols, column) = (shape.head_dim, shape.kv_cols(), shape.kv_column(task.head));
-    let mut s = vec![0.0f32; task.keys.len()];
-    for i in 0..task.queries.len() {
-        let row = task.queries.start + i;
-        let seen = shape.visible(task.position(i), task.keys.len());
-        let query = &q[row * shape.q_cols() + task.head * d..][..d];
-        let s = &mut s[..seen.len()];
-        let base = task.keys.start + seen.start;
-        for (j, s) in s.iter_mut().enumerate() {
-            *s = shape.scale * dot(query, &k[(base + j) * cols + column..][..d]);
+crate::multiversion! {
+    /// A few queries (generation with a cache): one dot product a key.
+    fn forward_few(
+        shape: &AttentionShape,
+        task: &Task,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        out: &Cells,
+        lse: &Cells,
+    ) {
+        let (d, cols, column) = (shape.head_dim, shape.kv_cols(), shape.kv_column(task.head));
+        let mut s = vec![0.0f32; task.keys.len()];
+        for i in 0..task.queries.len() {
+            let row = task.queries.start + i;
+            let seen = shape.visible(task.position(i), task.keys.len());
+            let query = &q[row * shape.q_cols() + task.head * d..][..d];
+            let s = &mut s[..seen.len()];
+            let base = task.keys.start + seen.start;
+            for (j, s) in s.iter_mut().enumerate() {
+                *s = shape.scale * dot(query, &k[(base + j) * cols + column..][..d]);
+            }
+            let l = softmax(s);
+            // SAFETY: this task alone writes its head's columns of its segment's rows.
+            let (o, l_out) = unsafe { (out.row(row, task.head * d, d), lse.row(row, task.head, 1)) };
+            o.fill(0.0);
+            for (j, &p) in s.iter().enumerate() {
+                axpy(p, &v[(base + j) * cols + column..][..d], o);
+            }
+            l_out[0] = l;
         }
-        let l = softmax(s);
-        // SAFETY: this task alone writes its head's columns of its segment's rows.
-        let (o, l_out) = unsafe { (out.row(row, task.head * d, d), lse.row(row, task.head, 1)) };
-        o.fill(0.0);
-        for (j, &p) in s.iter().enumerate() {
-            axpy(p, &v[(base + j) * cols + column..][..d], o);
-        }
-        l_out[0] = l;
     }
 }
 
@@ -351,7 +350,7 @@ fn backward_task(
         let go = view(g.data(), shape.q_cols(), rows.clone(), head, d);
         let values = view(v.data(), shape.kv_cols(), absolute.clone(), kv, d);
         gemm_serial(m, n, d, 1.0, go, values.t(), 0.0, ds, n);
-        vectorize(|| probabilities_and_gradients(shape, task.head, rows.clone(), (out, lse, g), p, ds, n));
+        probabilities_and_gradients(shape, task.head, rows.clone(), (out, lse, g), p, ds, n);
         let keys_view = view(k.data(), shape.kv_cols(), absolute, kv, d);
         let queries = view(q.data(), shape.q_cols(), rows.clone(), head, d);
         let (p, ds) = (MatRef::new(p, m, n), MatRef::new(ds, m, n));
@@ -373,8 +372,7 @@ fn backward_task(
     }
 }
 
-/// `p = exp(s - L)` and `ds = scale p (dp - rowsum(dO O))`, in place.
-#[inline(always)]
+/// `p = exp(s - L)` and `ds = scale p (dp - rowsum(dO O))`, in place, row by row.
 fn probabilities_and_gradients(
     shape: &AttentionShape,
     head: usize,
@@ -387,11 +385,17 @@ fn probabilities_and_gradients(
     let d = shape.head_dim;
     for ((row, p), ds) in rows.zip(p.chunks_exact_mut(n.max(1))).zip(ds.chunks_exact_mut(n.max(1))) {
         let l = lse.row(row)[head];
-        let delta = dot(&out.row(row)[head * d..][..d], &g.row(row)[head * d..][..d]);
         let l = if l == f32::NEG_INFINITY { 0.0 } else { l };
+        score_gradient(shape.scale, l, &out.row(row)[head * d..][..d], &g.row(row)[head * d..][..d], p, ds);
+    }
+}
+
+crate::multiversion! {
+    fn score_gradient(scale: f32, l: f32, out: &[f32], g: &[f32], p: &mut [f32], ds: &mut [f32]) {
+        let delta = dot(out, g);
         for (p, ds) in p.iter_mut().zip(ds) {
             *p = simd::exp(*p - l);
-            *ds = shape.scale * *p * (*ds - delta);
+            *ds = scale * *p * (*ds - delta);
         }
     }
 }

@@ -8,30 +8,31 @@ use crate::kernel::simd;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
-/// Turns a row of logits into `weight * (softmax - onehot)` in place; returns `weight * nll`.
-#[inline(always)]
-pub(crate) fn row_loss_and_gradient(z: &mut [f32], target: u32, weight: f32) -> f64 {
-    let at_target = z[target as usize];
-    let largest = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = [0.0f32; 16];
-    let mut blocks = z.chunks_exact_mut(16);
-    for block in &mut blocks {
-        for (s, x) in sum.iter_mut().zip(block) {
-            *x = simd::exp(*x - largest);
-            *s += *x;
+crate::multiversion! {
+    /// Turns a row of logits into `weight * (softmax - onehot)` in place; returns `weight * nll`.
+    pub(crate) fn row_loss_and_gradient(z: &mut [f32], target: u32, weight: f32) -> f64 {
+        let at_target = z[target as usize];
+        let largest = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut sum = [0.0f32; 16];
+        let mut blocks = z.chunks_exact_mut(16);
+        for block in &mut blocks {
+            for (s, x) in sum.iter_mut().zip(block) {
+                *x = simd::exp(*x - largest);
+                *s += *x;
+            }
         }
+        let mut total: f32 = sum.iter().sum();
+        for x in blocks.into_remainder() {
+            *x = simd::exp(*x - largest);
+            total += *x;
+        }
+        let scale = weight / total;
+        for x in z.iter_mut() {
+            *x *= scale;
+        }
+        z[target as usize] -= weight;
+        f64::from(weight) * (f64::from(largest) + f64::from(total).ln() - f64::from(at_target))
     }
-    let mut total: f32 = sum.iter().sum();
-    for x in blocks.into_remainder() {
-        *x = simd::exp(*x - largest);
-        total += *x;
-    }
-    let scale = weight / total;
-    for x in z.iter_mut() {
-        *x *= scale;
-    }
-    z[target as usize] -= weight;
-    f64::from(weight) * (f64::from(largest) + f64::from(total).ln() - f64::from(at_target))
 }
 
 /// The loss of `logits` `[T, V]` at the labelled rows, a `[1, 1]` value.

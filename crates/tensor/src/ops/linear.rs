@@ -140,7 +140,8 @@ fn backward(
     let packed = PackedLhs::new(mat(g));
     let dus: Vec<Tensor> = branches.iter().map(|b| branch_gradient(&packed, g.rows(), b)).collect();
     if nx.is_some() {
-        sink.add(nx, input_gradient(&packed, g.rows(), w, branches, &dus));
+        let dx = input_gradient(sink.take(nx), &packed, g.rows(), w, branches, &dus);
+        sink.add(nx, dx);
     }
     let x = saved.map(|s| s.get());
     for (branch, du) in branches.iter().zip(dus) {
@@ -163,8 +164,15 @@ fn branch_gradient(g: &PackedLhs, rows: usize, b: &Branch) -> Tensor {
     du
 }
 
-/// `g W + sum du A`, the branches with an input of their own left out.
-fn input_gradient(g: &PackedLhs, rows: usize, w: &WeightVar, branches: &[Branch], dus: &[Tensor]) -> Tensor {
+/// `g W + sum du A`, the branches with an input of their own left out, added to the gradient so far.
+fn input_gradient(
+    so_far: Option<Tensor>,
+    g: &PackedLhs,
+    rows: usize,
+    w: &WeightVar,
+    branches: &[Branch],
+    dus: &[Tensor],
+) -> Tensor {
     let storage = w.weight.storage();
     let inside: Vec<(PackedLhs, &Tensor)> = branches
         .iter()
@@ -174,9 +182,10 @@ fn input_gradient(g: &PackedLhs, rows: usize, w: &WeightVar, branches: &[Branch]
         .collect();
     let mut terms = vec![(g, Rhs::Weight(storage))];
     terms.extend(inside.iter().map(|(du, a)| (du, Rhs::Weight(*a))));
-    let mut dx = Tensor::scratch(rows, storage.cols());
+    let beta = if so_far.is_some() { 1.0 } else { 0.0 };
+    let mut dx = so_far.unwrap_or_else(|| Tensor::scratch(rows, storage.cols()));
     let n = dx.cols();
-    kernel::gemm(dx.data_mut(), n, rows, n, 0.0, &terms);
+    kernel::gemm(dx.data_mut(), n, rows, n, beta, &terms);
     dx
 }
 

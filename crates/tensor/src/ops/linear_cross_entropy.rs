@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use super::cross_entropy::row_loss_and_gradient;
 use super::linear::mat;
-use super::parallel::vectorize;
 use super::select_rows::select_rows;
 use crate::kernel::{self, MatRef, PackedLhs, Rhs};
 use crate::tape::{Tape, Var, WeightVar};
@@ -97,11 +96,7 @@ fn losses(z: &mut Tensor, targets: &[u32], weights: &[f32], denominator: f32) ->
         .data_mut()
         .par_chunks_mut(vocab)
         .zip(targets.par_iter().zip(weights))
-        .map(|(z, (&target, &weight))| {
-            let mut loss = 0.0;
-            vectorize(|| loss = row_loss_and_gradient(z, target, weight / denominator));
-            loss
-        })
+        .map(|(z, (&target, &weight))| row_loss_and_gradient(z, target, weight / denominator))
         .collect();
     per_row.iter().sum()
 }

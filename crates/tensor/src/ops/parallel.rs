@@ -1,13 +1,9 @@
 //! Row-wise loops over the cores. The chunks are fixed, so that results never depend on the number of threads.
+//!
+//! What a chunk does should be a [`multiversion!`](crate::multiversion) function on slices: closures are not compiled
+//! for the machine's instruction set.
 
 use rayon::prelude::*;
-
-crate::multiversion! {
-    /// Runs a loop compiled for the best instruction set of this machine.
-    pub fn vectorize(f: impl FnOnce()) {
-        f()
-    }
-}
 
 /// Elements a task should have before it is worth a thread.
 const TASK_ELEMENTS: usize = 16 * 1024;
@@ -17,13 +13,13 @@ pub fn rows_per_task(cols: usize) -> usize {
     (TASK_ELEMENTS / cols.max(1)).max(1)
 }
 
-/// Calls `f(first_row, rows)` on chunks of rows of `out`, in parallel and vectorised.
+/// Calls `f(first_row, rows)` on chunks of rows of `out`, in parallel.
 pub fn for_rows(out: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows_per_task(cols);
     if out.len() <= rows * cols {
-        return vectorize(|| f(0, out));
+        return f(0, out);
     }
-    out.par_chunks_mut(rows * cols).enumerate().for_each(|(i, chunk)| vectorize(|| f(i * rows, chunk)));
+    out.par_chunks_mut(rows * cols).enumerate().for_each(|(i, chunk)| f(i * rows, chunk));
 }
 
 /// As [`for_rows`] with two outputs of the same number of rows.
@@ -36,12 +32,12 @@ pub fn for_rows2(
 ) {
     let rows = rows_per_task(a_cols.max(b_cols));
     if a.len() <= rows * a_cols {
-        return vectorize(|| f(0, a, b));
+        return f(0, a, b);
     }
     a.par_chunks_mut(rows * a_cols)
         .zip(b.par_chunks_mut(rows * b_cols))
         .enumerate()
-        .for_each(|(i, (a, b))| vectorize(|| f(i * rows, a, b)));
+        .for_each(|(i, (a, b))| f(i * rows, a, b));
 }
 
 /// Sums `f(row)`-wise contributions into `out[cols]`: each chunk of rows into its own partial sum, the partial
@@ -51,11 +47,11 @@ pub fn sum_rows(rows: usize, out: &mut [f32], f: impl Fn(usize, usize, &mut [f32
     let step = rows_per_task(cols).max(64);
     let chunks = rows.div_ceil(step.max(1));
     if chunks <= 1 {
-        return vectorize(|| f(0, rows, out));
+        return f(0, rows, out);
     }
     let mut partial = crate::memory::Buffer::zeros(chunks * cols);
     partial.as_mut_slice().par_chunks_mut(cols).enumerate().for_each(|(i, sum)| {
-        vectorize(|| f(i * step, rows.min((i + 1) * step), sum));
+        f(i * step, rows.min((i + 1) * step), sum);
     });
     for sum in partial.as_slice().chunks_exact(cols) {
         for (o, s) in out.iter_mut().zip(sum) {

@@ -16,47 +16,61 @@ fn forward(x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
     let cols = x.cols();
     let mut y = Tensor::scratch(x.rows(), cols);
     let w = weight.data();
-    for_rows(y.data_mut(), cols, |first, chunk| {
-        for (i, out) in chunk.chunks_exact_mut(cols).enumerate() {
-            let row = x.row(first + i);
-            let r = rstd(row, eps);
-            for ((o, x), w) in out.iter_mut().zip(row).zip(w) {
-                *o = x * r * w;
-            }
-        }
-    });
+    for_rows(y.data_mut(), cols, |first, chunk| forward_rows(&x.data()[first * cols..], w, eps, chunk));
     y
 }
 
-fn backward_x(x: &Tensor, weight: &Tensor, eps: f32, mut g: Tensor) -> Tensor {
-    let cols = x.cols();
-    let w = weight.data();
-    for_rows(g.data_mut(), cols, |first, chunk| {
-        for (i, grad) in chunk.chunks_exact_mut(cols).enumerate() {
-            let row = x.row(first + i);
-            let r = rstd(row, eps);
-            for (g, w) in grad.iter_mut().zip(w) {
+crate::multiversion! {
+    fn forward_rows(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+        let cols = w.len();
+        for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
+            let r = rstd(x, eps);
+            for ((o, x), w) in out.iter_mut().zip(x).zip(w) {
+                *o = x * r * w;
+            }
+        }
+    }
+
+    /// Turns the gradient of the output into that of the input.
+    fn backward_rows(x: &[f32], w: &[f32], eps: f32, g: &mut [f32]) {
+        let cols = w.len();
+        for (g, x) in g.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
+            let r = rstd(x, eps);
+            for (g, w) in g.iter_mut().zip(w) {
                 *g *= w;
             }
-            let c = dot(grad, row) * r * r * r / cols as f32;
-            for (g, x) in grad.iter_mut().zip(row) {
+            let c = dot(g, x) * r * r * r / cols as f32;
+            for (g, x) in g.iter_mut().zip(x) {
                 *g = *g * r - x * c;
             }
         }
-    });
-    g
-}
+    }
 
-fn backward_w(x: &Tensor, eps: f32, g: &Tensor) -> Tensor {
-    let mut dw = Tensor::zeros(1, x.cols());
-    sum_rows(x.rows(), dw.data_mut(), |first, last, sum| {
-        for row in first..last {
-            let (x, g) = (x.row(row), g.row(row));
+    /// Adds `g x r` of each row to `sum`.
+    fn weight_rows(x: &[f32], g: &[f32], eps: f32, sum: &mut [f32]) {
+        let cols = sum.len();
+        for (x, g) in x.chunks_exact(cols).zip(g.chunks_exact(cols)) {
             let r = rstd(x, eps);
             for ((s, x), g) in sum.iter_mut().zip(x).zip(g) {
                 *s += g * x * r;
             }
         }
+    }
+}
+
+fn backward_x(x: &Tensor, weight: &Tensor, eps: f32, mut g: Tensor) -> Tensor {
+    let cols = x.cols();
+    let w = weight.data();
+    for_rows(g.data_mut(), cols, |first, chunk| backward_rows(&x.data()[first * cols..], w, eps, chunk));
+    g
+}
+
+fn backward_w(x: &Tensor, eps: f32, g: &Tensor) -> Tensor {
+    let mut dw = Tensor::zeros(1, x.cols());
+    let cols = x.cols();
+    sum_rows(x.rows(), dw.data_mut(), |first, last, sum| {
+        let rows = first * cols..last * cols;
+        weight_rows(&x.data()[rows.clone()], &g.data()[rows], eps, sum);
     });
     dw
 }

@@ -37,16 +37,21 @@ fn rotate(x: &mut Tensor, head_dim: usize, table: &RopeTable, sign: f32) {
     let (cols, half) = (x.cols(), table.cos.cols());
     for_rows(x.data_mut(), cols, |first, chunk| {
         for (i, row) in chunk.chunks_exact_mut(cols).enumerate() {
-            let (cos, sin) = (table.cos.row(first + i), table.sin.row(first + i));
-            for head in row.chunks_exact_mut(head_dim) {
-                let (x1, rest) = head.split_at_mut(half);
-                for (((a, b), c), s) in x1.iter_mut().zip(&mut rest[..half]).zip(cos).zip(sin) {
-                    let s = s * sign;
-                    (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-                }
-            }
+            rotate_row(row, head_dim, half, table.cos.row(first + i), table.sin.row(first + i), sign);
         }
     });
+}
+
+crate::multiversion! {
+    fn rotate_row(row: &mut [f32], head_dim: usize, half: usize, cos: &[f32], sin: &[f32], sign: f32) {
+        for head in row.chunks_exact_mut(head_dim) {
+            let (x1, rest) = head.split_at_mut(half);
+            for (((a, b), c), s) in x1.iter_mut().zip(&mut rest[..half]).zip(cos).zip(sin) {
+                let s = s * sign;
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    }
 }
 
 /// Rotates every head of `x` `[T, H D]`. Heads longer than the table's frequencies keep their tail.

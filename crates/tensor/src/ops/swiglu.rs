@@ -10,12 +10,25 @@ use crate::tensor::Tensor;
 fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     let mut y = Tensor::scratch(gate.rows(), gate.cols());
     let (gate, up) = (gate.data(), up.data());
-    for_rows(y.data_mut(), 1, |first, chunk| {
-        for ((y, x), u) in chunk.iter_mut().zip(&gate[first..]).zip(&up[first..]) {
+    for_rows(y.data_mut(), 1, |first, chunk| forward_chunk(&gate[first..], &up[first..], chunk));
+    y
+}
+
+crate::multiversion! {
+    fn forward_chunk(gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, x), u) in y.iter_mut().zip(gate).zip(up) {
             *y = x * simd::sigmoid(*x) * u;
         }
-    });
-    y
+    }
+
+    /// `g` becomes the gradient of the gate, `dup` that of up.
+    fn backward_chunk(gate: &[f32], up: &[f32], g: &mut [f32], dup: &mut [f32]) {
+        for (((g, du), x), u) in g.iter_mut().zip(dup).zip(gate).zip(up) {
+            let s = simd::sigmoid(*x);
+            *du = *g * x * s;
+            *g *= u * s * (1.0 + x * (1.0 - s));
+        }
+    }
 }
 
 /// `silu(gate) * up`, both `[T, C]`. The output is made again when needed.
@@ -29,12 +42,7 @@ pub fn swiglu(tape: &Tape, gate: &Var, up: &Var) -> Var {
         tape.record(y, ng.is_some() || nu.is_some(), move |mut g, sink| {
             let mut dup = Tensor::scratch(gate.rows(), gate.cols());
             for_rows2(g.data_mut(), 1, dup.data_mut(), 1, |first, g, dup| {
-                let (gate, up) = (&gate.data()[first..], &up.data()[first..]);
-                for (((g, du), x), u) in g.iter_mut().zip(dup).zip(gate).zip(up) {
-                    let s = simd::sigmoid(*x);
-                    *du = *g * x * s;
-                    *g *= u * s * (1.0 + x * (1.0 - s));
-                }
+                backward_chunk(&gate.data()[first..], &up.data()[first..], g, dup);
             });
             sink.add(ng, g);
             sink.add(nu, dup);
