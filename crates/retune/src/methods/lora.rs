@@ -150,6 +150,13 @@ pub fn attach(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<(Lora
     Ok((chosen.config, Attached { modules: chosen.modules, trainable: trainable_count(model) }))
 }
 
+/// What the branches of a model cost in memory, in elements per row: `(kept for the backward pass, widest input)`.
+pub fn activations_per_row(params: &Params) -> (usize, usize) {
+    let is_a = |name: &str| name.ends_with(".lora_A.weight");
+    let factors = params.iter().filter(|(_, p)| p.trainable && is_a(&p.name)).map(|(_, p)| &p.weight);
+    factors.fold((0, 0), |(kept, widest), a| (kept + a.rows(), widest.max(a.cols())))
+}
+
 /// Adds the factors `a` `[r, in]` and `b` `[out, r]` of a layer as trainable parameters; `prefix` tells adapters apart.
 fn add_branch(
     params: &mut Params,

@@ -8,6 +8,7 @@ mod load;
 
 use std::sync::Arc;
 
+use retune_tensor::kernel::PackedLhs;
 use retune_tensor::ops::{self, AttentionShape, RopeTable};
 use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 
@@ -209,12 +210,21 @@ impl TextModel for Llama {
         let qk_norm = if c.qk_norm { q + kv } else { 0 };
         let kept =
             2 * c.hidden_size + 2 * q + 2 * kv + c.num_attention_heads + 2 * c.intermediate_size + qk_norm;
-        let transient = 3 * c.hidden_size + 3 * c.intermediate_size;
+        // The worst is the product with `down`. Forward: attended, norm, output, gate * up and perhaps its packed copy;
+        // backward: the gradient and perhaps its copy, gate * up and its gradient.
+        let packed = |cols: usize| if PackedLhs::copies_rows_of(cols) { cols } else { 0 };
+        let (hidden, ff) = (c.hidden_size, c.intermediate_size);
+        let forward = 3 * hidden + ff + packed(ff);
+        let transient = forward.max(hidden + packed(hidden) + 2 * ff);
         let _ = trainable_base;
         ActivationProfile {
             blocks: self.blocks.len(),
             kept_per_row: kept,
             transient_per_row: transient,
+            // There the block's input, the sum, gate and up exist besides.
+            inference_per_row: forward + 2 * hidden + 2 * ff,
+            // Cosines and sines, the input and the output of the last norm.
+            shared_per_row: c.head_dim + 2 * hidden,
             input_per_row: c.hidden_size,
             logits: c.vocab_size,
         }

@@ -49,6 +49,10 @@ pub struct ActivationProfile {
     pub kept_per_row: usize,
     /// Elements per row that exist beside that while a block runs forward or backward.
     pub transient_per_row: usize,
+    /// Elements per row that exist while a block runs and nothing is recorded.
+    pub inference_per_row: usize,
+    /// Elements per row that all blocks share (rotation tables), and those after the last block.
+    pub shared_per_row: usize,
     /// Elements of a block's input per row: what a checkpointed block keeps.
     pub input_per_row: usize,
     /// Width of the logits.

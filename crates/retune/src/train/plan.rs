@@ -1,14 +1,18 @@
 //! The memory of a run, before it starts: weights, gradients, moments, activations.
 //!
-//! `peak = weights + gradients + moments + fixed + T (blocks x kept + outside) + max(T x transient, head)`, where `T` is the rows
-//! of the largest pass. With checkpointing a block keeps its input alone, and one block at a time keeps all.
+//! `peak = weights + gradients + moments + fixed + T (blocks x kept + outside) + max(T x transient, head)`, where `T` is the
+//! rows of the largest pass. With checkpointing a block keeps its input alone, and one block at a time keeps all.
 
+use retune_tensor::kernel::PackedLhs;
+use retune_tensor::ops::linear_cross_entropy::chunk_rows;
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
 use super::memory_limit::MemoryLimit;
 use super::order::largest_batch;
 use super::settings::TrainSettings;
+use crate::methods::lora;
+use crate::models::Model;
 use crate::objective::Objective;
 use crate::run_file::Checkpointing;
 
@@ -23,29 +27,70 @@ pub struct ActivationProfile {
     pub block_kept: u64,
     /// The most that one block's forward or backward holds for a row beyond what is kept.
     pub block_transient: u64,
-    /// Kept for a row outside of blocks (embedding, last norm).
+    /// Kept for a row outside of blocks (tables, last norm).
     pub outside_kept: u64,
     /// The most that the forward alone holds for a row when nothing is recorded.
     pub inference: u64,
     /// For each row that carries loss: its copy and its gradient.
     pub head_per_target: u64,
-    /// Logits of one chunk, and what the head needs besides.
-    pub head_fixed: u64,
-    /// Tables and the like, independent of the batch.
+    /// For each row that carries loss, up to `head_chunk` rows: its logits.
+    pub head_logits: u64,
+    /// Rows whose logits exist at a time.
+    pub head_chunk: u64,
+    /// What exists once, independent of the batch (the gradient of the largest weight before it is added).
     pub fixed: u64,
 }
 
+/// Buffers come in eight sizes an octave, so a tensor may take an eighth more than its values.
+fn held(bytes: u64) -> u64 {
+    bytes + bytes / 8
+}
+
 impl ActivationProfile {
+    /// The profile of a model with its method on; `dropout`: whether the adapters' inputs are dropped.
+    pub fn of(model: &Model, dropout: bool) -> ActivationProfile {
+        const F32: u64 = 4;
+        let trainable = || model.params.iter().map(|(_, p)| p).filter(|p| p.trainable);
+        let base = model.net.activation_profile(true);
+        let (branches, widest) = lora::activations_per_row(&model.params);
+        // The dropped input, its recipe's source, and its gradient.
+        let dropped = if dropout { 2 * widest } else { 0 };
+        let elements = |n: usize| F32 * n as u64;
+        ActivationProfile {
+            blocks: base.blocks as u64,
+            block_input: elements(base.input_per_row),
+            block_kept: elements(base.kept_per_row + branches.div_ceil(base.blocks.max(1))),
+            block_transient: elements(base.transient_per_row + dropped),
+            outside_kept: elements(base.shared_per_row),
+            inference: elements(base.inference_per_row),
+            head_per_target: elements(2 * base.input_per_row),
+            // The logits, and perhaps their copy packed for the product with the head.
+            head_logits: elements(base.logits * if PackedLhs::copies_rows_of(base.logits) { 2 } else { 1 }),
+            head_chunk: chunk_rows(base.logits) as u64,
+            fixed: trainable().map(|p| p.weight.bytes() as u64).max().unwrap_or(0),
+        }
+    }
+
     /// What is kept and what comes on top at the worst moment, for a pass of so many rows and targets.
     fn activations(&self, rows: u64, targets: u64, checkpointing: bool) -> (u64, u64) {
-        let head = targets * self.head_per_target + self.head_fixed;
-        if checkpointing {
-            let kept = rows * (self.blocks * self.block_input + self.outside_kept);
-            (kept, (rows * (self.block_kept + self.block_transient)).max(head))
+        let head = self.head(targets) + rows * self.block_input;
+        let (each, block) = if checkpointing {
+            (self.block_input, self.block_kept + self.block_transient)
         } else {
-            let kept = rows * (self.blocks * self.block_kept + self.outside_kept);
-            (kept, (rows * self.block_transient).max(head))
-        }
+            (self.block_kept, self.block_transient)
+        };
+        let kept = rows * (self.blocks * each + self.outside_kept);
+        (held(kept), held((rows * block).max(rows * self.inference * u64::from(checkpointing)).max(head)))
+    }
+
+    fn head(&self, targets: u64) -> u64 {
+        targets * self.head_per_target + targets.min(self.head_chunk) * self.head_logits
+    }
+
+    /// An evaluation of a pass of so many rows: nothing is recorded.
+    fn evaluation(&self, rows: u64, targets: u64) -> u64 {
+        let head = self.head(targets) + rows * self.block_input;
+        held((rows * self.inference).max(head) + rows * self.outside_kept)
     }
 }
 
@@ -171,8 +216,7 @@ fn evaluation_bytes(profile: &ActivationProfile, eval: &dyn Objective, batch_siz
     let of_batch = |batch: &[usize]| {
         let rows: u64 = batch.iter().map(|&e| eval.rows(e) as u64).sum();
         let targets: u64 = batch.iter().map(|&e| eval.targets(e) as u64).sum();
-        (rows * profile.inference)
-            .max(rows * profile.block_input + targets * profile.head_per_target + profile.head_fixed)
+        profile.evaluation(rows, targets)
     };
     examples.chunks(batch_size.max(1)).map(of_batch).max().unwrap_or(0)
 }

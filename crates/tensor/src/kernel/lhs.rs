@@ -39,6 +39,12 @@ impl<'a> PackedLhs<'a> {
         PackedLhs { kernels, rows: a.rows(), depth: a.cols(), strips: strips(kernels, a.rows()), source }
     }
 
+    /// Whether a row-major A of this width would be copied: what a memory plan has to count.
+    pub fn copies_rows_of(cols: usize) -> bool {
+        let mr = Kernels::get().mr;
+        !rows_lie_well(mr, cols, cols, mr)
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -107,17 +113,18 @@ fn pack_strip(a: &MatRef, rows: Range<usize>, out: &mut [f32]) {
 
 /// Whether A may be read where it lies: k contiguous, and a strip's rows don't fight for the same sets of the first-level cache.
 fn in_place(a: &MatRef, mr: usize) -> bool {
+    a.col_stride() == 1 && rows_lie_well(a.rows(), a.cols(), a.row_stride(), mr)
+}
+
+fn rows_lie_well(rows: usize, cols: usize, row_stride: usize, mr: usize) -> bool {
     const LINE: usize = 64;
     const SETS: usize = 64; // 4 KiB, in every x86 and most ARM first-level caches
-    if a.col_stride() != 1 {
-        return false;
-    }
-    let lines = (a.cols().min(super::gemm::DEPTH_MAX) * 4).div_ceil(LINE);
-    let rows = mr.min(a.rows());
+    let lines = (cols.min(super::gemm::DEPTH_MAX) * 4).div_ceil(LINE);
+    let rows = mr.min(rows);
     let mut used = [0u8; SETS];
     for row in 0..rows {
         for line in 0..lines {
-            used[(row * a.row_stride() * 4 / LINE + line) % SETS] += 1;
+            used[(row * row_stride * 4 / LINE + line) % SETS] += 1;
         }
     }
     let average = (rows * lines).div_ceil(SETS);
