@@ -34,6 +34,11 @@ fn class_of(len: usize) -> usize {
     len.div_ceil(step) * step
 }
 
+/// Bytes that a buffer of `len` elements holds: what a memory plan has to count.
+pub fn held_bytes(len: usize) -> usize {
+    4 * if len < POOL_MIN { len } else { class_of(len) }
+}
+
 impl Pool {
     fn make_room(&mut self, bytes: usize) {
         while self.pooled > 0 && self.live + self.pooled + bytes > self.peak_live.max(self.live + bytes) {
@@ -79,7 +84,7 @@ impl Buffer {
     }
 
     fn take(len: usize, zero: bool) -> Buffer {
-        let class = if len < POOL_MIN { len } else { class_of(len) };
+        let class = held_bytes(len) / 4;
         let mut guard = pool();
         let reused = match guard.free.get_mut(&class) {
             Some(list) if len >= POOL_MIN => list.pop(),

@@ -4,6 +4,7 @@
 //! rows of the largest pass. With checkpointing a block keeps its input alone, and one block at a time keeps all.
 
 use retune_tensor::kernel::PackedLhs;
+use retune_tensor::memory::held_bytes;
 use retune_tensor::ops::linear_cross_entropy::chunk_rows;
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +38,7 @@ pub struct ActivationProfile {
     pub head_logits: u64,
     /// Rows whose logits exist at a time.
     pub head_chunk: u64,
-    /// What exists once, independent of the batch (the gradient of the largest weight before it is added).
+    /// What exists once, independent of the batch (gradients of the largest weight before they are added).
     pub fixed: u64,
 }
 
@@ -67,7 +68,9 @@ impl ActivationProfile {
             // The logits, and perhaps their copy packed for the product with the head.
             head_logits: elements(base.logits * if PackedLhs::copies_rows_of(base.logits) { 2 } else { 1 }),
             head_chunk: chunk_rows(base.logits) as u64,
-            fixed: trainable().map(|p| p.weight.bytes() as u64).max().unwrap_or(0),
+            // A tied weight's two gradients besides the sum of the passes before; rounding of gradients and moments.
+            fixed: trainable().map(|p| 2 * held_bytes(p.elements()) as u64).max().unwrap_or(0)
+                + trainable().map(|p| 3 * (held_bytes(p.elements()) - p.weight.bytes()) as u64).sum::<u64>(),
         }
     }
 
