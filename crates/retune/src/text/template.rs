@@ -3,7 +3,8 @@
 //! Templates are Jinja programs that come with model files, run here by `minijinja` as `transformers` runs them: blocks
 //! eat their line break and indentation, Python's string and dict methods, `raise_exception`, `strftime_now`, `tojson`
 //! without HTML escapes, loop controls. They reach nothing else: no files, no includes; a budget of steps, depth, source
-//! and output.
+//! and output. What the engine does not bound is the memory of a text that a template doubles again and again in a
+//! variable without writing it out.
 
 use super::error::{Error, Result};
 use super::tokenizer::Tokenizer;

@@ -312,6 +312,26 @@ fn a_prompt_that_ends_without_a_space_leaves_it_to_the_answer() {
     );
 }
 
+#[test]
+fn the_templates_of_other_families() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tokenizer/templates.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let row = turns(&[("user", "q"), ("assistant", "hello"), ("user", "r"), ("assistant", "world")]);
+    for (name, expected) in [
+        ("zephyr", ["hello<|im_end|>", "world<|im_end|>"]),
+        ("inst", [" hello<|im_end|>", " world<|im_end|>"]),
+        // Its end of turn is no token of this vocabulary: learned as text, and EOS after it.
+        ("headers", ["hello<|eot_id|>", "world<|eot_id|><|im_end|>"]),
+    ] {
+        let language = language(Some(golden["templates"][name].as_str().unwrap()));
+        let data = build_with(&language, std::slice::from_ref(&row), &Options::default()).unwrap();
+        let pieces = preview(&language.tokenizer, &data.examples[0]).unwrap();
+        let learned: Vec<String> = pieces.into_iter().filter(|p| p.target).map(|p| p.text).collect();
+        assert_eq!(learned, expected, "{name}");
+        assert_eq!(data.report.last_answer_only, 0, "{name}");
+    }
+}
+
 mod properties {
     use super::*;
     use proptest::prelude::*;
