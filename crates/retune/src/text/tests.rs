@@ -432,3 +432,27 @@ fn a_folder_written_from_a_gguf_gives_the_same_tokens() {
         );
     }
 }
+
+/// Changed bytes give another tokenizer or an error; either way texts come back within their length.
+#[test]
+fn changed_bytes_of_a_tokenizer_json_are_survived() {
+    let changes = std::env::var("RETUNE_TEST_CHANGES").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
+    for json in [tokenizer_json(), llama_json()] {
+        let text = json.to_string();
+        let mut state = 0x9E37_79B9_u64;
+        for _ in 0..changes {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let mut bytes = text.clone().into_bytes();
+            let at = (state >> 20) as usize % bytes.len();
+            bytes[at] = b"0179-\"\\{}[],:aZ\x00 "[(state >> 58) as usize % 17];
+            let Ok(text) = String::from_utf8(bytes) else { continue };
+            let files = TokenizerFiles { origin: "tiny", tokenizer: &text, ..Default::default() };
+            let Ok(tokenizer) = Tokenizer::from_files(&files) else { continue };
+            if let Ok(encoded) = tokenizer.encode_with_offsets("hello <s> 12 é", Special::Parse) {
+                assert!(encoded.iter().all(|(_, range)| range.end <= 15), "byte {at}");
+                let ids: Vec<u32> = encoded.into_iter().map(|(id, _)| id).collect();
+                tokenizer.decode(&ids, false).unwrap();
+            }
+        }
+    }
+}
