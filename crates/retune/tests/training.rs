@@ -272,6 +272,18 @@ fn a_nan_in_one_example_is_named_and_changes_nothing() {
 }
 
 #[test]
+fn a_nan_in_a_weight_is_named() {
+    let toy = Toy::new(8, 12);
+    let mut params = toy.params(24);
+    let up = params.find("up").unwrap();
+    params.tensor_mut(up).unwrap().data_mut()[7] = f32::NAN;
+    let before = bytes(&params);
+    let outcome = train(&mut params, &toy, None, &settings(), None, &mut go_on).unwrap();
+    let OutcomeEnd::Diverged { why } = &outcome.end else { panic!("{outcome:?}") };
+    assert!(why.contains("the weight `up` is not") && bytes(&params) == before, "{why}");
+}
+
+#[test]
 fn on_nan_stop_ends_at_the_first() {
     let mut toy = Toy::new(8, 12);
     toy.rows[5].data_mut()[3] = f32::INFINITY;
@@ -494,6 +506,36 @@ fn a_killed_run_ends_in_the_same_bytes() {
     }
     eprintln!("{kills} kills, {truncations} truncated checkpoints");
     assert!(kills >= 3, "only {kills} kills");
+}
+
+/// A disk that refuses in the middle of a checkpoint (files may not grow past 3 KiB): an error that names the file, no torso,
+/// and the older checkpoints are as they were.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_older_checkpoints_and_no_torso() {
+    let dir = tempfile::tempdir().unwrap();
+    let (toy, folder) = (Toy::new(37, 12), open(dir.path(), Start::New));
+    let mut stop = |event| match event {
+        Event::Step { step: 12, .. } => Control::Stop,
+        _ => Control::Continue,
+    };
+    let eval = Toy::new(9, 12);
+    train(&mut toy.params(24), &toy, Some(&eval), &kill_settings(), Some(&folder), &mut stop).unwrap();
+    drop(folder);
+    let before = checkpoint_files(dir.path());
+    assert!(!before.is_empty());
+    let limited =
+        "trap '' XFSZ; ulimit -f 3 || exit 0; exec \"$0\" --exact child_of_the_kill_test --nocapture";
+    let output = Command::new("bash")
+        .args(["-c", limited])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("moments.safetensors"), "{said}");
+    assert!(checkpoint_files(dir.path()) == before, "{:?}", names(dir.path()));
+    assert!(names(dir.path()).iter().all(|name| !name.contains("tmp")));
 }
 
 /// Cuts a file of the newest checkpoint, if there is an older one to fall back to.

@@ -159,8 +159,8 @@ fn entry(path: &Path) -> Result<Entry> {
     Ok(Entry { bytes, blake3: hash::file(path)? })
 }
 
-/// A damaged checkpoint in the place of the new one is kept under another name.
-fn set_aside(done: &Path) -> Result<()> {
+/// Gives a damaged checkpoint another name, under which it is kept but not looked at.
+pub(crate) fn set_aside(done: &Path) -> Result<()> {
     if !done.exists() {
         return Ok(());
     }
@@ -180,15 +180,14 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// Deletes what exceeds `keep`, oldest first. `best` stays besides, and so do those in `rejected`.
+/// Deletes what exceeds `keep`, oldest first. `best` stays besides.
 ///
 /// # Errors
 /// If the folder cannot be listed or a checkpoint cannot be removed.
-pub fn prune(folder: &RunFolder, keep: usize, best: Option<&Best>, rejected: &[PathBuf]) -> Result<()> {
+pub fn prune(folder: &RunFolder, keep: usize, best: Option<&Best>) -> Result<()> {
     let is_best =
         |path: &Path| best.is_some_and(|b| path.file_name().is_some_and(|name| name == b.name.as_str()));
-    let mut whole = folder.checkpoints()?;
-    whole.retain(|(_, path)| !rejected.contains(path));
+    let whole = folder.checkpoints()?;
     let surplus = whole.len().saturating_sub(keep.max(2));
     for (_, path) in whole.iter().take(surplus).filter(|(_, path)| !is_best(path)) {
         // Out of the list first: a removal cut short must not look like a damaged checkpoint.

@@ -69,7 +69,7 @@ pub enum Event {
         loss: f64,
         #[serde(deserialize_with = "null_is_nan")]
         grad_norm: f64,
-        /// The first parameter whose gradient is not finite.
+        /// The first weight that is not finite itself, else the first parameter whose gradient is not.
         tensor: Option<String>,
         /// The examples whose own loss is not finite; all of the step if no single one is to blame.
         examples: Vec<String>,
@@ -77,7 +77,8 @@ pub enum Event {
     },
     /// The loss or the gradient norm stands out of the last steps. Only a warning.
     Spike { step: u64, what: SpikeIn, value: f64, z: f64 },
-    /// A checkpoint was not used.
+    /// A checkpoint is not whole and was not used. Once the run goes on from an older one, it is renamed to
+    /// `….damaged-1` (or the next free number).
     CheckpointRejected { path: PathBuf, why: String },
     /// The run was stopped on request and can go on from `checkpoint`.
     Interrupted { step: u64, checkpoint: Option<PathBuf> },

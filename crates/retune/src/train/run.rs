@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use retune_tensor::{Gradients, Params, Tape, Tensor, memory};
+use retune_tensor::{Gradients, Params, Tape, Tensor, Weight, memory};
 
 use super::checkpoint::{self, Best, Evaluation, State};
 use super::error::{Error, Result};
@@ -98,7 +98,6 @@ struct Run<'a> {
 
     /// The step of the newest checkpoint on the disk.
     saved: Option<u64>,
-    rejected: Vec<PathBuf>,
     loss: Option<f64>,
     stopping: bool,
     began: Instant,
@@ -133,7 +132,6 @@ impl<'a> Run<'a> {
             gradients: Gradients::new(),
             state: State { settings: identity, ..State::default() },
             saved: None,
-            rejected: Vec::new(),
             loss: None,
             stopping: false,
             began: Instant::now(),
@@ -170,7 +168,9 @@ impl<'a> Run<'a> {
         }
         checkpoint::load_weights(&newest, self.params)?;
         checkpoint::load_moments(&newest, &state, &mut self.optimizer)?;
-        self.rejected = rejected.into_iter().map(|(path, _)| path).collect();
+        for (path, _) in &rejected {
+            checkpoint::set_aside(path)?;
+        }
         self.saved = Some(state.step);
         self.state = state;
         Ok(())
@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
         self.state.updates = self.optimizer.updates();
         let (path, bytes) = checkpoint::save(folder, &self.state, self.params, &self.optimizer)?;
         self.saved = Some(step);
-        checkpoint::prune(folder, self.settings.keep, self.state.best.as_ref(), &self.rejected)?;
+        checkpoint::prune(folder, self.settings.keep, self.state.best.as_ref())?;
         self.tell(Event::Saved { step, path, bytes });
         Ok(())
     }
@@ -318,6 +318,7 @@ impl<'a> Run<'a> {
             let bad = self.gradients.get(slot.id).is_some_and(|g| !g.all_finite());
             bad.then(|| slot.name.clone())
         });
+        let weight = bad_weight(self.params);
         self.gradients.clear();
         let examples: Vec<String> =
             self.culprits(window)?.into_iter().map(|e| self.objective.describe(e)).collect();
@@ -326,10 +327,13 @@ impl<'a> Run<'a> {
         let in_a_row = self.state.guard.skipped_in_a_row;
         let step = self.state.step;
         let whose = if loss.is_finite() { "gradient" } else { "loss" };
-        let place =
-            tensor.as_ref().map(|name| format!(", first in the gradient of `{name}`")).unwrap_or_default();
+        let place = match (&weight, &tensor) {
+            (Some(name), _) => format!(", for the weight `{name}` is not"),
+            (None, Some(name)) => format!(", first in the gradient of `{name}`"),
+            (None, None) => String::new(),
+        };
         let who = shortened(&examples, examples.len());
-        self.tell(Event::Skipped { step, loss, grad_norm, tensor, examples, in_a_row });
+        self.tell(Event::Skipped { step, loss, grad_norm, tensor: weight.or(tensor), examples, in_a_row });
         let why = match self.settings.on_nan {
             OnNan::Stop => format!("the {whose} of step {step} is not finite{place} ({who})"),
             OnNan::Skip if in_a_row >= self.settings.nan_steps_max => format!(
@@ -415,6 +419,15 @@ fn loss_of(
     let tape = Tape::inference(params);
     let value = objective.loss(&tape, batch, epoch, denominator).map_err(failed(objective, batch, step))?;
     Ok(f64::from(scalar(value.value())))
+}
+
+/// The first f32 weight that is not finite itself: then no example is to blame.
+fn bad_weight(params: &Params) -> Option<String> {
+    let mut bad = params.iter().map(|(_, p)| p).filter(|p| match &p.weight {
+        Weight::F32(tensor) => !tensor.all_finite(),
+        Weight::Stored(_) => false,
+    });
+    bad.next().map(|p| p.name.clone())
 }
 
 /// The value of a `[1, 1]` tensor; NaN for any other shape, which the guard then reports.
