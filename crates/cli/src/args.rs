@@ -26,6 +26,12 @@ Exit codes: 0 done, 2 usage or run file, 3 diverged, 65 bad input file, 74 input
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Fine-tune a model on rows of data
+    Train(commands::train::Args),
+    /// Measure loss and perplexity on rows of data
+    Eval(commands::eval::Args),
+    /// Say how much memory a run would take, before it starts
+    Plan(commands::plan::Args),
     /// Show rows of data as the model will see them, with what carries loss
     Preview(commands::preview::Args),
     /// Show what a model, adapter, weight or data file is and holds

@@ -1,8 +1,11 @@
 //! One command a file: its flags, and what it does with them.
 
+pub mod eval;
 pub mod fetch;
 pub mod inspect;
 pub mod logits;
 pub mod methods;
 pub mod models;
+pub mod plan;
 pub mod preview;
+pub mod train;

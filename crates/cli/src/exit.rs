@@ -6,12 +6,15 @@ use std::io;
 use std::process::ExitCode;
 
 use retune::run_file::RunFileError;
+use retune::train;
 
 use crate::style;
 
 pub const USAGE: u8 = 2;
 pub const BAD_INPUT: u8 = 65;
 pub const INPUT_OUTPUT: u8 = 74;
+pub const NO_MEMORY: u8 = 75;
+pub const DIVERGED: u8 = 3;
 
 /// Prints what went wrong, if anything, and gives the exit code.
 pub fn report(result: anyhow::Result<()>, json: bool) -> ExitCode {
@@ -24,8 +27,12 @@ pub fn report(result: anyhow::Result<()>, json: bool) -> ExitCode {
     if json {
         println!("{}", serde_json::json!({"event": "error", "code": code, "message": format!("{error:#}")}));
     } else {
+        let is_error = error.downcast_ref::<Ended>().is_none();
         for line in format!("{error:#}").lines() {
-            eprintln!("{}: {line}", style::error("error"));
+            match is_error {
+                true => eprintln!("{}: {line}", style::error("error")),
+                false => eprintln!("{line}"),
+            }
         }
     }
     ExitCode::from(code)
@@ -35,6 +42,12 @@ fn code_of(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
         if cause.is::<RunFileError>() || cause.is::<UsageError>() {
             return USAGE;
+        }
+        if let Some(ended) = cause.downcast_ref::<Ended>() {
+            return ended.code;
+        }
+        if let Some(code) = cause.downcast_ref().and_then(code_of_training) {
+            return code;
         }
         if matches!(cause.downcast_ref(), Some(retune::Error::Method(_))) {
             return USAGE;
@@ -47,6 +60,16 @@ fn code_of(error: &anyhow::Error) -> u8 {
         }
     }
     BAD_INPUT
+}
+
+/// The codes of training's own errors; `None` for those whose source decides.
+fn code_of_training(error: &train::Error) -> Option<u8> {
+    match error {
+        train::Error::DoesNotFit(_) => Some(NO_MEMORY),
+        train::Error::File(_) => None,
+        train::Error::Checkpoint { .. } | train::Error::NoWholeCheckpoint { .. } => Some(BAD_INPUT),
+        _ => Some(USAGE),
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -65,6 +88,27 @@ impl std::fmt::Display for UsageError {
 }
 
 impl std::error::Error for UsageError {}
+
+/// A run that ended before its time, with its exit code: nothing went wrong in the program.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Ended {
+    pub fn new(code: u8, message: impl Into<String>) -> Ended {
+        Ended { code, message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Ended {}
 
 /// A panic is never the user's fault; say so, with what we need to find it.
 pub fn install_panic_hook() {

@@ -8,7 +8,6 @@ use retune::models::{Model, ModelFiles, StorageChoice};
 use retune::run_file::{Storage, TrainOn};
 use retune::tasks::causal_lm::{Dataset, Options};
 use retune::text::Language;
-use retune_formats::records::Records;
 
 use crate::exit::UsageError;
 
@@ -116,11 +115,6 @@ pub fn language(files: &ModelFiles) -> Result<Language> {
 
 /// The rows of a data file as examples.
 pub fn dataset(language: &Language, path: &Path, max_length: usize, train_on: TrainOn) -> Result<Dataset> {
-    let mut rows = Vec::new();
-    for record in Records::open(path)? {
-        let record = record?;
-        rows.push((record.line, record.value));
-    }
     let options = Options { max_length, train_on, ..Options::default() };
-    Ok(Dataset::build(language, &path.display().to_string(), &rows, &options)?)
+    Ok(Dataset::load(language, path, &options)?)
 }

@@ -6,7 +6,13 @@ mod commands;
 mod exit;
 mod fetch;
 mod loading;
+mod objective;
+mod plan_profile;
+mod progress;
+mod run_flags;
+mod signals;
 mod style;
+mod training;
 
 use std::process::ExitCode;
 
@@ -24,6 +30,9 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
+        Command::Train(args) => commands::train::run(args, cli.json),
+        Command::Eval(args) => commands::eval::run(args, cli.json),
+        Command::Plan(args) => commands::plan::run(args, cli.json),
         Command::Preview(args) => commands::preview::run(args, cli.json),
         Command::Inspect(args) => commands::inspect::run(args, cli.json),
         Command::Logits(args) => commands::logits::run(args, cli.json),

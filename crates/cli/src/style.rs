@@ -83,3 +83,48 @@ pub fn seconds(seconds: f64) -> String {
         _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
     }
 }
+
+/// Today in UTC as `2026-11-22` (Howard Hinnant's days-to-civil).
+pub fn today() -> String {
+    let seconds =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    date_of_day((seconds / 86_400) as i64)
+}
+
+fn date_of_day(days_since_1970: i64) -> String {
+    let z = days_since_1970 + 719_468;
+    let era = z.div_euclid(146_097);
+    let day_of_era = z.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(date_of_day(0), "1970-01-01");
+        assert_eq!(date_of_day(11_016), "2000-02-29");
+        assert_eq!(date_of_day(20_779), "2026-11-22");
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(
+            (count(1_234_567), megabytes(92_871_040), mebibytes(98 << 20)),
+            ("1,234,567".into(), "92.9 MB".into(), "98 MiB".into())
+        );
+        assert_eq!(
+            (seconds(59.4), seconds(200.0), seconds(7500.0)),
+            ("59 s".into(), "3 min 20 s".into(), "2 h 5 min".into())
+        );
+        assert_eq!(printable("a\u{1b}[31m\n"), "a\u{fffd}[31m\n");
+    }
+}

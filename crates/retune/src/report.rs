@@ -7,6 +7,8 @@ mod chart;
 
 use serde::{Deserialize, Serialize};
 
+use crate::train::Event;
+
 pub use card::model_card;
 use chart::{Chart, Line, Style};
 
@@ -29,9 +31,8 @@ pub struct ReportData {
     pub date: String,
     /// Wall-clock time of the training.
     pub seconds: f64,
-    /// Tokens gone through, and those that carried loss.
+    /// Tokens gone through, over all epochs.
     pub tokens: u64,
-    pub target_tokens: u64,
     pub trainable_parameters: u64,
     pub total_parameters: u64,
     /// Settings of the run and what is known of the data: rows of two columns.
@@ -83,6 +84,24 @@ pub struct Answer {
 }
 
 impl ReportData {
+    /// Takes the curves and the peak memory from the text of a `metrics.jsonl`; lines that aren't events are passed over.
+    pub fn read_metrics(&mut self, text: &str) {
+        for event in text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok()) {
+            match event {
+                Event::Step { step, loss, lr, grad_norm, tokens_per_s, peak_bytes, .. } => {
+                    let tokens_per_second = tokens_per_s;
+                    self.steps.push(StepPoint { step, loss, lr, grad_norm, tokens_per_second, peak_bytes });
+                    self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
+                }
+                Event::Eval { step, loss, .. } => self.evals.push(EvalPoint { step, loss }),
+                Event::Finished { peak_bytes, .. } => {
+                    self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// What to type after `--model`.
     fn model_path(&self) -> &str {
         if self.model_path.is_empty() { &self.model } else { &self.model_path }
@@ -229,7 +248,6 @@ fn tables(data: &ReportData) -> String {
     memory.push(("measured peak".into(), bytes(data.memory.peak_bytes)));
     let mut about_data = data.data.clone();
     about_data.push(("tokens gone through".into(), count(data.tokens)));
-    about_data.push(("of them with loss".into(), count(data.target_tokens)));
     let tables = [("Settings", &data.settings), ("Data", &about_data), ("Memory", &memory)];
     let tables: Vec<String> = tables.iter().map(|(name, rows)| table(name, rows)).collect();
     format!("<section class=\"tables\">\n{}</section>\n", tables.concat())
@@ -339,7 +357,6 @@ mod tests {
             date: "2026-11-22".into(),
             seconds: 174.3,
             tokens: 92_310,
-            target_tokens: 31_877,
             trainable_parameters: 4_884_480,
             total_parameters: 134_515_008,
             settings: vec![pair("method", "lora"), pair("rank", "16"), pair("lora_alpha", "32"), pair("learning rate", "2e-4, cosine"), pair("batch", "8 rows"), pair("epochs", "3")],

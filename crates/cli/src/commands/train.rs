@@ -1,0 +1,103 @@
+//! `retune train`: fine-tunes a model and writes the adapter, the run file, the metrics and the report.
+
+use std::io::{Write, stdout};
+
+use anyhow::Result;
+use retune::run_file::RunFile;
+use retune::train::Start;
+
+use crate::progress::Progress;
+use crate::run_flags::RunFlags;
+use crate::signals::Signals;
+use crate::style::{bold, count};
+use crate::training::{Prepared, RUN_FILE, Trained, command_line, shell_word};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  retune train --model model.gguf --data rows.jsonl --out out
+  retune train --model model --data rows.jsonl --eval-data heldout.jsonl --rank 32 --lr 1e-4 --out out
+  retune train run.toml --epochs 5          flags beat the file, the file beats the defaults
+  retune train out/run.toml --resume        go on after an interruption, to the same bytes
+  retune plan run.toml                      how much memory it would take
+
+The folder gets adapter_config.json and adapter_model.safetensors (as PEFT writes them), README.md, run.toml,
+metrics.jsonl, report.html and checkpoints/.")]
+pub struct Args {
+    #[command(flatten)]
+    run: RunFlags,
+
+    /// Go on from the newest whole checkpoint of the output folder
+    #[arg(long)]
+    resume: bool,
+}
+
+pub fn run(args: &Args, json: bool) -> Result<()> {
+    let run = args.load()?;
+    let signals = Signals::catch()?;
+    let start = if args.resume { Start::Resume } else { Start::New };
+    let mut progress = Progress::new(json);
+    let prepared = Prepared::new(run)?;
+    for warning in prepared.data.report.warnings() {
+        progress.warn(&warning)?;
+    }
+    let trained = prepared.train(start, &command_line(), &mut progress, &signals)?;
+    if json { Ok(()) } else { print_summary(&trained) }
+}
+
+impl Args {
+    /// With `--resume` and no run file, the folder's own is taken.
+    fn load(&self) -> Result<RunFile> {
+        let out = self.run.values.iter().find(|(key, _)| key.name == "out");
+        if let (true, None, Some((_, out))) = (self.resume, &self.run.file, out) {
+            let file = std::path::Path::new(out).join(RUN_FILE);
+            if file.is_file() {
+                return Ok(RunFile::load(Some(&file), &self.run.values)?);
+            }
+        }
+        Ok(self.run.load()?)
+    }
+}
+
+/// What came out, where it lies, and what to try next.
+pub fn print_summary(trained: &Trained) -> Result<()> {
+    let (run, report) = (&trained.prepared.run, &trained.report);
+    let mut out = stdout().lock();
+    writeln!(out)?;
+    if let (Some(before), Some(after)) = (trained.outcome.eval_before, trained.outcome.eval_after) {
+        let (p, q) = (before.exp(), after.exp());
+        writeln!(
+            out,
+            "  held-out loss  {}  (perplexity {p:.2} → {q:.2})",
+            bold(&format!("{before:.4} → {after:.4}"))
+        )?;
+    } else if let Some(loss) = trained.outcome.loss {
+        writeln!(out, "  training loss  {}", bold(&format!("{loss:.4}")))?;
+    }
+    let took = crate::style::seconds(report.seconds);
+    let peak = crate::style::mebibytes(report.memory.peak_bytes);
+    writeln!(
+        out,
+        "  trained        {} parameters, {} tokens in {took}, at most {peak}",
+        count(report.trainable_parameters),
+        count(report.tokens)
+    )?;
+    for answer in &report.answers {
+        writeln!(out, "\n  {}", bold(&crate::style::printable(&answer.question)))?;
+        writeln!(out, "  before: {}", crate::style::printable(&answer.before))?;
+        writeln!(out, "  after:  {}", crate::style::printable(&answer.after))?;
+    }
+    let folder = run.out.display();
+    writeln!(out, "\n  adapter        {folder}")?;
+    writeln!(out, "  report         {}", run.out.join("report.html").display())?;
+    let (model, adapter) = (shell_word(&report.model_path), shell_word(&report.out));
+    writeln!(out, "\nTry next:")?;
+    writeln!(out, "  retune generate --model {model} --adapter {adapter} --chat --prompt \"...\"")?;
+    writeln!(
+        out,
+        "  retune eval     --model {model} --adapter {adapter} --data {}",
+        shell_word(&run.data.display().to_string())
+    )?;
+    writeln!(out, "  retune merge    --model {model} --adapter {adapter} --out merged")?;
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! The flags of a training run, one for each key of the run file: names, help and defaults come from the library's table.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Command};
+use retune::run_file::keys::{KEYS, Key, Kind};
+use retune::run_file::{RunFile, RunFileError};
+
+/// A run file, and the flags that beat it.
+pub struct RunFlags {
+    pub file: Option<PathBuf>,
+    pub values: Vec<(&'static Key, String)>,
+}
+
+impl RunFlags {
+    /// The checked run: flags beat the file, the file beats the defaults.
+    pub fn load(&self) -> Result<RunFile, RunFileError> {
+        RunFile::load(self.file.as_deref(), &self.values)
+    }
+}
+
+impl clap::Args for RunFlags {
+    fn augment_args(command: Command) -> Command {
+        let file =
+            Arg::new("RUN.toml").value_parser(clap::value_parser!(PathBuf)).help("A run file; flags beat it");
+        let defaults = toml::Value::try_from(RunFile::default()).ok();
+        // The last of a repeated flag wins, so that an alias of the shell can be corrected.
+        let command = command.args_override_self(true);
+        KEYS.iter().fold(command.arg(file), |command, key| command.arg(flag(key, defaults.as_ref())))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+fn flag(key: &'static Key, defaults: Option<&toml::Value>) -> Arg {
+    let default = match key.table {
+        "" => defaults.and_then(|all| all.get(key.name)),
+        table => defaults.and_then(|all| all.get(table)?.get(key.name)),
+    };
+    let default = default.map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let mut help = first_upper(key.doc);
+    if let Kind::Choice(names) = key.kind {
+        help += &format!(": {}", names.join(", "));
+    }
+    if let Some(default) = default.filter(|text| !text.is_empty()) {
+        help += &format!(" [default: {default}]");
+    }
+    let arg =
+        Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key)).allow_negative_numbers(true);
+    match key.kind {
+        Kind::Switch => {
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
+        }
+        kind => arg.value_name(value_name(kind)),
+    }
+}
+
+fn heading(key: &Key) -> &'static str {
+    match (key.table, key.name) {
+        ("lora", _) => "Method lora",
+        (_, "model" | "data" | "eval_data" | "out" | "method") => "What",
+        (_, "max_length" | "train_on") => "Data",
+        (_, "eval_every" | "save_every" | "keep") => "Along the way",
+        (_, "threads" | "storage" | "checkpointing" | "memory_limit" | "on_nan") => "Machine",
+        _ => "Training",
+    }
+}
+
+fn value_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Path => "PATH",
+        Kind::Text | Kind::Choice(_) => "NAME",
+        Kind::Whole(..) => "N",
+        Kind::Above(..) | Kind::Real(..) | Kind::Share | Kind::ShareOrWhole => "X",
+        Kind::Switch => "true|false",
+        Kind::Targets => "NAMES",
+        Kind::Size => "SIZE",
+    }
+}
+
+fn first_upper(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+impl clap::FromArgMatches for RunFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let values =
+            KEYS.iter().filter_map(|key| Some((key, matches.get_one::<String>(key.flag)?.clone()))).collect();
+        Ok(RunFlags { file: matches.get_one::<PathBuf>("RUN.toml").cloned(), values })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,365 @@
+//! A training run from its settings to the finished folder: load, attach, plan, train, save, report.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use retune::methods::{self, lora};
+use retune::models::Model;
+use retune::report::{self, ReportData};
+use retune::run_file::{RunFile, TargetModules};
+use retune::tasks::causal_lm::Dataset;
+use retune::text::Language;
+use retune::train::{
+    self, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder, Start,
+    TrainSettings, available_memory,
+};
+use retune_formats::lora_config::{LoraConfig, Modules};
+use retune_formats::{atomic, hash};
+
+use crate::exit::{DIVERGED, Ended};
+use crate::loading::{dataset, language, set_threads, storage_of};
+use crate::objective::{TextObjective, check_ids};
+use crate::plan_profile::plan_profile;
+use crate::progress::Progress;
+use crate::signals::Signals;
+
+/// The files of a run's folder beside the adapter's.
+pub const RUN_FILE: &str = "run.toml";
+const METRICS: &str = "metrics.jsonl";
+const REPORT: &str = "report.html";
+
+/// All that a run needs, loaded and checked, before any step.
+pub struct Prepared {
+    pub run: RunFile,
+
+    pub model: Model,
+    #[expect(dead_code, reason = "answers before and after need it")]
+    pub language: Language,
+    pub data: Dataset,
+    pub eval: Option<Dataset>,
+    pub settings: TrainSettings,
+    /// What will be saved as `adapter_config.json`.
+    config: LoraConfig,
+    pub trainable: usize,
+    pub total: usize,
+}
+
+/// A run that came to its end.
+pub struct Trained {
+    pub prepared: Prepared,
+    pub outcome: Outcome,
+    pub report: ReportData,
+}
+
+impl Prepared {
+    /// Loads model and data and puts the method on.
+    pub fn new(mut run: RunFile) -> Result<Prepared> {
+        set_threads(run.threads)?;
+        let spec = methods::find(&run.method)?;
+        run.lr = Some(run.lr_or(spec.default_lr));
+        let mut model = Model::load(&run.model, storage_of(run.storage))?;
+        let language = language(&model.files)?;
+        let rows = |path: &Path| {
+            let data = dataset(&language, path, run.max_length as usize, run.train_on)?;
+            check_ids(&model, &data)?;
+            anyhow::Ok(data)
+        };
+        let data = rows(&run.data)?;
+        let eval = run.eval_data.as_deref().map(rows).transpose()?;
+        let total = model.params.iter().map(|(_, param)| param.elements()).sum();
+        let (config, attached) = match spec.name {
+            "lora" => lora::attach(&mut model, &lora_config(&run), run.seed)?,
+            other => bail!("method {other} cannot be trained by this program yet"),
+        };
+        let settings = TrainSettings::from_run_file(&run, spec.default_lr);
+        Ok(Prepared {
+            run,
+            model,
+            language,
+            data,
+            eval,
+            settings,
+            config,
+            trainable: attached.trainable,
+            total,
+        })
+    }
+
+    /// The memory that the run will take; picks checkpointing if that was left open.
+    ///
+    /// # Errors
+    /// If it cannot fit.
+    pub fn plan(&self) -> Result<Plan> {
+        let (base_bytes, trainable_bytes) = PlanRequest::weights(&self.model.params);
+        let objective = self.objective(false);
+        let eval = self.eval_objective();
+        let limit = available_memory(self.run.memory_limit);
+        let request = PlanRequest {
+            base_bytes,
+            trainable_bytes,
+            profile: plan_profile(&self.model),
+            objective: &objective,
+            eval: eval.as_ref().map(|eval| eval as &dyn train::Objective),
+            settings: &self.settings,
+            checkpointing: self.run.checkpointing,
+            limit: limit.as_ref(),
+        };
+        Ok(train::plan::plan(&request)?)
+    }
+
+    fn objective(&self, checkpointing: bool) -> TextObjective<'_> {
+        let net = self.model.net.as_ref();
+        TextObjective { net, examples: &self.data.examples, dropout_seed: Some(self.run.seed), checkpointing }
+    }
+
+    fn eval_objective(&self) -> Option<TextObjective<'_>> {
+        let net = self.model.net.as_ref();
+        let eval = self.eval.as_ref()?;
+        Some(TextObjective { net, examples: &eval.examples, dropout_seed: None, checkpointing: false })
+    }
+
+    /// What the numbers of the run depend on besides the loop's settings.
+    fn identity(&self) -> Result<BTreeMap<String, String>> {
+        let mut identity = BTreeMap::new();
+        for path in self.model.files.weight_files() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            identity.insert(format!("model file {name}"), hash::file(&path)?);
+        }
+        identity.insert("data".into(), hash::file(&self.run.data)?);
+        identity.insert("method".into(), self.run.method.clone());
+        identity.insert("max_length".into(), self.run.max_length.to_string());
+        identity.insert("train_on".into(), format!("{:?}", self.run.train_on).to_lowercase());
+        identity.insert("storage".into(), format!("{:?}", self.run.storage).to_lowercase());
+        identity.insert("lora".into(), format!("{:?}", self.run.lora));
+        Ok(identity)
+    }
+
+    /// Trains, and writes the folder. `command` goes into the report.
+    ///
+    /// # Errors
+    /// Besides what can go wrong: [`Ended`] if the run was interrupted (and saved) or diverged.
+    pub fn train(
+        mut self,
+        start: Start,
+        command: &str,
+        progress: &mut Progress,
+        signals: &Signals,
+    ) -> Result<Trained> {
+        let plan = self.plan()?;
+        let out = self.run.out.clone();
+        let run_file = self.run.to_toml();
+        let folder = RunFolder::open(&out, start, self.identity()?, run_file.clone())?;
+        progress.show(&Event::Planned(plan.clone()))?;
+
+        let Model { params, net, .. } = &mut self.model;
+        let net = net.as_ref();
+        let objective = TextObjective {
+            net,
+            examples: &self.data.examples,
+            dropout_seed: Some(self.run.seed),
+            checkpointing: plan.checkpointing,
+        };
+        let eval = self.eval.as_ref().map(|eval| TextObjective {
+            net,
+            examples: &eval.examples,
+            dropout_seed: None,
+            checkpointing: false,
+        });
+        let mut sink =
+            Sink { out: &out, run_file: &run_file, log: None, plan: Some(&plan), progress, failure: None };
+        let outcome = train::train(
+            params,
+            &objective,
+            eval.as_ref().map(|eval| eval as &dyn train::Objective),
+            &self.settings,
+            Some(&folder),
+            &mut |event| match (sink.take(&event), signals.exit_code()) {
+                (true, None) => Control::Continue,
+                _ => Control::Stop,
+            },
+        );
+        let failure = sink.failure.take();
+        progress.finish();
+        let outcome = outcome?;
+        failure.map_or(Ok(()), Err)?;
+        self.check_end(&outcome, signals)?;
+        let report = self.write_results(&plan, &outcome, command)?;
+        Ok(Trained { prepared: self, outcome, report })
+    }
+
+    /// An interrupted or diverged run leaves its checkpoints, and an exit code that says so.
+    fn check_end(&self, outcome: &Outcome, signals: &Signals) -> Result<()> {
+        let out = shell_word(&self.run.out.join(RUN_FILE).display().to_string());
+        let saved = match &outcome.checkpoint {
+            Some(path) => format!("saved in {}", path.display()),
+            None => "nothing was saved yet".into(),
+        };
+        match &outcome.end {
+            OutcomeEnd::Finished => Ok(()),
+            OutcomeEnd::Interrupted => {
+                let (step, steps) = (outcome.step, outcome.steps);
+                let message = format!(
+                    "stopped after step {step} of {steps}, {saved}; go on with\n  retune train {out} --resume"
+                );
+                Err(Ended::new(signals.exit_code().unwrap_or(130), message).into())
+            }
+            OutcomeEnd::Diverged { why } => {
+                let message = format!("diverged: {why}\nthe last good weights are {saved}");
+                Err(Ended::new(DIVERGED, message).into())
+            }
+        }
+    }
+
+    /// The adapter, the model card, the report.
+    fn write_results(&self, plan: &Plan, outcome: &Outcome, command: &str) -> Result<ReportData> {
+        let out = &self.run.out;
+        let report = self.report(plan, outcome, command)?;
+        let card = report::model_card(&report, &self.run.to_toml());
+        lora::save(&self.model, &self.config, out, Some(&card))?;
+        atomic::write_bytes(&out.join(REPORT), report::html(&report).as_bytes())?;
+        Ok(report)
+    }
+
+    fn report(&self, plan: &Plan, outcome: &Outcome, command: &str) -> Result<ReportData> {
+        let run = &self.run;
+        let path = run.out.join(METRICS);
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut report = ReportData::default();
+        report.read_metrics(&text);
+        report.model = run.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        report.model_path = run.model.display().to_string();
+        report.method = run.method.clone();
+        report.out = run.out.display().to_string();
+        report.command = command.into();
+        report.version = env!("CARGO_PKG_VERSION").into();
+        report.date = crate::style::today();
+        report.seconds = outcome.seconds;
+        report.tokens = outcome.tokens;
+        report.trainable_parameters = self.trainable as u64;
+        report.total_parameters = self.total as u64;
+        report.settings = settings_rows(run);
+        report.data = self.data_rows();
+        report.memory.predicted_bytes = plan.total_bytes;
+        let parts = [
+            ("base weights", plan.base_bytes),
+            ("trained weights", plan.trainable_bytes),
+            ("gradients", plan.gradient_bytes),
+            ("optimiser's moments", plan.moment_bytes),
+            ("activations", plan.activation_bytes),
+            ("at the worst moment", plan.transient_bytes),
+        ];
+        report.memory.parts = parts.map(|(name, bytes)| (name.into(), bytes)).into();
+        Ok(report)
+    }
+
+    fn data_rows(&self) -> Vec<(String, String)> {
+        let report = &self.data.report;
+        let mut rows = vec![
+            ("training data", name_of(&self.run.data)),
+            ("rows", crate::style::count(report.rows as u64)),
+            ("examples", crate::style::count(report.examples as u64)),
+            ("tokens in them", crate::style::count(report.tokens as u64)),
+            ("with loss", crate::style::count(report.target_tokens as u64)),
+            ("cut at max_length", crate::style::count(report.truncated_rows as u64)),
+        ];
+        if let (Some(path), Some(eval)) = (&self.run.eval_data, &self.eval) {
+            rows.push(("held-out data", name_of(path)));
+            rows.push(("held-out examples", crate::style::count(eval.report.examples as u64)));
+        }
+        rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// The settings worth a line in the report: all of the run file that has a value, but no paths.
+fn settings_rows(run: &RunFile) -> Vec<(String, String)> {
+    let text = run.to_toml();
+    let lines = text.lines().filter(|line| !line.starts_with(['#', '[']));
+    let pairs = lines.filter_map(|line| line.split_once(" = "));
+    pairs
+        .filter(|(name, _)| !["model", "data", "eval_data", "out"].contains(name))
+        .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
+        .collect()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The run file's LoRA settings as PEFT's configuration.
+fn lora_config(run: &RunFile) -> LoraConfig {
+    let targets = match &run.lora.target_modules {
+        TargetModules::Pattern(text) if text == "all-linear" => Modules::AllLinear,
+        TargetModules::Pattern(text) => Modules::Pattern(text.clone()),
+        TargetModules::Names(names) => Modules::List(names.clone()),
+    };
+    LoraConfig {
+        r: run.lora.rank as usize,
+        lora_alpha: run.lora.lora_alpha,
+        lora_dropout: run.lora.lora_dropout,
+        target_modules: Some(targets),
+        use_rslora: run.lora.use_rslora,
+        task_type: Some("CAUSAL_LM".into()),
+        base_model_name_or_path: Some(run.model.display().to_string()),
+        ..LoraConfig::default()
+    }
+}
+
+/// Takes the events of a run: into the log, and onto the screen.
+struct Sink<'a> {
+    out: &'a Path,
+    run_file: &'a str,
+    /// Opened when the run says where it starts.
+    log: Option<MetricsLog>,
+    plan: Option<&'a Plan>,
+    progress: &'a mut Progress,
+    failure: Option<anyhow::Error>,
+}
+
+impl Sink<'_> {
+    /// False if the run should stop, because an event could not be written.
+    fn take(&mut self, event: &Event) -> bool {
+        let taken = self.write(event).and_then(|()| self.progress.show(event));
+        if let Err(error) = taken {
+            self.failure.get_or_insert(error);
+        }
+        self.failure.is_none()
+    }
+
+    fn write(&mut self, event: &Event) -> Result<()> {
+        if let Event::Started { step, resumed_from, .. } = event {
+            // Only now is it sure that the run may go on with these settings: a refused one must not leave its own.
+            atomic::write_bytes(&self.out.join(RUN_FILE), self.run_file.as_bytes())?;
+            let metrics = self.out.join(METRICS);
+            let mut log = match resumed_from {
+                Some(_) => MetricsLog::resume(&metrics, *step)?,
+                None => MetricsLog::create(&metrics)?,
+            };
+            if let Some(plan) = self.plan.take() {
+                log.write(&Event::Planned(plan.clone()))?;
+            }
+            self.log = Some(log);
+        }
+        if let Some(log) = &mut self.log {
+            log.write(event)?;
+        }
+        Ok(())
+    }
+}
+
+/// A word as a shell reads it back.
+pub fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// The command line of this process, to be typed again.
+pub fn command_line() -> String {
+    let words = std::env::args_os().skip(1).map(|word| shell_word(&word.to_string_lossy()));
+    std::iter::once("retune".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
