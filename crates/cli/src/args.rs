@@ -28,6 +28,8 @@ Exit codes: 0 done, 2 usage or run file, 3 diverged, 65 bad input file, 74 input
 pub enum Command {
     /// Fine-tune a model on rows of data
     Train(commands::train::Args),
+    /// Continue a prompt or answer in a chat
+    Generate(commands::generate::Args),
     /// Measure loss and perplexity on rows of data
     Eval(commands::eval::Args),
     /// Say how much memory a run would take, before it starts

@@ -2,6 +2,7 @@
 
 pub mod eval;
 pub mod fetch;
+pub mod generate;
 pub mod inspect;
 pub mod logits;
 pub mod methods;

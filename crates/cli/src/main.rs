@@ -6,9 +6,9 @@ mod commands;
 mod exit;
 mod fetch;
 mod loading;
-mod objective;
 mod plan_profile;
 mod progress;
+mod prompting;
 mod run_flags;
 mod signals;
 mod style;
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Train(args) => commands::train::run(args, cli.json),
+        Command::Generate(args) => commands::generate::run(args, cli.json),
         Command::Eval(args) => commands::eval::run(args, cli.json),
         Command::Plan(args) => commands::plan::run(args, cli.json),
         Command::Preview(args) => commands::preview::run(args, cli.json),

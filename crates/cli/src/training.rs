@@ -1,14 +1,14 @@
 //! A training run from its settings to the finished folder: load, attach, plan, train, save, report.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use retune::methods::{self, lora};
 use retune::models::Model;
 use retune::report::{self, ReportData};
 use retune::run_file::{RunFile, TargetModules};
-use retune::tasks::causal_lm::Dataset;
+use retune::tasks::causal_lm::{CausalLm, Dataset};
 use retune::text::Language;
 use retune::train::{
     self, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder, Start,
@@ -19,22 +19,23 @@ use retune_formats::{atomic, hash};
 
 use crate::exit::{DIVERGED, Ended};
 use crate::loading::{dataset, language, set_threads, storage_of};
-use crate::objective::{TextObjective, check_ids};
 use crate::plan_profile::plan_profile;
 use crate::progress::Progress;
+use crate::prompting::{Question, questions};
 use crate::signals::Signals;
 
 /// The files of a run's folder beside the adapter's.
 pub const RUN_FILE: &str = "run.toml";
 const METRICS: &str = "metrics.jsonl";
 const REPORT: &str = "report.html";
+/// Questions answered before and after.
+const SAMPLE_QUESTIONS: usize = 3;
 
 /// All that a run needs, loaded and checked, before any step.
 pub struct Prepared {
     pub run: RunFile,
 
     pub model: Model,
-    #[expect(dead_code, reason = "answers before and after need it")]
     pub language: Language,
     pub data: Dataset,
     pub eval: Option<Dataset>,
@@ -62,7 +63,8 @@ impl Prepared {
         let language = language(&model.files)?;
         let rows = |path: &Path| {
             let data = dataset(&language, path, run.max_length as usize, run.train_on)?;
-            check_ids(&model, &data)?;
+            CausalLm { net: model.net.as_ref(), data: &data, dropout_seed: None, checkpoint: false }
+                .check()?;
             anyhow::Ok(data)
         };
         let data = rows(&run.data)?;
@@ -92,8 +94,11 @@ impl Prepared {
     /// If it cannot fit.
     pub fn plan(&self) -> Result<Plan> {
         let (base_bytes, trainable_bytes) = PlanRequest::weights(&self.model.params);
-        let objective = self.objective(false);
-        let eval = self.eval_objective();
+        let net = self.model.net.as_ref();
+        let objective =
+            CausalLm { net, data: &self.data, dropout_seed: Some(self.run.seed), checkpoint: false };
+        let eval =
+            self.eval.as_ref().map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false });
         let limit = available_memory(self.run.memory_limit);
         let request = PlanRequest {
             base_bytes,
@@ -106,17 +111,6 @@ impl Prepared {
             limit: limit.as_ref(),
         };
         Ok(train::plan::plan(&request)?)
-    }
-
-    fn objective(&self, checkpointing: bool) -> TextObjective<'_> {
-        let net = self.model.net.as_ref();
-        TextObjective { net, examples: &self.data.examples, dropout_seed: Some(self.run.seed), checkpointing }
-    }
-
-    fn eval_objective(&self) -> Option<TextObjective<'_>> {
-        let net = self.model.net.as_ref();
-        let eval = self.eval.as_ref()?;
-        Some(TextObjective { net, examples: &eval.examples, dropout_seed: None, checkpointing: false })
     }
 
     /// What the numbers of the run depend on besides the loop's settings.
@@ -152,27 +146,19 @@ impl Prepared {
         let folder = RunFolder::open(&out, start, self.identity()?, run_file.clone())?;
         progress.show(&Event::Planned(plan.clone()))?;
 
-        let Model { params, net, .. } = &mut self.model;
+        let questions = self.questions()?;
+        let before = self.answers(&questions)?;
+        let Prepared { model: Model { params, net, .. }, run, data, eval, settings, .. } = &mut self;
         let net = net.as_ref();
-        let objective = TextObjective {
-            net,
-            examples: &self.data.examples,
-            dropout_seed: Some(self.run.seed),
-            checkpointing: plan.checkpointing,
-        };
-        let eval = self.eval.as_ref().map(|eval| TextObjective {
-            net,
-            examples: &eval.examples,
-            dropout_seed: None,
-            checkpointing: false,
-        });
+        let objective = CausalLm { net, data, dropout_seed: Some(run.seed), checkpoint: plan.checkpointing };
+        let eval = eval.as_ref().map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false });
         let mut sink =
             Sink { out: &out, run_file: &run_file, log: None, plan: Some(&plan), progress, failure: None };
         let outcome = train::train(
             params,
             &objective,
             eval.as_ref().map(|eval| eval as &dyn train::Objective),
-            &self.settings,
+            settings,
             Some(&folder),
             &mut |event| match (sink.take(&event), signals.exit_code()) {
                 (true, None) => Control::Continue,
@@ -184,8 +170,21 @@ impl Prepared {
         let outcome = outcome?;
         failure.map_or(Ok(()), Err)?;
         self.check_end(&outcome, signals)?;
-        let report = self.write_results(&plan, &outcome, command)?;
+        let after = self.answers(&questions)?;
+        let pairs = questions.into_iter().zip(before.into_iter().zip(after));
+        let answers =
+            pairs.map(|(q, (before, after))| report::Answer { question: q.text, before, after }).collect();
+        let report = self.write_results(&plan, &outcome, command, answers)?;
         Ok(Trained { prepared: self, outcome, report })
+    }
+
+    /// A few questions of the held-out rows, else of the training rows.
+    fn questions(&self) -> Result<Vec<Question>> {
+        questions(self.run.eval_data.as_ref().unwrap_or(&self.run.data), SAMPLE_QUESTIONS)
+    }
+
+    fn answers(&self, questions: &[Question]) -> Result<Vec<String>> {
+        questions.iter().map(|question| question.answer(&self.model, &self.language)).collect()
     }
 
     /// An interrupted or diverged run leaves its checkpoints, and an exit code that says so.
@@ -212,9 +211,15 @@ impl Prepared {
     }
 
     /// The adapter, the model card, the report.
-    fn write_results(&self, plan: &Plan, outcome: &Outcome, command: &str) -> Result<ReportData> {
+    fn write_results(
+        &self,
+        plan: &Plan,
+        outcome: &Outcome,
+        command: &str,
+        answers: Vec<report::Answer>,
+    ) -> Result<ReportData> {
         let out = &self.run.out;
-        let report = self.report(plan, outcome, command)?;
+        let report = ReportData { answers, ..self.report(plan, outcome, command)? };
         let card = report::model_card(&report, &self.run.to_toml());
         lora::save(&self.model, &self.config, out, Some(&card))?;
         atomic::write_bytes(&out.join(REPORT), report::html(&report).as_bytes())?;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use indicatif::ProgressBar;
 use retune::run_file::TrainOn;
+use retune::tasks::causal_lm::CausalLm;
 use retune::train::{Control, evaluate};
 
 use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language};
-use crate::objective::TextObjective;
 use crate::signals::Signals;
 use crate::style::count;
 
@@ -46,7 +46,8 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let language = language(&model.files)?;
     let train_on = if args.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
     let data = dataset(&language, &args.data, args.max_length as usize, train_on)?;
-    let objective = TextObjective::for_evaluation(&model, &data)?;
+    let objective = CausalLm { net: model.net.as_ref(), data: &data, dropout_seed: None, checkpoint: false };
+    objective.check()?;
     let bar = if std::io::stderr().is_terminal() {
         ProgressBar::new(data.examples.len() as u64)
     } else {

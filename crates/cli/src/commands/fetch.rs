@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write, stdout};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::exit::UsageError;
@@ -21,11 +21,21 @@ The files go to $RETUNE_CACHE, else $XDG_CACHE_HOME/retune, else ~/.cache/retune
 pub struct Args {
     /// What to fetch; without it, the list is printed
     name: Option<String>,
+
+    /// Print where it lies in the cache, without fetching or checking; an error if it isn't there
+    #[arg(long, requires = "name")]
+    print_path: bool,
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let Some(name) = &args.name else { return list(json) };
     let archive = find(name).ok_or_else(|| unknown(name))?;
+    if args.print_path {
+        let path = crate::fetch::cached(archive)
+            .with_context(|| format!("{name} was not fetched yet: retune fetch {name}"))?;
+        writeln!(stdout(), "{}", path.display())?;
+        return Ok(());
+    }
     let fetched = fetch_with_bar(archive)?;
     let mut out = stdout().lock();
     if json {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use retune::models::Model;
-use retune::nn::{Pass, Rows};
+use retune::tasks::causal_lm;
 use retune_formats::{Dtype, TensorOut, TensorSource, safetensors};
-use retune_tensor::{Segments, Tape};
+use retune_tensor::Segments;
 
 use crate::loading::ModelArgs;
 
@@ -38,7 +38,6 @@ pub struct Args {
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let batch = Batch::read(&args.ids)?;
     let model = args.model.load()?;
-    model.check_ids(&batch.ids)?;
     let vocab = model.net.info().vocab_size;
     let size = (batch.shape.0 * batch.shape.1) as u64 * vocab as u64;
     if size > LOGITS_MAX {
@@ -48,7 +47,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
             batch.shape
         );
     }
-    let logits = batch.logits(&model);
+    let logits = batch.logits(&model)?;
     let shape = [batch.shape.0, batch.shape.1, vocab];
     safetensors::write(&args.out, [TensorOut::f32("logits", &shape, logits)], &[("format", "pt")])?;
     if json {
@@ -101,19 +100,15 @@ impl Batch {
     }
 
     /// Row-major over (rows, columns, vocabulary); zero at padding.
-    fn logits(&self, model: &Model) -> Vec<f32> {
-        let tape = Tape::inference(&model.params);
+    fn logits(&self, model: &Model) -> Result<Vec<f32>> {
         let segments = Segments::from_lengths(&self.lengths);
-        let hidden = model.net.hidden(&tape, &self.ids, &segments, &Pass::default());
-        let head = model.net.head();
-        let packed = head.forward(&tape, &Rows::new(segments, &Pass::default()), &hidden);
-        let packed = packed.value();
+        let packed = causal_lm::logits(model.net.as_ref(), &model.params, &self.ids, &segments)?;
         let vocab = packed.cols();
         let mut padded = vec![0.0; self.shape.0 * self.shape.1 * vocab];
         for (row, &place) in packed.data().chunks_exact(vocab).zip(&self.places) {
             padded[place * vocab..(place + 1) * vocab].copy_from_slice(row);
         }
-        padded
+        Ok(padded)
     }
 }
 
