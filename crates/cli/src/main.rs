@@ -6,7 +6,6 @@ mod commands;
 mod exit;
 mod fetch;
 mod loading;
-mod plan_profile;
 mod progress;
 mod prompting;
 mod run_flags;

@@ -11,15 +11,14 @@ use retune::run_file::{RunFile, TargetModules};
 use retune::tasks::causal_lm::{CausalLm, Dataset};
 use retune::text::Language;
 use retune::train::{
-    self, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder, Start,
-    TrainSettings, available_memory,
+    self, ActivationProfile, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder,
+    Start, TrainSettings, available_memory,
 };
 use retune_formats::lora_config::{LoraConfig, Modules};
 use retune_formats::{atomic, hash};
 
 use crate::exit::{DIVERGED, Ended};
 use crate::loading::{dataset, language, set_threads, storage_of};
-use crate::plan_profile::plan_profile;
 use crate::progress::Progress;
 use crate::prompting::{Question, questions};
 use crate::signals::Signals;
@@ -103,7 +102,7 @@ impl Prepared {
         let request = PlanRequest {
             base_bytes,
             trainable_bytes,
-            profile: plan_profile(&self.model),
+            profile: ActivationProfile::of(&self.model, self.run.lora.lora_dropout > 0.0),
             objective: &objective,
             eval: eval.as_ref().map(|eval| eval as &dyn train::Objective),
             settings: &self.settings,
