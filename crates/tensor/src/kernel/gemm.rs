@@ -13,10 +13,10 @@ use super::pack::{Rhs, packed_len};
 use super::parallel::{SharedMut, for_each_task, part};
 
 /// Longest block of the sums.
-pub(super) const DEPTH_MAX: usize = 640;
+const DEPTH_MAX: usize = 640;
 
 /// Length of the blocks that a depth of `k` is cut into (the last may be shorter): a function of k alone, aligned as k allows for stored blocks.
-fn block_len(k: usize) -> usize {
+pub(super) fn block_len(k: usize) -> usize {
     const LEN: usize = 512;
     match k {
         0..=DEPTH_MAX => k.max(1),
@@ -175,13 +175,16 @@ impl Job<'_> {
         cols: Range<usize>,
         accumulate: bool,
     ) {
+        let last = strips.end;
+        let tiles = cols.len().div_ceil(self.kernels.nr);
         for strip in strips {
             let mut packed = 0;
             for (i, block) in group.iter().enumerate() {
                 let rows = block.lhs.strip(strip);
                 let (a, a_stride, by_rows) = block.lhs.at(rows.start, rows.len(), block.depth.start);
                 let kc = block.depth.len();
-                for start in cols.clone().step_by(self.kernels.nr) {
+                let next = block.lhs.strip(if strip + 1 < last { strip + 1 } else { strip });
+                for (j, start) in cols.clone().step_by(self.kernels.nr).enumerate() {
                     let n = self.kernels.nr.min(cols.end - start);
                     let width = self.kernels.strip_width(n);
                     let tile = Tile {
@@ -193,6 +196,7 @@ impl Job<'_> {
                         c: self.c.get().wrapping_add(rows.start * self.c_stride + start),
                         c_stride: self.c_stride,
                         alpha: 1.0,
+                        next: block.lhs.ahead(next.clone(), j, tiles, block.depth.start, kc),
                         accumulate: accumulate || i > 0,
                     };
                     // SAFETY: A's strip has rows.len() rows and this depth; B was packed above with this width; rows and columns lie in C
@@ -309,6 +313,7 @@ pub(super) fn serial_on(
                         c: c.as_mut_ptr().wrapping_add(rows.start * ldc + start),
                         c_stride: ldc,
                         alpha,
+                        next: [a.ptr(0, 0); 3],
                         accumulate: beta == 1.0 || k0 > 0,
                     };
                     // SAFETY: shapes of A, B and C were asserted; c is borrowed exclusively.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::gemm::block_len;
 use super::mat::MatRef;
 use super::micro::Kernels;
 use super::parallel::{SharedMut, for_each_task, part};
@@ -70,6 +71,27 @@ impl<'a> PackedLhs<'a> {
             Source::View(a) => (a.ptr(row, k), a.row_stride(), true),
         }
     }
+
+    /// What tile `j` of `tiles` should fetch ahead of the strip `rows` at depth `k0 .. k0 + kc`: three stretches of kc floats.
+    pub(super) fn ahead(
+        &self,
+        rows: Range<usize>,
+        j: usize,
+        tiles: usize,
+        k0: usize,
+        kc: usize,
+    ) -> [*const f32; 3] {
+        let h = rows.len();
+        [j, j + tiles, j + 2 * tiles].map(|row| {
+            let row = row.min(h - 1);
+            match &self.source {
+                Source::Packed(packed) => {
+                    packed.as_slice()[rows.start * self.depth + k0 * h + row * kc..].as_ptr()
+                }
+                Source::View(a) => a.ptr(rows.start + row, k0),
+            }
+        })
+    }
 }
 
 fn strips(kernels: &Kernels, rows: usize) -> usize {
@@ -89,18 +111,23 @@ fn pack(kernels: &Kernels, a: &MatRef) -> Buffer {
             let out = unsafe {
                 std::slice::from_raw_parts_mut(out.get().add(rows.start * depth), rows.len() * depth)
             };
-            pack_strip(a, rows, out);
+            pack_strip(kernels, a, rows, out);
         }
     });
     packed
 }
 
-fn pack_strip(a: &MatRef, rows: Range<usize>, out: &mut [f32]) {
+fn pack_strip(kernels: &Kernels, a: &MatRef, rows: Range<usize>, out: &mut [f32]) {
     let h = rows.len();
     if a.row_stride() == 1 {
         for (k, out) in out.chunks_exact_mut(h).enumerate() {
             // SAFETY: elements (rows, k) of the view exist; with a row stride of 1 they are contiguous.
             out.copy_from_slice(unsafe { std::slice::from_raw_parts(a.ptr(rows.start, k), h) });
+        }
+    } else if a.col_stride() == 1 {
+        // SAFETY: these rows of the view exist, and `out` holds their transpose; the level was detected.
+        unsafe {
+            (kernels.transpose)(a.ptr(rows.start, 0), a.row_stride(), h, a.cols(), out.as_mut_ptr(), h);
         }
     } else {
         for (r, row) in rows.enumerate() {
@@ -119,7 +146,7 @@ fn in_place(a: &MatRef, mr: usize) -> bool {
 fn rows_lie_well(rows: usize, cols: usize, row_stride: usize, mr: usize) -> bool {
     const LINE: usize = 64;
     const SETS: usize = 64; // 4 KiB, in every x86 and most ARM first-level caches
-    let lines = (cols.min(super::gemm::DEPTH_MAX) * 4).div_ceil(LINE);
+    let lines = (block_len(cols) * 4).div_ceil(LINE);
     let rows = mr.min(rows);
     let mut used = [0u8; SETS];
     for row in 0..rows {

@@ -86,6 +86,7 @@ impl Skinny<'_> {
                         c: c.get().wrapping_add(rows.start * self.b.cols() + start),
                         c_stride: self.b.cols(),
                         alpha: self.alpha,
+                        next: [self.a.ptr(0, 0); 3],
                         accumulate,
                     };
                     // SAFETY: depth, rows and columns lie in a, b and the r x k result (asserted in `run`); tasks have columns of their own.

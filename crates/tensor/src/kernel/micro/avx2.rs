@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernels, Tile, table};
+use super::{Kernels, LINE, Tile, table};
 
 const LANES: usize = 8;
 
@@ -27,21 +27,29 @@ unsafe fn tile<const H: usize, const W: usize, const BY_ROWS: bool>(t: &Tile) {
         // C is needed only at the end: ask for it now. A prefetch of any address is harmless.
         _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add(h * t.c_stride).cast());
     }
-    for _ in 0..t.kc {
-        let mut bs = [_mm256_setzero_ps(); W];
-        for w in 0..W {
-            // SAFETY: the caller's B has W * LANES columns in each of kc rows.
-            bs[w] = unsafe { _mm256_loadu_ps(b.add(w * LANES)) };
+    let mut k = 0;
+    while k < t.kc {
+        for next in t.next {
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(k).cast());
         }
-        for h in 0..H {
-            // SAFETY: the caller's A has H rows and kc columns.
-            let x = unsafe { _mm256_broadcast_ss(&*a.add(h * row)) };
+        let end = t.kc.min(k + LINE);
+        while k < end {
+            let mut bs = [_mm256_setzero_ps(); W];
             for w in 0..W {
-                sums[h][w] = _mm256_fmadd_ps(x, bs[w], sums[h][w]);
+                // SAFETY: the caller's B has W * LANES columns in each of kc rows.
+                bs[w] = unsafe { _mm256_loadu_ps(b.add(w * LANES)) };
             }
+            for h in 0..H {
+                // SAFETY: the caller's A has H rows and kc columns.
+                let x = unsafe { _mm256_broadcast_ss(&*a.add(h * row)) };
+                for w in 0..W {
+                    sums[h][w] = _mm256_fmadd_ps(x, bs[w], sums[h][w]);
+                }
+            }
+            a = a.wrapping_add(step);
+            b = b.wrapping_add(t.b_stride);
+            k += 1;
         }
-        a = a.wrapping_add(step);
-        b = b.wrapping_add(t.b_stride);
     }
     let alpha = _mm256_set1_ps(t.alpha);
     for h in 0..H {
@@ -67,40 +75,42 @@ unsafe fn transpose(
     dst: *mut f32,
     dst_stride: usize,
 ) {
-    let mut r = 0;
-    while r + LANES <= rows {
-        let mut k = 0;
-        while k + LANES <= kc {
-            // SAFETY: rows r..r + 8 and columns k..k + 8 are in the caller's bounds.
-            unsafe { transpose8(src.add(r * stride + k), stride, dst.add(k * dst_stride + r), dst_stride) };
-            k += LANES;
-        }
-        for k in k..kc {
-            for r in r..r + LANES {
-                // SAFETY: r < rows and k < kc.
-                unsafe { *dst.add(k * dst_stride + r) = *src.add(r * stride + k) };
-            }
-        }
-        r += LANES;
-    }
-    for r in r..rows {
-        for k in 0..kc {
-            // SAFETY: r < rows and k < kc.
-            unsafe { *dst.add(k * dst_stride + r) = *src.add(r * stride + k) };
+    for r in (0..rows).step_by(LANES) {
+        for k in (0..kc).step_by(LANES) {
+            let size = (LANES.min(rows - r), LANES.min(kc - k));
+            // SAFETY: a block of that size from (r, k) on lies in the caller's bounds.
+            unsafe {
+                transpose8(src.add(r * stride + k), stride, dst.add(k * dst_stride + r), dst_stride, size)
+            };
         }
     }
 }
 
-/// An 8 x 8 block: pairs, then quadruples within 128-bit lanes, then the lanes themselves.
+/// All bits of the first n of eight elements.
+#[target_feature(enable = "avx2")]
+fn first(n: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0))
+}
+
+/// A block of at most 8 x 8 (rows and columns of the source): pairs, then quadruples within 128-bit lanes, then the lanes themselves.
 ///
 /// # Safety
-/// 8 rows of 8 floats must be readable at `src` and writable at `dst`.
+/// `size` must be readable at `src`, and writable transposed at `dst`; nothing else is touched.
 #[target_feature(enable = "avx2")]
-unsafe fn transpose8(src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
+unsafe fn transpose8(
+    src: *const f32,
+    stride: usize,
+    dst: *mut f32,
+    dst_stride: usize,
+    (rows, cols): (usize, usize),
+) {
     let mut x = [_mm256_setzero_ps(); 8];
+    let (row_mask, col_mask) = (first(rows), first(cols));
     for i in 0..8 {
-        // SAFETY: the caller's bounds.
-        x[i] = unsafe { _mm256_loadu_ps(src.add(i * stride)) };
+        if i < rows {
+            // SAFETY: the mask leaves out what the caller does not vouch for.
+            x[i] = unsafe { _mm256_maskload_ps(src.add(i * stride), col_mask) };
+        }
     }
     let mut y = x;
     for i in 0..4 {
@@ -117,10 +127,11 @@ unsafe fn transpose8(src: *const f32, stride: usize, dst: *mut f32, dst_stride: 
     for j in 0..4 {
         let low = _mm256_permute2f128_ps::<0x20>(x[j], x[4 + j]);
         let high = _mm256_permute2f128_ps::<0x31>(x[j], x[4 + j]);
-        // SAFETY: the caller's bounds.
-        unsafe {
-            _mm256_storeu_ps(dst.add(j * dst_stride), low);
-            _mm256_storeu_ps(dst.add((4 + j) * dst_stride), high);
+        for (column, v) in [(j, low), (4 + j, high)] {
+            if column < cols {
+                // SAFETY: as above.
+                unsafe { _mm256_maskstore_ps(dst.add(column * dst_stride), row_mask, v) };
+            }
         }
     }
 }

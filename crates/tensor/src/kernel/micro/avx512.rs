@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernels, Tile, table};
+use super::{Kernels, LINE, Tile, table};
 
 const LANES: usize = 16;
 
@@ -29,21 +29,29 @@ unsafe fn tile<const H: usize, const W: usize, const BY_ROWS: bool>(t: &Tile) {
             _mm_prefetch::<_MM_HINT_T0>(t.c.wrapping_add(h * t.c_stride + w * LANES).cast());
         }
     }
-    for _ in 0..t.kc {
-        let mut bs = [_mm512_setzero_ps(); W];
-        for w in 0..W {
-            // SAFETY: the caller's B has W * LANES columns in each of kc rows.
-            bs[w] = unsafe { _mm512_loadu_ps(b.add(w * LANES)) };
+    let mut k = 0;
+    while k < t.kc {
+        for next in t.next {
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(k).cast());
         }
-        for h in 0..H {
-            // SAFETY: the caller's A has H rows and kc columns.
-            let x = unsafe { _mm512_set1_ps(*a.add(h * row)) };
+        let end = t.kc.min(k + LINE);
+        while k < end {
+            let mut bs = [_mm512_setzero_ps(); W];
             for w in 0..W {
-                sums[h][w] = _mm512_fmadd_ps(x, bs[w], sums[h][w]);
+                // SAFETY: the caller's B has W * LANES columns in each of kc rows.
+                bs[w] = unsafe { _mm512_loadu_ps(b.add(w * LANES)) };
             }
+            for h in 0..H {
+                // SAFETY: the caller's A has H rows and kc columns.
+                let x = unsafe { _mm512_set1_ps(*a.add(h * row)) };
+                for w in 0..W {
+                    sums[h][w] = _mm512_fmadd_ps(x, bs[w], sums[h][w]);
+                }
+            }
+            a = a.wrapping_add(step);
+            b = b.wrapping_add(t.b_stride);
+            k += 1;
         }
-        a = a.wrapping_add(step);
-        b = b.wrapping_add(t.b_stride);
     }
     let alpha = _mm512_set1_ps(t.alpha);
     for h in 0..H {
@@ -69,40 +77,36 @@ unsafe fn transpose(
     dst: *mut f32,
     dst_stride: usize,
 ) {
-    let mut r = 0;
-    while r + LANES <= rows {
-        let mut k = 0;
-        while k + LANES <= kc {
-            // SAFETY: rows r..r + 16 and columns k..k + 16 are in the caller's bounds.
-            unsafe { transpose16(src.add(r * stride + k), stride, dst.add(k * dst_stride + r), dst_stride) };
-            k += LANES;
-        }
-        for k in k..kc {
-            for r in r..r + LANES {
-                // SAFETY: r < rows and k < kc.
-                unsafe { *dst.add(k * dst_stride + r) = *src.add(r * stride + k) };
-            }
-        }
-        r += LANES;
-    }
-    for r in r..rows {
-        for k in 0..kc {
-            // SAFETY: r < rows and k < kc.
-            unsafe { *dst.add(k * dst_stride + r) = *src.add(r * stride + k) };
+    for r in (0..rows).step_by(LANES) {
+        for k in (0..kc).step_by(LANES) {
+            let size = (LANES.min(rows - r), LANES.min(kc - k));
+            // SAFETY: a block of that size from (r, k) on lies in the caller's bounds.
+            unsafe {
+                transpose16(src.add(r * stride + k), stride, dst.add(k * dst_stride + r), dst_stride, size)
+            };
         }
     }
 }
 
-/// A 16 x 16 block: pairs, then quadruples within 128-bit lanes, then the lanes themselves.
+/// A block of at most 16 x 16 (rows and columns of the source): pairs, then quadruples within 128-bit lanes, then the lanes themselves.
 ///
 /// # Safety
-/// 16 rows of 16 floats must be readable at `src` and writable at `dst`.
+/// `size` must be readable at `src`, and writable transposed at `dst`; nothing else is touched.
 #[target_feature(enable = "avx512f,avx512dq")]
-unsafe fn transpose16(src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
+unsafe fn transpose16(
+    src: *const f32,
+    stride: usize,
+    dst: *mut f32,
+    dst_stride: usize,
+    (rows, cols): (usize, usize),
+) {
     let mut x = [_mm512_setzero_ps(); 16];
+    let first = |n: usize| (((1u32 << n) - 1) & 0xffff) as __mmask16;
     for i in 0..16 {
-        // SAFETY: the caller's bounds.
-        x[i] = unsafe { _mm512_loadu_ps(src.add(i * stride)) };
+        if i < rows {
+            // SAFETY: the mask leaves out what the caller does not vouch for.
+            x[i] = unsafe { _mm512_maskz_loadu_ps(first(cols), src.add(i * stride)) };
+        }
     }
     let mut y = x;
     for i in 0..8 {
@@ -132,8 +136,10 @@ unsafe fn transpose16(src: *const f32, stride: usize, dst: *mut f32, dst_stride:
             _mm512_shuffle_f32x4::<0b11_01_11_01>(odd01, odd23),
         ];
         for (l, column) in columns.into_iter().enumerate() {
-            // SAFETY: the caller's bounds.
-            unsafe { _mm512_storeu_ps(dst.add((4 * l + j) * dst_stride), column) };
+            if 4 * l + j < cols {
+                // SAFETY: as above.
+                unsafe { _mm512_mask_storeu_ps(dst.add((4 * l + j) * dst_stride), first(rows), column) };
+            }
         }
     }
 }

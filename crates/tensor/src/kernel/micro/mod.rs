@@ -24,6 +24,8 @@ pub(crate) struct Tile {
     pub c: *mut f32,
     pub c_stride: usize,
     pub alpha: f32,
+    /// Rows of A that are needed next, fetched into the cache while this tile is computed; any addresses, readable or not.
+    pub next: [*const f32; 3],
     /// Adds to C; otherwise C is overwritten and never read.
     pub accumulate: bool,
 }
@@ -39,6 +41,9 @@ pub(crate) type Micro = unsafe fn(&Tile);
 /// All those elements must be in bounds, and the machine has the instruction set.
 pub(crate) type Transpose =
     unsafe fn(src: *const f32, stride: usize, rows: usize, kc: usize, dst: *mut f32, dst_stride: usize);
+
+/// Steps over k between two prefetches of a row: one cache line of A.
+pub(crate) const LINE: usize = 16;
 
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {
