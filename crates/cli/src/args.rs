@@ -26,6 +26,8 @@ Exit codes: 0 done, 2 usage or run file, 3 diverged, 65 bad input file, 74 input
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Fetch a small model and data, fine-tune, and show before and after
+    Quickstart(commands::quickstart::Args),
     /// Fine-tune a model on rows of data
     Train(commands::train::Args),
     /// Continue a prompt or answer in a chat

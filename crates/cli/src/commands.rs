@@ -9,4 +9,5 @@ pub mod methods;
 pub mod models;
 pub mod plan;
 pub mod preview;
+pub mod quickstart;
 pub mod train;

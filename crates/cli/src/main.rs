@@ -29,6 +29,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
+        Command::Quickstart(args) => commands::quickstart::run(args, cli.json),
         Command::Train(args) => commands::train::run(args, cli.json),
         Command::Generate(args) => commands::generate::run(args, cli.json),
         Command::Eval(args) => commands::eval::run(args, cli.json),

@@ -64,6 +64,16 @@ impl Progress {
         Ok(())
     }
 
+    /// Tells people something; nothing with `--json`.
+    pub fn note(&mut self, text: &str) -> Result<()> {
+        match self {
+            Progress::Json => {}
+            Progress::Bar(bar) => bar.println(text),
+            Progress::Lines { .. } => eprintln!("{text}"),
+        }
+        Ok(())
+    }
+
     /// Shows a warning.
     ///
     /// # Errors
