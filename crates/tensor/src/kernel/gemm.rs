@@ -25,6 +25,9 @@ pub(super) fn block_len(k: usize) -> usize {
     }
 }
 
+/// Strips of rows up to which a row-major B is read in place.
+const STRIPS_IN_PLACE: usize = 2;
+
 /// A stretch of one term's depth.
 struct Block<'a> {
     lhs: &'a PackedLhs<'a>,
@@ -155,7 +158,7 @@ impl Job<'_> {
                 let group = &self.blocks[first..next];
                 let panel = panel.of(depth * width);
                 let mut rest = &mut panel[..];
-                for block in group {
+                for block in group.iter().filter(|b| self.in_place(b, strips.len(), &cols).is_none()) {
                     let len = packed_len(self.kernels, block.depth.len(), cols.len());
                     let (part, tail) = rest.split_at_mut(len);
                     block.rhs.pack(self.kernels, block.depth.clone(), cols.clone(), part, rows);
@@ -164,6 +167,20 @@ impl Job<'_> {
                 self.multiply(group, panel, strips.clone(), cols.clone(), first > 0 || self.accumulate);
             }
         });
+    }
+
+    /// The view to read B from where it lies: if so few rows use it that packing would take longer than it saves.
+    fn in_place<'a>(&self, block: &'a Block, strips: usize, cols: &Range<usize>) -> Option<&'a MatRef<'a>> {
+        match &block.rhs {
+            Rhs::Dense(b)
+                if b.col_stride() == 1
+                    && strips <= STRIPS_IN_PLACE
+                    && cols.len().is_multiple_of(self.kernels.lanes) =>
+            {
+                Some(b)
+            }
+            _ => None,
+        }
     }
 
     /// All tiles of the strips and columns, for blocks that are packed one behind the other.
@@ -177,32 +194,39 @@ impl Job<'_> {
     ) {
         let last = strips.end;
         let tiles = cols.len().div_ceil(self.kernels.nr);
-        for strip in strips {
+        for strip in strips.clone() {
             let mut packed = 0;
             for (i, block) in group.iter().enumerate() {
                 let rows = block.lhs.strip(strip);
                 let (a, a_stride, by_rows) = block.lhs.at(rows.start, rows.len(), block.depth.start);
                 let kc = block.depth.len();
+                let in_place = self.in_place(block, strips.len(), &cols);
                 let next = block.lhs.strip(if strip + 1 < last { strip + 1 } else { strip });
                 for (j, start) in cols.clone().step_by(self.kernels.nr).enumerate() {
                     let n = self.kernels.nr.min(cols.end - start);
                     let width = self.kernels.strip_width(n);
+                    let (b, b_stride) = match in_place {
+                        Some(view) => (view.ptr(block.depth.start, start), view.row_stride()),
+                        None => {
+                            packed += kc * width;
+                            (panel[packed - kc * width..packed].as_ptr(), width)
+                        }
+                    };
                     let tile = Tile {
                         kc,
                         a,
                         a_stride,
-                        b: panel[packed..packed + kc * width].as_ptr(),
-                        b_stride: width,
+                        b,
+                        b_stride,
                         c: self.c.get().wrapping_add(rows.start * self.c_stride + start),
                         c_stride: self.c_stride,
                         alpha: 1.0,
                         next: block.lhs.ahead(next.clone(), j, tiles, block.depth.start, kc),
                         accumulate: accumulate || i > 0,
                     };
-                    // SAFETY: A's strip has rows.len() rows and this depth; B was packed above with this width; rows and columns lie in C
+                    // SAFETY: A's strip has rows.len() rows and this depth; B was packed with this width or has these rows and columns itself; rows and columns lie in C
                     // (asserted in `gemm`), and no other task has both this strip and these columns.
                     unsafe { run_tile(self.kernels, &tile, rows.len(), n, by_rows) };
-                    packed += kc * width;
                 }
             }
         }

@@ -104,14 +104,19 @@ fn for_each_strip(
 fn pack_dense(kernels: &Kernels, b: &MatRef, depth: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
     let kc = depth.len();
     assert!(depth.end <= b.rows() && cols.end <= b.cols());
+    if b.col_stride() == 1 {
+        for (k, row) in depth.enumerate() {
+            // Rows may be far apart: ask for one of the next.
+            prefetch(b.ptr(row + ROWS_AHEAD, cols.start), cols.len());
+            // SAFETY: elements (row, cols) exist (asserted above) and are contiguous.
+            let row = unsafe { std::slice::from_raw_parts(b.ptr(row, cols.start), cols.len()) };
+            spread_row(kernels, kc, k, out, row);
+        }
+        return;
+    }
     for_each_strip(kernels, kc, cols, out, |columns, strip, width| {
-        let n = columns.len();
-        if b.col_stride() == 1 {
-            for (k, row) in depth.clone().zip(strip.chunks_exact_mut(width)) {
-                // SAFETY: elements (k, columns) exist (asserted above) and are contiguous.
-                row[..n].copy_from_slice(unsafe { std::slice::from_raw_parts(b.ptr(k, columns.start), n) });
-            }
-        } else if b.row_stride() == 1 {
+        if b.row_stride() == 1 {
+            let n = columns.len();
             // SAFETY: the block lies inside the view (asserted above), n <= width, the strip has kc rows of width; the level was detected.
             unsafe {
                 let src = b.ptr(depth.start, columns.start);
@@ -125,6 +130,23 @@ fn pack_dense(kernels: &Kernels, b: &MatRef, depth: Range<usize>, cols: Range<us
             }
         }
     });
+}
+
+const ROWS_AHEAD: usize = 4;
+
+/// Asks for `len` floats to be brought near; any address will do, readable or not.
+#[inline]
+fn prefetch(at: *const f32, len: usize) {
+    for line in (0..len).step_by(16) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch (SSE, in every x86-64) reads nothing that a program could notice.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, line);
+    }
 }
 
 /// Columns of W decoded at a time: four rows of registers' worth stay in the first-level cache until they are transposed.
@@ -174,19 +196,20 @@ fn pack_weight(
     let decoded = rows.of(last - first);
     for (k, row) in depth.enumerate() {
         w.decode(row, first, decoded);
-        for_each_row(kernels, kc, k, cols.clone(), out, &decoded[cols.start - first..][..cols.len()]);
+        spread_row(kernels, kc, k, out, &decoded[cols.start - first..][..cols.len()]);
     }
 }
 
 /// Spreads one row of B over row k of the strips.
-fn for_each_row(kernels: &Kernels, kc: usize, k: usize, cols: Range<usize>, out: &mut [f32], row: &[f32]) {
-    let mut start = 0;
-    for piece in row.chunks(kernels.nr) {
-        let width = kernels.strip_width(piece.len());
-        let to = &mut out[start + k * width..][..width];
-        to[..piece.len()].copy_from_slice(piece);
-        to[piece.len()..].fill(0.0);
-        start += kc * width;
+fn spread_row(kernels: &Kernels, kc: usize, k: usize, out: &mut [f32], row: &[f32]) {
+    let (whole, rest) = row.split_at(row.len() / kernels.nr * kernels.nr);
+    for (strip, piece) in whole.chunks_exact(kernels.nr).enumerate() {
+        out[(strip * kc + k) * kernels.nr..][..kernels.nr].copy_from_slice(piece);
     }
-    debug_assert_eq!(row.len(), cols.len());
+    if !rest.is_empty() {
+        let width = kernels.strip_width(rest.len());
+        let to = &mut out[whole.len() * kc + k * width..][..width];
+        to[..rest.len()].copy_from_slice(rest);
+        to[rest.len()..].fill(0.0);
+    }
 }

@@ -19,9 +19,6 @@
 //! What does not: early exits, indexing that needs a bounds check, calls of library functions (`f32::exp`, `powf`), sums into one variable (use
 //! [`sum`], [`dot`], or an array of lanes). Integer casts of floats (`as i32`) saturate and are slow; [`exp`] shows the way around.
 
-#[cfg(target_arch = "x86_64")]
-use super::{Level, level};
-
 /// Compiles a function for each instruction set and chooses at run time; see [`simd`](crate::kernel::simd).
 ///
 /// Takes `fn name(arg: Type, ...) -> Ret { body }`, any number of them, with visibility, documentation and attributes, without generics
@@ -57,34 +54,6 @@ macro_rules! multiversion {
             body($($arg),*)
         }
     )+};
-}
-
-/// Runs a closure compiled for the best instruction set: for loops that capture their surroundings.
-///
-/// Works as far as the compiler inlines the closure and what it calls, which it decides by size; where that matters use
-/// [`multiversion!`](crate::multiversion), whose bodies are always inlined.
-#[inline]
-pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
-        fn avx2<R>(f: impl FnOnce() -> R) -> R {
-            f()
-        }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
-        fn avx512<R>(f: impl FnOnce() -> R) -> R {
-            f()
-        }
-        match level() {
-            // SAFETY: `level` names an instruction set only after finding each of its features on this machine.
-            Level::Avx512 => unsafe { avx512(f) },
-            // SAFETY: as above.
-            Level::Avx2 => unsafe { avx2(f) },
-            Level::Portable => f(),
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    f()
 }
 
 /// Number of partial results in every reduction: element i goes to lane i mod 32, lanes are combined by halving.

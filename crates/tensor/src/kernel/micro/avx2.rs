@@ -92,6 +92,9 @@ fn first(n: usize) -> __m256i {
     _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0))
 }
 
+/// Floats that a transpose fetches ahead in each row.
+const AHEAD: usize = 64;
+
 /// A block of at most 8 x 8 (rows and columns of the source): pairs, then quadruples within 128-bit lanes, then the lanes themselves.
 ///
 /// # Safety
@@ -108,6 +111,8 @@ unsafe fn transpose8(
     let (row_mask, col_mask) = (first(rows), first(cols));
     for i in 0..8 {
         if i < rows {
+            // Many rows at once are more than the hardware follows.
+            _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add(i * stride + AHEAD).cast());
             // SAFETY: the mask leaves out what the caller does not vouch for.
             x[i] = unsafe { _mm256_maskload_ps(src.add(i * stride), col_mask) };
         }

@@ -88,6 +88,9 @@ unsafe fn transpose(
     }
 }
 
+/// Floats that a transpose fetches ahead in each row.
+const AHEAD: usize = 64;
+
 /// A block of at most 16 x 16 (rows and columns of the source): pairs, then quadruples within 128-bit lanes, then the lanes themselves.
 ///
 /// # Safety
@@ -104,6 +107,8 @@ unsafe fn transpose16(
     let first = |n: usize| (((1u32 << n) - 1) & 0xffff) as __mmask16;
     for i in 0..16 {
         if i < rows {
+            // Many rows at once are more than the hardware follows.
+            _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add(i * stride + AHEAD).cast());
             // SAFETY: the mask leaves out what the caller does not vouch for.
             x[i] = unsafe { _mm512_maskz_loadu_ps(first(cols), src.add(i * stride)) };
         }
