@@ -42,11 +42,11 @@ pub struct Args {
     max_tokens: usize,
 
     /// 0 always takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
 
     /// Sample among the likeliest tokens whose probabilities reach this sum
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
 
     /// Sample among this many likeliest tokens; 0 for all
