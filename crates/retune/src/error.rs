@@ -18,6 +18,9 @@ pub enum Error {
     /// An adapter does not fit the model.
     #[error("adapter {path}: {what}")]
     Adapter { path: PathBuf, what: String },
+    /// A model cannot be written as asked.
+    #[error("{path}: {what}")]
+    Export { path: PathBuf, what: String },
     /// A setting of the method cannot be used on this model.
     #[error("{0}")]
     Method(String),

@@ -1,7 +1,9 @@
 //! Adapts pre-trained models: models, methods, tasks and training.
 #![forbid(unsafe_code)]
 
+pub mod base;
 pub mod error;
+pub mod export;
 pub mod generate;
 pub mod methods;
 pub mod models;

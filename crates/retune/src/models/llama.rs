@@ -123,7 +123,12 @@ impl Block {
         self.feed_forward(tape, shared, &ops::add(tape, x, &attended))
     }
 
-    fn linears(&mut self) -> [&mut Linear; 7] {
+    fn linears(&self) -> [&Linear; 7] {
+        let (a, m) = (&self.attention, &self.mlp);
+        [&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj, &m.gate_proj, &m.up_proj, &m.down_proj]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 7] {
         let (a, m) = (&mut self.attention, &mut self.mlp);
         [
             &mut a.q_proj,
@@ -188,10 +193,14 @@ impl TextModel for Llama {
         &self.lm_head
     }
 
+    fn linears(&self) -> Vec<&Linear> {
+        self.blocks.iter().flat_map(Block::linears).chain([&self.lm_head]).collect()
+    }
+
     fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
         visit(Site::Embedding(&mut self.embed_tokens));
         for block in &mut self.blocks {
-            for linear in block.linears() {
+            for linear in block.linears_mut() {
                 visit(Site::Linear(linear));
             }
         }

@@ -71,6 +71,9 @@ pub trait TextModel: Send + Sync {
 
     fn head(&self) -> &Linear;
 
+    /// All linear layers, the head last.
+    fn linears(&self) -> Vec<&Linear>;
+
     /// Calls `visit` with every site, in order.
     fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>));
 
