@@ -4,7 +4,7 @@ use super::error::{Error, Result};
 use super::load::Language;
 use super::sentencepiece::SentencePiece;
 use super::template::TemplateOrigin;
-use super::tokenizer::{Tokenizer, Vocabulary};
+use super::tokenizer::{SPECIAL_GUARD, Tokenizer, Vocabulary};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -90,6 +90,7 @@ impl Tokenizer {
         added.sort_by_key(|(id, _)| *id);
         // Readers number a token that the vocabulary lacks anew, whatever its id says.
         if let Some(vocab) = model.get_mut("vocab").and_then(Value::as_object_mut) {
+            vocab.retain(|word, _| !word.starts_with(SPECIAL_GUARD));
             vocab.extend(added.iter().map(|(id, token)| (token.content.clone(), Value::from(*id))));
         }
         let added = added.iter().map(|(id, token)| {

@@ -4,7 +4,7 @@ use super::error::{Error, Result};
 use super::hugging_face::{TURN_ENDS, VOCAB_MAX};
 use super::pretokenizers;
 use super::sentencepiece::SentencePiece;
-use super::tokenizer::{Parts, SpecialIds, Vocabulary, contained};
+use super::tokenizer::{Parts, SPECIAL_GUARD, SpecialIds, Vocabulary, contained};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
@@ -147,12 +147,13 @@ fn byte_level(vocab: GgufVocab) -> Result<Parts> {
     });
     let merges: Vec<(String, String)> = merges.collect::<Result<_>>()?;
     // Special tokens are not words: a text must never spell one, even where a word is taken whole.
-    let words = vocab
-        .tokens
-        .iter()
-        .enumerate()
-        .filter(|(id, token)| !token.is_empty() && !matches!(vocab.kind(*id), CONTROL | UNKNOWN));
-    let words: Vocab = words.map(|(id, token)| (token.clone(), id as u32)).collect();
+    // A name that none can spell stands for them: the library prints a warning when it writes a vocabulary with holes.
+    let words = vocab.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty());
+    let word = |(id, token): (usize, &String)| match vocab.kind(id) {
+        CONTROL | UNKNOWN => (format!("{SPECIAL_GUARD}{id}"), id as u32),
+        _ => (token.clone(), id as u32),
+    };
+    let words: Vocab = words.map(word).collect();
     let model: ModelWrapper = contained(|| {
         BPE::builder().vocab_and_merges(words, merges).ignore_merges(rule.ignore_merges).build()
     })
