@@ -4,10 +4,10 @@ use super::parallel::{SharedMut, for_each_task};
 use crate::storage::Storage;
 
 /// Rows above which the packed kernel is the faster one.
-pub const MATVEC_ROWS_MAX: usize = 6;
+pub const MATVEC_ROWS_MAX: usize = 4;
 
 /// Elements of a weight that a task should have at least: some microseconds.
-const TASK_ELEMENTS: usize = 1 << 15;
+const TASK_ELEMENTS: usize = 1 << 16;
 
 /// out[M, N] = x[M, K] Wᵀ for a few rows (M up to [`MATVEC_ROWS_MAX`] or so). Parallel; the same bytes on any number of threads.
 pub fn matvec(w: &dyn Storage, x: &[f32], m: usize, out: &mut [f32]) {
