@@ -87,6 +87,12 @@ pub fn write_folder(model: &Model, dir: &Path, options: &ExportOptions) -> Resul
     let config = config::model(model, &plan, texts.as_ref())?;
     let done = plan.write(model, staging.path())?;
     let same_base = done.exact && plan.is_base();
+    if plan.is_base() && !done.exact {
+        let dtype = plan.dtype().name().to_ascii_lowercase();
+        notes.push(format!(
+            "the values were rounded to {dtype}: an adapter for the base fits them only nearly"
+        ));
+    }
     if same_base {
         record_origin(model, dir, staging.path(), &done.files)?;
     }

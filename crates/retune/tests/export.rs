@@ -233,7 +233,9 @@ fn configurations_lose_nothing() {
             assert_eq!((copy.dtype, &copy.shape), (info.dtype, &info.shape), "{name}: {}", info.name);
             assert_eq!(is.source().read(&info.name).ok(), was.read(&info.name).ok(), "{name}: {}", info.name);
         }
-        export(&model, &dir.path().join("f16"), &ExportOptions { dtype: ExportDtype::F16, ..ALL() });
+        let report =
+            export(&model, &dir.path().join("f16"), &ExportOptions { dtype: ExportDtype::F16, ..ALL() });
+        assert_eq!(report.same_base, !report.notes.iter().any(|n| n.contains("rounded to f16")), "{name}");
         assert_eq!(config(&dir.path().join("f16"))["dtype"], "float16", "{name}");
     }
 }

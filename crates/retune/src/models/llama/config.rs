@@ -199,6 +199,11 @@ impl LlamaConfig {
         }
         if let Some(window) = self.windows.iter().flatten().next() {
             json["sliding_window"] = (*window).into();
+            if self.model_type.starts_with("qwen") {
+                // Qwen's window is off unless said, and then begins at a layer.
+                json["use_sliding_window"] = true.into();
+                json["max_window_layers"] = self.windows.iter().take_while(|w| w.is_none()).count().into();
+            }
         }
         json
     }
