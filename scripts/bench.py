@@ -157,7 +157,7 @@ class Bench:
                           "--threads", a.threads, "--budget", 600, *arguments], a)
 
     def in_turn(self, what, sides):
-        """Runs every side once a round; {side: [lines]}. A side that fails is named and left out."""
+        """Runs every side once a round; {side: [a line a round]}. A run that failed is named, and its line empty."""
         lines = {side: [] for side in sides}
         quiet = wait_for_quiet(self.a.wait)
         self.busy |= not quiet
@@ -167,11 +167,12 @@ class Bench:
                     line = measure()
                 except Missed as why:
                     print(f"{what}, {side}: {why}", file=sys.stderr)
+                    lines[side].append({})
                     continue
                 lines[side].append(line)
                 speed = line.get("tok_s_real") or line.get("generate_tok_s") or line.get("seconds")
                 print(f"{what}, round {number + 1}, {side}: {speed}", file=sys.stderr)
-        return {side: runs for side, runs in lines.items() if runs}
+        return {side: runs for side, runs in lines.items() if any(runs)}
 
     def training(self, case, ours, peer):
         sides = {"retune": lambda: self.ours(*ours)} | ({"peft": lambda: self.peer(*peer)} if self.a.python else {})
@@ -181,8 +182,8 @@ class Bench:
         result = {key: middle(runs["retune"], key) for key in ("tok_s_real", "s_per_step_median", "peak_rss_mib", "peak_tensor_mib", "step_over_floor")}
         if "peft" in runs:
             result |= {f"peer_{key}": middle(runs["peft"], key) for key in ("tok_s_real", "s_per_step_median", "peak_rss_mib")}
-            result["speed_ratio"] = middle([{"r": o["tok_s_real"] / p["tok_s_real"]} for o, p in zip(runs["retune"], runs["peft"])], "r")
-            result["memory_ratio"] = middle([{"r": p["peak_rss_mib"] / o["peak_rss_mib"]} for o, p in zip(runs["retune"], runs["peft"])], "r")
+            result["speed_ratio"] = ratio(runs["retune"], runs["peft"], "tok_s_real")
+            result["memory_ratio"] = ratio(runs["peft"], runs["retune"], "peak_rss_mib")
         self.results[case] = {"figures": result, "runs": runs}
 
     def storage(self):
@@ -190,8 +191,7 @@ class Bench:
         runs = self.in_turn("storage", {s: lambda s=s: self.ours("--storage", s, "--no-floor") for s in storages})
         for storage, lines in runs.items():
             figures = {key: middle(lines, key) for key in ("tok_s_real", "s_per_step_median", "base_weights_mb", "peak_rss_mib")}
-            pairs = zip(lines, runs.get("f32", []))
-            figures["time_against_f32"] = middle([{"r": o["s_per_step_median"] / f["s_per_step_median"]} for o, f in pairs], "r")
+            figures["time_against_f32"] = ratio(lines, runs.get("f32", []), "s_per_step_median")
             self.results[f"storage-{storage}"] = {"figures": figures, "runs": {"retune": lines}}
 
     def generate(self):
@@ -247,6 +247,12 @@ def middle(lines, key):
     return round(statistics.median(values), 4) if values else None
 
 
+def ratio(over, under, key):
+    """Median of the rounds' ratios."""
+    values = [o[key] / u[key] for o, u in zip(over, under) if o and u]
+    return round(statistics.median(values), 4) if values else None
+
+
 def verdicts(results):
     """[(case, what, measured, sign, target, pass)] for every target whose figure was measured."""
     out = []
@@ -289,6 +295,8 @@ def markdown(bench, about):
     starts = [c for c in ("help", "first-loss", "quickstart") if c in r]
     if starts:
         parts.append(table(["program", "seconds", "MiB"], [[c, r[c]["seconds"], r[c]["peak_rss_mib"]] for c in starts]))
+    if bench.a.smoke:
+        return "\n\n".join(parts + ["A smoke test: no figure means anything."])
     rows = [[case, what, value, f"{sign} {target:g}", "pass" if good else "**miss**"] for case, what, value, sign, target, good in verdicts(bench.results)]
     parts.append(table(["case", "figure", "measured", "target", ""], rows))
     return "\n\n".join(parts)
