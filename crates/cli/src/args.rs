@@ -34,6 +34,10 @@ pub enum Command {
     Generate(commands::generate::Args),
     /// Measure loss and perplexity on rows of data
     Eval(commands::eval::Args),
+    /// Add adapters to their base and write a whole model
+    Merge(commands::merge::Args),
+    /// Write a model, such as a GGUF file, as a Hugging Face folder
+    Export(commands::export::Args),
     /// Say how much memory a run would take, before it starts
     Plan(commands::plan::Args),
     /// Show rows of data as the model will see them, with what carries loss

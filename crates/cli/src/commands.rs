@@ -1,10 +1,12 @@
 //! One command a file: its flags, and what it does with them.
 
 pub mod eval;
+pub mod export;
 pub mod fetch;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
+pub mod merge;
 pub mod methods;
 pub mod models;
 pub mod plan;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use retune::base;
 use retune::methods::lora;
 use retune::models::{Model, ModelFiles, StorageChoice};
 use retune::run_file::{Storage, TrainOn};
@@ -25,6 +26,10 @@ pub struct ModelArgs {
     /// One weight for each --adapter, such as 0.7,0.3: the adapters are added up
     #[arg(long, value_name = "W,...", value_delimiter = ',', requires = "adapter")]
     pub weights: Vec<f32>,
+
+    /// Use an adapter on another base than the one it was made for
+    #[arg(long, requires = "adapter")]
+    pub any_base: bool,
 
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -66,6 +71,11 @@ impl ModelArgs {
         let sources = self.sources()?;
         set_threads(self.machine.threads)?;
         let mut model = Model::load(&self.model, self.machine.storage)?;
+        for source in &sources {
+            if let Some(note) = base::check(&model, &source.path, self.any_base)? {
+                eprintln!("note: {note}");
+            }
+        }
         if !sources.is_empty() {
             lora::load(&mut model, &sources)?;
         }

@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod exit;
+mod exporting;
 mod fetch;
 mod loading;
 mod progress;
@@ -33,6 +34,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(args) => commands::train::run(args, cli.json),
         Command::Generate(args) => commands::generate::run(args, cli.json),
         Command::Eval(args) => commands::eval::run(args, cli.json),
+        Command::Merge(args) => commands::merge::run(args, cli.json),
+        Command::Export(args) => commands::export::run(args, cli.json),
         Command::Plan(args) => commands::plan::run(args, cli.json),
         Command::Preview(args) => commands::preview::run(args, cli.json),
         Command::Inspect(args) => commands::inspect::run(args, cli.json),

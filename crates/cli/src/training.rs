@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use retune::base;
+use retune::export::{self, ExportOptions};
 use retune::methods::{self, lora};
 use retune::models::Model;
 use retune::report::{self, ReportData};
@@ -39,10 +41,17 @@ pub struct Prepared {
     pub data: Dataset,
     pub eval: Option<Dataset>,
     pub settings: TrainSettings,
-    /// What will be saved as `adapter_config.json`.
-    config: LoraConfig,
+    method: Method,
     pub trainable: usize,
     pub total: usize,
+}
+
+/// What was put on the model, with what its saving needs.
+enum Method {
+    /// What will be saved as `adapter_config.json`.
+    Lora(Box<LoraConfig>),
+    /// The whole model is written.
+    Full,
 }
 
 /// A run that came to its end.
@@ -69,8 +78,12 @@ impl Prepared {
         let data = rows(&run.data)?;
         let eval = run.eval_data.as_deref().map(rows).transpose()?;
         let total = model.params.iter().map(|(_, param)| param.elements()).sum();
-        let (config, attached) = match spec.name {
-            "lora" => lora::attach(&mut model, &lora_config(&run), run.seed)?,
+        let (method, attached) = match spec.name {
+            "lora" => {
+                let (config, attached) = lora::attach(&mut model, &lora_config(&run), run.seed)?;
+                (Method::Lora(Box::new(config)), attached)
+            }
+            "full" => (Method::Full, methods::full::attach(&mut model)?),
             other => bail!("method {other} cannot be trained by this program yet"),
         };
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
@@ -81,7 +94,7 @@ impl Prepared {
             data,
             eval,
             settings,
-            config,
+            method,
             trainable: attached.trainable,
             total,
         })
@@ -220,7 +233,17 @@ impl Prepared {
         let out = &self.run.out;
         let report = ReportData { answers, ..self.report(plan, outcome, command)? };
         let card = report::model_card(&report, &self.run.to_toml());
-        lora::save(&self.model, &self.config, out, Some(&card))?;
+        match &self.method {
+            Method::Lora(config) => {
+                lora::save(&self.model, config, out, Some(&card))?;
+                base::record(&self.model, out)?;
+            }
+            Method::Full => {
+                let options = ExportOptions { merge: false, overwrite: true, ..ExportOptions::default() };
+                export::write_folder(&self.model, out, &options)?;
+                atomic::write_bytes(&out.join("README.md"), card.as_bytes())?;
+            }
+        }
         atomic::write_bytes(&out.join(REPORT), report::html(&report).as_bytes())?;
         Ok(report)
     }
@@ -236,6 +259,7 @@ impl Prepared {
         report.model_path = run.model.display().to_string();
         report.method = run.method.clone();
         report.out = run.out.display().to_string();
+        report.whole_model = matches!(self.method, Method::Full);
         report.command = command.into();
         report.version = env!("CARGO_PKG_VERSION").into();
         report.date = crate::style::today();

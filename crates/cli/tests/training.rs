@@ -174,3 +174,44 @@ fn preview_marks_what_carries_loss() {
 fn events(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
+
+#[test]
+fn merging_and_exporting_give_models_of_the_same_loss() {
+    let shop = Workshop::new();
+    shop.retune(&format!("{TRAIN} --epochs 2 --out out")).ok();
+    let loss = |words: &str| {
+        let ran = shop.retune(&format!("eval {words} --data heldout.jsonl --storage f32 --json")).ok();
+        ran.json_lines()[0]["loss"].as_f64().unwrap()
+    };
+    let adapted = loss("--model model --adapter out");
+    assert!(
+        shop.retune("merge --model model --adapter out --out merged")
+            .ok()
+            .stdout
+            .contains("merged into 14 layers")
+    );
+    assert!((loss("--model merged") - adapted).abs() < 1e-5);
+    // The export of a base takes the base's adapters; a merged model is another base.
+    shop.retune("export --model model --out copy").ok();
+    assert!((loss("--model copy --adapter out") - adapted).abs() < 1e-5);
+    shop.retune("eval --model merged --adapter out --data heldout.jsonl")
+        .failed(65, &["was made for", "--any-base"]);
+    shop.retune("eval --model merged --adapter out --data heldout.jsonl --any-base").ok();
+    shop.retune("merge --model model --out x").failed(2, &["no adapter"]);
+    shop.retune("merge --model model --adapter out --out merged").failed(65, &["merged"]);
+    shop.retune("merge --model model --adapter out --out merged --overwrite --dtype bf16").ok();
+}
+
+#[test]
+fn full_fine_tuning_writes_a_whole_model() {
+    let shop = Workshop::new();
+    let ran = shop.retune(&format!("{TRAIN} --method full --lr 3e-3 --out out")).ok();
+    assert!(ran.stdout.contains("retune generate --model out"), "{}", ran.stdout);
+    let eval = |model: &str| {
+        let words = format!("eval --model {model} --data heldout.jsonl --storage f32 --json");
+        shop.retune(&words).ok().json_lines()[0]["loss"].as_f64().unwrap()
+    };
+    assert!(eval("out") < eval("model") - 1.0);
+    shop.retune("train --model model --data train.jsonl --method full --storage bf16 --out x")
+        .failed(2, &["--storage f32"]);
+}

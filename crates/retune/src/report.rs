@@ -21,8 +21,10 @@ pub struct ReportData {
     pub model_path: String,
     /// The method's name, such as `lora`.
     pub method: String,
-    /// The folder with the adapter.
+    /// The folder with the adapter, or with the whole model.
     pub out: String,
+    /// The method wrote a model of its own, not an adapter.
+    pub whole_model: bool,
     /// The command line that made the run.
     pub command: String,
     /// The program's version.
@@ -232,7 +234,7 @@ fn answers(data: &ReportData) -> String {
     let mut text = String::from("<section>\n<h2>Answers before and after</h2>\n");
     for Answer { question, before, after } in &data.answers {
         text += &format!(
-            "<article>\n<p class=\"question\">{}</p>\n<div class=\"pair\">\n<div><h3>base model</h3><p>{}</p></div>\n<div class=\"after\"><h3>with the adapter</h3><p>{}</p></div>\n</div>\n</article>\n",
+            "<article>\n<p class=\"question\">{}</p>\n<div class=\"pair\">\n<div><h3>before</h3><p>{}</p></div>\n<div class=\"after\"><h3>after training</h3><p>{}</p></div>\n</div>\n</article>\n",
             escape(question),
             escape(before),
             escape(after)
@@ -262,10 +264,11 @@ fn table(name: &str, rows: &[(String, String)]) -> String {
 }
 
 fn how_to_use(data: &ReportData) -> String {
-    let (model, out) = (escape(data.model_path()), escape(&data.out));
+    let commands = escape(&card::commands(data));
+    let what = if data.whole_model { "a whole model" } else { "a PEFT adapter" };
+    let python = escape(&card::python_snippet(data));
     format!(
-        "<section>\n<h2>Use it</h2>\n<pre>retune generate --model {model} --adapter {out} --chat --prompt \"...\"\nretune merge    --model {model} --adapter {out} --out merged</pre>\n<p class=\"note\">The folder is a PEFT adapter; in Python:</p>\n<pre>{}</pre>\n</section>\n",
-        escape(&card::peft_snippet(data.model_path(), &data.out))
+        "<section>\n<h2>Use it</h2>\n<pre>{commands}</pre>\n<p class=\"note\">The folder is {what}; in Python:</p>\n<pre>{python}</pre>\n</section>\n"
     )
 }
 
@@ -352,6 +355,7 @@ mod tests {
             model_path: "SmolLM2-135M-Instruct.Q4_1.gguf".into(),
             method: "lora".into(),
             out: "out".into(),
+            whole_model: false,
             command: "retune train --model SmolLM2-135M-Instruct.Q4_1.gguf --data train.jsonl --method lora --out out".into(),
             version: "0.1.0".into(),
             date: "2026-11-22".into(),

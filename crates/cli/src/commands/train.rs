@@ -87,17 +87,19 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
         writeln!(out, "  before: {}", crate::style::printable(&answer.before))?;
         writeln!(out, "  after:  {}", crate::style::printable(&answer.after))?;
     }
-    let folder = run.out.display();
-    writeln!(out, "\n  adapter        {folder}")?;
+    let what = if report.whole_model { "model" } else { "adapter" };
+    writeln!(out, "\n  {what:<14} {}", run.out.display())?;
     writeln!(out, "  report         {}", run.out.join("report.html").display())?;
-    let (model, adapter) = (shell_word(&report.model_path), shell_word(&report.out));
+    let model = match report.whole_model {
+        true => format!("--model {}", shell_word(&report.out)),
+        false => format!("--model {} --adapter {}", shell_word(&report.model_path), shell_word(&report.out)),
+    };
+    let data = shell_word(&run.eval_data.as_ref().unwrap_or(&run.data).display().to_string());
     writeln!(out, "\nTry next:")?;
-    writeln!(out, "  retune generate --model {model} --adapter {adapter} --chat --prompt \"...\"")?;
-    writeln!(
-        out,
-        "  retune eval     --model {model} --adapter {adapter} --data {}",
-        shell_word(&run.data.display().to_string())
-    )?;
-    writeln!(out, "  retune merge    --model {model} --adapter {adapter} --out merged")?;
+    writeln!(out, "  retune generate {model} --chat --prompt \"...\"")?;
+    writeln!(out, "  retune eval     {model} --data {data}")?;
+    if !report.whole_model {
+        writeln!(out, "  retune merge    {model} --out merged")?;
+    }
     Ok(())
 }

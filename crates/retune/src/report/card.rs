@@ -6,8 +6,9 @@ use super::{ReportData, bytes, count, duration, number};
 pub fn model_card(data: &ReportData, run_file: &str) -> String {
     let mut card = front_matter(data);
     card += &format!(
-        "# {} adapter for {}\n\nTrained by Retune {} with method `{}`.\n\n",
+        "# {} {} {}\n\nTrained by Retune {} with method `{}`.\n\n",
         one_line(&data.method),
+        if data.whole_model { "fine-tuning of" } else { "adapter for" },
         one_line(&data.model),
         data.version,
         one_line(&data.method)
@@ -36,11 +37,10 @@ pub fn model_card(data: &ReportData, run_file: &str) -> String {
         duration(data.seconds),
         bytes(data.memory.peak_bytes)
     );
-    card += &format!("## Use\n\n```python\n{}```\n\n", peft_snippet(data.model_path(), &data.out));
     card += &format!(
-        "```sh\nretune generate --model {} --adapter {} --chat --prompt \"...\"\n```\n\n",
-        one_line(data.model_path()),
-        one_line(&data.out)
+        "## Use\n\n```python\n{}```\n\n```sh\n{}\n```\n\n",
+        python_snippet(data),
+        fenced(&commands(data))
     );
     card += &format!(
         "## Made by\n\n```sh\n{}\n```\n\n```toml\n{}```\n",
@@ -51,17 +51,35 @@ pub fn model_card(data: &ReportData, run_file: &str) -> String {
 }
 
 fn front_matter(data: &ReportData) -> String {
+    let (library, relation) =
+        if data.whole_model { ("transformers", "finetune") } else { ("peft", "adapter") };
     format!(
-        "---\nbase_model: {}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- base_model:adapter:{}\n- {}\n- retune\n---\n\n",
+        "---\nbase_model: {}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- base_model:{relation}:{}\n- {}\n- retune\n---\n\n",
         quoted(data.model_path()),
         one_line(data.model_path()).replace(char::is_whitespace, "-"),
         one_line(&data.method)
     )
 }
 
-/// How PEFT loads the adapter.
-pub(super) fn peft_snippet(model: &str, out: &str) -> String {
-    let (model, out) = (quoted(model), quoted(out));
+/// How to use the result with this program.
+pub(super) fn commands(data: &ReportData) -> String {
+    let (model, out) = (one_line(data.model_path()), one_line(&data.out));
+    match data.whole_model {
+        true => format!("retune generate --model {out} --chat --prompt \"...\""),
+        false => format!(
+            "retune generate --model {model} --adapter {out} --chat --prompt \"...\"\nretune merge    --model {model} --adapter {out} --out merged"
+        ),
+    }
+}
+
+/// How transformers and PEFT load the result.
+pub(super) fn python_snippet(data: &ReportData) -> String {
+    let (model, out) = (quoted(data.model_path()), quoted(&data.out));
+    if data.whole_model {
+        return format!(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained({out})\ntokenizer = AutoTokenizer.from_pretrained({out})\n"
+        );
+    }
     format!(
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nbase = {model}  # a GGUF file: write it as a folder with `retune export` first\nmodel = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), {out})\ntokenizer = AutoTokenizer.from_pretrained(base)\n"
     )
