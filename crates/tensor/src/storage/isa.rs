@@ -35,6 +35,8 @@ pub(super) trait Isa: Copy {
 
     /// The value of an IEEE half.
     fn half(self, bits: [u8; 2]) -> f32;
+    /// The value of an IEEE half, sixteen times.
+    fn splat_half(self, bits: [u8; 2]) -> Self::Floats;
     /// 16 IEEE halves.
     fn halves(self, bits: &[u16; 16]) -> Self::Floats;
     /// 16 bf16.
@@ -42,16 +44,20 @@ pub(super) trait Isa: Copy {
 
     /// Nibble * scale + offset, columns as in `nibbles`.
     #[inline(always)]
-    fn affine_nibbles(self, from: &[u8; 16], scale: f32, offset: f32) -> [Self::Floats; 2] {
-        let (scale, offset) = (self.splat(scale), self.splat(offset));
+    fn affine_nibbles(self, from: &[u8; 16], scale: Self::Floats, offset: Self::Floats) -> [Self::Floats; 2] {
         self.floats(self.nibbles(from)).map(|q| self.add(self.mul(q, scale), offset))
     }
 
     /// (nibble - 8) * scale, columns as in `nibbles`.
     #[inline(always)]
-    fn centred_nibbles(self, from: &[u8; 16], scale: f32) -> [Self::Floats; 2] {
-        let scale = self.splat(scale);
+    fn centred_nibbles(self, from: &[u8; 16], scale: Self::Floats) -> [Self::Floats; 2] {
         self.floats(self.minus(self.nibbles(from), 8)).map(|q| self.mul(q, scale))
+    }
+
+    /// q[i] * scale[i].
+    #[inline(always)]
+    fn times(self, q: Self::Bytes, scale: Self::Floats) -> [Self::Floats; 2] {
+        self.floats(q).map(|q| self.mul(q, scale))
     }
 
     /// q[i] * scale[i / 16].
@@ -202,6 +208,10 @@ impl Isa for Plain {
     #[inline(always)]
     fn half(self, bits: [u8; 2]) -> f32 {
         from_f16(u16::from_le_bytes(bits))
+    }
+    #[inline(always)]
+    fn splat_half(self, bits: [u8; 2]) -> [f32; 16] {
+        [self.half(bits); 16]
     }
     #[inline(always)]
     fn halves(self, bits: &[u16; 16]) -> [f32; 16] {
@@ -376,6 +386,11 @@ mod x86 {
             unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bits))))) }
         }
         #[inline(always)]
+        fn splat_half(self, bits: [u8; 2]) -> [__m256; 2] {
+            // SAFETY: see above the impl.
+            unsafe { [_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(bits))); 2] }
+        }
+        #[inline(always)]
         fn halves(self, bits: &[u16; 16]) -> [__m256; 2] {
             // SAFETY: see above the impl.
             unsafe {
@@ -478,6 +493,11 @@ mod x86 {
             self.0.half(bits)
         }
         #[inline(always)]
+        fn splat_half(self, bits: [u8; 2]) -> __m512 {
+            // SAFETY: see above the impl.
+            unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(bits))) }
+        }
+        #[inline(always)]
         fn halves(self, bits: &[u16; 16]) -> __m512 {
             // SAFETY: see above the impl.
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast())) }
@@ -493,11 +513,11 @@ mod x86 {
 
         /// By a table of the sixteen weights: a permutation reads the lowest four bits of each index.
         #[inline(always)]
-        fn affine_nibbles(self, from: &[u8; 16], scale: f32, offset: f32) -> [__m512; 2] {
+        fn affine_nibbles(self, from: &[u8; 16], scale: __m512, offset: __m512) -> [__m512; 2] {
             // SAFETY: see above the impl.
             unsafe {
                 let q = _mm512_set_ps(15., 14., 13., 12., 11., 10., 9., 8., 7., 6., 5., 4., 3., 2., 1., 0.);
-                let table = self.add(self.mul(q, self.splat(scale)), self.splat(offset));
+                let table = self.add(self.mul(q, scale), offset);
                 let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
                 let upper = _mm512_srli_epi32::<4>(index);
                 [_mm512_permutexvar_ps(index, table), _mm512_permutexvar_ps(upper, table)]
@@ -506,11 +526,11 @@ mod x86 {
 
         /// By a table, as above.
         #[inline(always)]
-        fn centred_nibbles(self, from: &[u8; 16], scale: f32) -> [__m512; 2] {
+        fn centred_nibbles(self, from: &[u8; 16], scale: __m512) -> [__m512; 2] {
             // SAFETY: see above the impl.
             unsafe {
                 let q = _mm512_set_ps(7., 6., 5., 4., 3., 2., 1., 0., -1., -2., -3., -4., -5., -6., -7., -8.);
-                let table = self.mul(q, self.splat(scale));
+                let table = self.mul(q, scale);
                 let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
                 let upper = _mm512_srli_epi32::<4>(index);
                 [_mm512_permutexvar_ps(index, table), _mm512_permutexvar_ps(upper, table)]

@@ -18,7 +18,7 @@ impl Blocked<18> for Q40 {
 
     #[inline(always)]
     fn group<I: Isa>(isa: I, block: &[u8; 18], _: usize) -> [I::Floats; 2] {
-        isa.centred_nibbles(field(block, 2), isa.half(*field(block, 0)))
+        isa.centred_nibbles(field(block, 2), isa.splat_half(*field(block, 0)))
     }
 }
 

@@ -18,7 +18,11 @@ impl Blocked<20> for Q41 {
 
     #[inline(always)]
     fn group<I: Isa>(isa: I, block: &[u8; 20], _: usize) -> [I::Floats; 2] {
-        isa.affine_nibbles(field(block, 4), isa.half(*field(block, 0)), isa.half(*field(block, 2)))
+        isa.affine_nibbles(
+            field(block, 4),
+            isa.splat_half(*field(block, 0)),
+            isa.splat_half(*field(block, 2)),
+        )
     }
 }
 

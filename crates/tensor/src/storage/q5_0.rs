@@ -20,7 +20,7 @@ impl Blocked<22> for Q50 {
     fn group<I: Isa>(isa: I, block: &[u8; 22], _: usize) -> [I::Floats; 2] {
         let high = isa.and(isa.spread(u32::from_le_bytes(*field(block, 2))), 16);
         let q = isa.minus(isa.or(isa.nibbles(field(block, 6)), high), 16);
-        isa.scaled(q, [isa.half(*field(block, 0)); 2])
+        isa.times(q, isa.splat_half(*field(block, 0)))
     }
 }
 

@@ -20,7 +20,8 @@ impl Blocked<24> for Q51 {
     fn group<I: Isa>(isa: I, block: &[u8; 24], _: usize) -> [I::Floats; 2] {
         let high = isa.and(isa.spread(u32::from_le_bytes(*field(block, 4))), 16);
         let q = isa.or(isa.nibbles(field(block, 8)), high);
-        isa.affine(q, [isa.half(*field(block, 0)); 2], [isa.half(*field(block, 2)); 2])
+        let min = isa.splat_half(*field(block, 2));
+        isa.times(q, isa.splat_half(*field(block, 0))).map(|w| isa.add(w, min))
     }
 }
 

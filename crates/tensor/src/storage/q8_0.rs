@@ -18,7 +18,7 @@ impl Blocked<34> for Q80 {
 
     #[inline(always)]
     fn group<I: Isa>(isa: I, block: &[u8; 34], _: usize) -> [I::Floats; 2] {
-        isa.scaled(isa.bytes(field(block, 2)), [isa.half(*field(block, 0)); 2])
+        isa.times(isa.bytes(field(block, 2)), isa.splat_half(*field(block, 0)))
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) struct Tile {
     pub c_stride: usize,
     pub alpha: f32,
     /// Rows of A that are needed next, fetched into the cache while this tile is computed; any addresses, readable or not.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub next: [*const f32; 3],
     /// Adds to C; otherwise C is overwritten and never read.
     pub accumulate: bool,
@@ -43,6 +44,7 @@ pub(crate) type Transpose =
     unsafe fn(src: *const f32, stride: usize, rows: usize, kc: usize, dst: *mut f32, dst_stride: usize);
 
 /// Steps over k between two prefetches of a row: one cache line of A.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) const LINE: usize = 16;
 
 /// The kernels of one instruction set.
