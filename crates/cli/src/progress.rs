@@ -99,7 +99,7 @@ impl Progress {
 
 fn bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
-    bar.set_style(style("{elapsed:>4}  {wide_bar:.cyan/dim} {pos}/{len}  {msg}"));
+    bar.set_style(style("{elapsed:>4}  {bar:30.cyan/dim} {pos}/{len}  {msg}"));
     bar
 }
 
@@ -162,7 +162,7 @@ fn line(event: &Event) -> Option<String> {
             )
         }
         Event::Eval { step, loss, perplexity, best } => {
-            let best = if *best { "  (the lowest so far)" } else { "" };
+            let best = if *best && *step > 0 { "  (the lowest so far)" } else { "" };
             format!("step {step}: held-out loss {loss:.4}, perplexity {perplexity:.2}{best}")
         }
         Event::Saved { step, path, bytes } => {

@@ -5,6 +5,7 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use retune::run_file::RunFile;
 use retune_formats::folder::{ModelFolder, is_model_folder};
 use retune_formats::peft::{PeftAdapter, is_adapter_folder};
 use retune_formats::records::{EXTENSIONS, Records};
@@ -43,6 +44,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
 struct Found {
     kind: &'static str,
     path: PathBuf,
+    is_model: bool,
     facts: Vec<(&'static str, String)>,
     tensors: Vec<TensorInfo>,
 }
@@ -101,7 +103,13 @@ fn gguf_file(path: &Path) -> Result<Found> {
     }
     let template = metadata.opt_str("tokenizer.chat_template")?.is_some();
     facts.push(("chat template", if template { "inside".into() } else { "none".into() }));
-    Ok(Found { kind: "GGUF model", path: path.into(), facts, tensors: file.tensors().to_vec() })
+    Ok(Found {
+        kind: "GGUF model",
+        is_model: true,
+        path: path.into(),
+        facts,
+        tensors: file.tensors().to_vec(),
+    })
 }
 
 fn model_folder(path: &Path) -> Result<Found> {
@@ -123,6 +131,7 @@ fn model_folder(path: &Path) -> Result<Found> {
     facts.push(("chat template", if templates.is_empty() { "none".into() } else { "inside".into() }));
     Ok(Found {
         kind: "Hugging Face model folder",
+        is_model: true,
         path: path.into(),
         facts,
         tensors: folder.weights().tensors().to_vec(),
@@ -146,13 +155,19 @@ fn adapter_folder(path: &Path) -> Result<Found> {
     let adapter = PeftAdapter::open(path)?;
     facts.extend(adapter.notes().iter().map(|note| ("note", note.clone())));
     let tensors = adapter.source().tensors().to_vec();
-    Ok(Found { kind: "PEFT adapter", path: path.into(), facts, tensors })
+    Ok(Found { kind: "PEFT adapter", is_model: false, path: path.into(), facts, tensors })
 }
 
 fn safetensors_file(path: &Path) -> Result<Found> {
     let file = safetensors::File::open(path)?;
     let facts = file.metadata().iter().map(|(key, value)| ("metadata", format!("{key}: {value}"))).collect();
-    Ok(Found { kind: "safetensors file", path: path.into(), facts, tensors: file.tensors().to_vec() })
+    Ok(Found {
+        kind: "safetensors file",
+        is_model: false,
+        path: path.into(),
+        facts,
+        tensors: file.tensors().to_vec(),
+    })
 }
 
 fn data_file(path: &Path) -> Result<Found> {
@@ -180,7 +195,7 @@ fn data_file(path: &Path) -> Result<Found> {
         ("columns", keys.join(", ")),
         ("longest row", format!("{} in line {}", megabytes(longest.0), longest.1)),
     ];
-    Ok(Found { kind: "data file", path: path.into(), facts, tensors: Vec::new() })
+    Ok(Found { kind: "data file", is_model: false, path: path.into(), facts, tensors: Vec::new() })
 }
 
 /// The keys that an object has, as facts.
@@ -219,6 +234,19 @@ impl Found {
         types
     }
 
+    /// Values of a LoRA with the default settings on a model: rank x (in + out) for each matrix of a layer.
+    fn trained_by_lora(&self) -> Option<u64> {
+        if !self.is_model {
+            return None;
+        }
+        let rank = u64::from(RunFile::default().lora.rank);
+        let of = |tensor: &TensorInfo| match tensor.shape.as_slice() {
+            [rows, cols] if without_layer(&tensor.name) != tensor.name => rank * (rows + cols) as u64,
+            _ => 0,
+        };
+        Some(self.tensors.iter().map(of).sum())
+    }
+
     fn to_json(&self) -> Value {
         let facts: Map<String, Value> = self.facts.iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
         let tensors: Vec<Value> = self
@@ -234,6 +262,7 @@ impl Found {
             "facts": facts,
             "parameters": self.parameters(),
             "bytes": self.bytes(),
+            "lora_parameters": self.trained_by_lora(),
             "tensors": tensors,
         })
     }
@@ -257,6 +286,16 @@ impl Found {
             .map(|(name, (n, bytes))| format!("{n} x {name} ({})", megabytes(*bytes)))
             .collect();
         writeln!(out, "  {:<16} {}", "stored as", types.join(", "))?;
+        if let Some(trained) = self.trained_by_lora() {
+            let share = 100.0 * trained as f64 / self.parameters().max(1) as f64;
+            let rank = RunFile::default().lora.rank;
+            writeln!(
+                out,
+                "  {:<16} {} parameters with lora, rank {rank} ({share:.1} %)",
+                "would train",
+                count(trained)
+            )?;
+        }
         writeln!(out)?;
         let lines = self.lines(every_tensor);
         let width = lines.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);
