@@ -108,9 +108,12 @@ impl ModelArgs {
 
 /// Sets the size of the thread pool, once, before anything runs on it.
 pub fn set_threads(threads: Option<u32>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = threads.map_or_else(cores, |n| n as usize);
+    // The main thread is one of them: it works instead of waiting for the others.
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads as usize)
+        .num_threads(threads)
+        .use_current_thread()
         .build_global()
         .with_context(|| format!("cannot start {threads} threads"))
 }

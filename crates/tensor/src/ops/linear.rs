@@ -41,13 +41,8 @@ struct Branch {
 pub fn linear(tape: &Tape, x: &Var, w: &WeightVar, bias: Option<&Var>, lora: &[LoraBranch]) -> Var {
     let storage = w.weight.storage();
     assert_eq!(x.cols(), storage.cols(), "linear: input features");
-    let us: Vec<Tensor> = lora.iter().map(|l| scaled_down(l.input.unwrap_or(x), l)).collect();
     let mut y = Tensor::scratch(x.rows(), storage.rows());
-    if x.rows() <= FEW_ROWS {
-        few_rows(x, w, lora, &us, &mut y);
-    } else {
-        many_rows(x, w, lora, &us, &mut y);
-    }
+    let us = if x.rows() <= FEW_ROWS { few_rows(x, w, lora, &mut y) } else { many_rows(x, w, lora, &mut y) };
     if let Some(bias) = bias {
         add_bias(&mut y, bias.value().data());
     }
@@ -78,42 +73,46 @@ fn keep_branch(l: &LoraBranch, u: Tensor) -> Branch {
     }
 }
 
-/// `s x Aᵀ` `[T, R]`.
-fn scaled_down(x: &Var, l: &LoraBranch) -> Tensor {
-    let mut u = Tensor::scratch(x.rows(), l.a.rows());
-    let (rows, rank) = (u.rows(), u.cols());
-    if rows <= FEW_ROWS {
-        kernel::matvec(l.a.value(), x.value().data(), rows, u.data_mut());
-    } else {
-        kernel::gemm(
-            u.data_mut(),
-            rank,
-            rows,
-            rank,
-            0.0,
-            &[(&PackedLhs::new(mat(x.value())), Rhs::WeightT(l.a.value()))],
-        );
-    }
-    u.scale_assign(l.scale);
-    u
-}
-
-fn many_rows(x: &Var, w: &WeightVar, lora: &[LoraBranch], us: &[Tensor], y: &mut Tensor) {
-    let packed: Vec<PackedLhs> = us.iter().map(|u| PackedLhs::new(mat(u))).collect();
+/// The product with the base weight and all branches in one; returns each branch's `s x Aᵀ` `[T, R]`.
+fn many_rows(x: &Var, w: &WeightVar, lora: &[LoraBranch], y: &mut Tensor) -> Vec<Tensor> {
     let input = PackedLhs::new(mat(x.value()));
+    let scaled_down = |l: &LoraBranch| {
+        let mut u = Tensor::scratch(x.rows(), l.a.rows());
+        let (rows, rank) = (u.rows(), u.cols());
+        let product = |u: &mut Tensor, input: &PackedLhs| {
+            kernel::gemm(u.data_mut(), rank, rows, rank, 0.0, &[(input, Rhs::WeightT(l.a.value()))]);
+        };
+        match l.input {
+            Some(own) => product(&mut u, &PackedLhs::new(mat(own.value()))),
+            None => product(&mut u, &input),
+        }
+        u.scale_assign(l.scale);
+        u
+    };
+    let us: Vec<Tensor> = lora.iter().map(scaled_down).collect();
+    let packed: Vec<PackedLhs> = us.iter().map(|u| PackedLhs::new(mat(u))).collect();
     let mut terms = vec![(&input, Rhs::WeightT(w.weight.storage()))];
     terms.extend(packed.iter().zip(lora).map(|(u, l)| (u, Rhs::WeightT(l.b.value()))));
     let (m, n) = (y.rows(), y.cols());
     kernel::gemm(y.data_mut(), n, m, n, 0.0, &terms);
+    us
 }
 
-fn few_rows(x: &Var, w: &WeightVar, lora: &[LoraBranch], us: &[Tensor], y: &mut Tensor) {
-    kernel::matvec(w.weight.storage(), x.value().data(), x.rows(), y.data_mut());
-    let mut branch = Tensor::scratch(y.rows(), y.cols());
-    for (u, l) in us.iter().zip(lora) {
-        kernel::matvec(l.b.value(), u.data(), u.rows(), branch.data_mut());
+/// As [`many_rows`], decode-and-dot.
+fn few_rows(x: &Var, w: &WeightVar, lora: &[LoraBranch], y: &mut Tensor) -> Vec<Tensor> {
+    let rows = x.rows();
+    kernel::matvec(w.weight.storage(), x.value().data(), rows, y.data_mut());
+    let mut branch = Tensor::scratch(rows, y.cols());
+    let mut us = Vec::with_capacity(lora.len());
+    for l in lora {
+        let mut u = Tensor::scratch(rows, l.a.rows());
+        kernel::matvec(l.a.value(), l.input.unwrap_or(x).value().data(), rows, u.data_mut());
+        u.scale_assign(l.scale);
+        kernel::matvec(l.b.value(), u.data(), rows, branch.data_mut());
         y.add_assign(&branch);
+        us.push(u);
     }
+    us
 }
 
 fn add_bias(y: &mut Tensor, bias: &[f32]) {
