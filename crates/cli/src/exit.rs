@@ -25,10 +25,10 @@ pub fn report(result: anyhow::Result<()>, json: bool) -> ExitCode {
     }
     let code = code_of(&error);
     if json {
-        println!("{}", serde_json::json!({"event": "error", "code": code, "message": format!("{error:#}")}));
+        println!("{}", serde_json::json!({"event": "error", "code": code, "message": message(&error)}));
     } else {
         let is_error = error.downcast_ref::<Ended>().is_none();
-        for line in format!("{error:#}").lines() {
+        for line in message(&error).lines() {
             match is_error {
                 true => eprintln!("{}: {line}", style::error("error")),
                 false => eprintln!("{line}"),
@@ -36,6 +36,19 @@ pub fn report(result: anyhow::Result<()>, json: bool) -> ExitCode {
         }
     }
     ExitCode::from(code)
+}
+
+/// The error with its causes; a cause that the message before it tells already isn't told again.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        match text.is_empty() {
+            true => text = cause,
+            false if text.contains(&cause) => {}
+            false => text = format!("{text}: {cause}"),
+        }
+    }
+    text
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -136,5 +149,19 @@ pub fn survive_file_size_limit() {
     {
         let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let _ = signal_hook::flag::register(rustix::process::Signal::XFSZ.as_raw(), seen);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let cause = || io::Error::other("the disk is full");
+        let plain = anyhow::Error::new(cause()).context("cannot write a");
+        assert_eq!(message(&plain), "cannot write a: the disk is full");
+        let told = anyhow::Error::new(cause()).context("cannot write a: the disk is full");
+        assert_eq!(message(&told), "cannot write a: the disk is full");
     }
 }

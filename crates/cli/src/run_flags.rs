@@ -6,6 +6,8 @@ use clap::{Arg, ArgMatches, Command};
 use retune::run_file::keys::{KEYS, Key, Kind};
 use retune::run_file::{RunFile, RunFileError};
 
+use crate::training::RUN_FILE;
+
 /// A run file, and the flags that beat it.
 pub struct RunFlags {
     pub file: Option<PathBuf>,
@@ -15,14 +17,17 @@ pub struct RunFlags {
 impl RunFlags {
     /// The checked run: flags beat the file, the file beats the defaults.
     pub fn load(&self) -> Result<RunFile, RunFileError> {
-        RunFile::load(self.file.as_deref(), &self.values)
+        // The folder of an earlier run stands for the run file in it.
+        let inside = self.file.as_ref().map(|path| path.join(RUN_FILE)).filter(|path| path.is_file());
+        RunFile::load(inside.as_deref().or(self.file.as_deref()), &self.values)
     }
 }
 
 impl clap::Args for RunFlags {
     fn augment_args(command: Command) -> Command {
-        let file =
-            Arg::new("RUN.toml").value_parser(clap::value_parser!(PathBuf)).help("A run file; flags beat it");
+        let file = Arg::new("RUN.toml")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("A run file, or the folder of an earlier run; flags beat it");
         let defaults = toml::Value::try_from(RunFile::default()).ok();
         // The last of a repeated flag wins, so that an alias of the shell can be corrected.
         let command = command.args_override_self(true);

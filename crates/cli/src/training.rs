@@ -201,7 +201,7 @@ impl Prepared {
 
     /// An interrupted or diverged run leaves its checkpoints, and an exit code that says so.
     fn check_end(&self, outcome: &Outcome, signals: &Signals) -> Result<()> {
-        let out = shell_word(&self.run.out.join(RUN_FILE).display().to_string());
+        let out = shell_word(&self.run.out.display().to_string());
         let saved = match &outcome.checkpoint {
             Some(path) => format!("saved in {}", path.display()),
             None => "nothing was saved yet".into(),

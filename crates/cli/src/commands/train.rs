@@ -18,7 +18,7 @@ Examples:
   retune train --model model.gguf --data rows.jsonl --out out
   retune train --model model --data rows.jsonl --eval-data heldout.jsonl --rank 32 --lr 1e-4 --out out
   retune train run.toml --epochs 5          flags beat the file, the file beats the defaults
-  retune train out/run.toml --resume        go on after an interruption, to the same bytes
+  retune train out --resume                 go on after an interruption, to the same bytes
   retune plan run.toml                      how much memory it would take
 
 The folder gets adapter_config.json and adapter_model.safetensors (as PEFT writes them), README.md, run.toml,
