@@ -50,23 +50,25 @@ pub struct Question {
 /// Tokens of a sample answer: enough to see the manner.
 const ANSWER_TOKENS: usize = 48;
 
-/// The first few distinct questions of a data file; none if its rows ask nothing.
+/// Rows that are looked through for questions.
+const ROWS_MAX: usize = 10_000;
+
+/// A few distinct questions from all over a data file; none if its rows ask nothing.
 pub fn questions(path: &Path, count: usize) -> Result<Vec<Question>> {
-    let mut questions: Vec<Question> = Vec::new();
-    for record in Records::open(path)? {
-        if questions.len() == count {
-            break;
-        }
+    let mut found: Vec<Question> = Vec::new();
+    for record in Records::open(path)?.take(ROWS_MAX) {
         let (text, is_chat) = match Row::parse(&record?.value) {
             Ok(row @ Row::Chat { .. }) => (row.question().to_owned(), true),
             Ok(row @ Row::Completion { .. }) => (row.question().to_owned(), false),
             _ => continue,
         };
-        if !text.trim().is_empty() && questions.iter().all(|q| q.text != text) {
-            questions.push(Question { text, is_chat });
+        // Rows with the same question usually stand together.
+        if !text.trim().is_empty() && found.last().is_none_or(|last| last.text != text) {
+            found.push(Question { text, is_chat });
         }
     }
-    Ok(questions)
+    let every = found.len().div_ceil(count.max(1)).max(1);
+    Ok(found.into_iter().step_by(every).take(count).collect())
 }
 
 impl Question {

@@ -61,7 +61,7 @@ impl Chart {
 
     /// A third of the page.
     pub fn svg_small(&self) -> String {
-        self.draw(300.0, 10.0, 3)
+        self.draw(300.0, 10.0, 4)
     }
 
     fn draw(&self, width: f64, right: f64, x_ticks: usize) -> String {
