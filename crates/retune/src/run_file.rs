@@ -106,12 +106,6 @@ impl RunFile {
     pub fn lr_or(&self, method_default: f64) -> f64 {
         self.lr.unwrap_or(method_default)
     }
-
-    /// Optimiser steps spent on warm-up, out of `steps_total`.
-    pub fn warmup_steps(&self, steps_total: u64) -> u64 {
-        let steps = if self.warmup < 1.0 { (self.warmup * steps_total as f64).ceil() } else { self.warmup };
-        (steps as u64).min(steps_total)
-    }
 }
 
 /// Settings of `method = "lora"`; the names are PEFT's.
@@ -269,14 +263,5 @@ mod tests {
         for bytes in [1, 1023, 1024, 3 << 29, 5 << 40] {
             assert_eq!(parse_bytes(&format_bytes(bytes)).unwrap(), bytes);
         }
-    }
-
-    #[test]
-    fn warmup_is_a_share_or_a_count() {
-        let run = |warmup| RunFile { warmup, ..RunFile::default() };
-        assert_eq!(run(0.0).warmup_steps(100), 0);
-        assert_eq!(run(0.03).warmup_steps(100), 3);
-        assert_eq!(run(0.03).warmup_steps(10), 1);
-        assert_eq!(run(20.0).warmup_steps(100), 20);
     }
 }

@@ -142,11 +142,11 @@ fn accumulation_is_one_batch() {
         let mut model = load(&path, storage);
         lora::attach(&mut model, &config(0.3), 1).expect("attach");
         stir(&mut model);
-        let gradients = |parts: &[std::ops::Range<usize>]| {
+        let gradients = |cuts: &[usize]| {
             let mut sum = Gradients::new();
-            for part in parts {
-                let inputs = pack(&texts()[part.clone()], all_targets());
-                let examples = part.clone().map(|i| i as u64).collect();
+            for cut in cuts.windows(2) {
+                let inputs = pack(&texts()[cut[0]..cut[1]], all_targets());
+                let examples = (cut[0]..cut[1]).map(|i| i as u64).collect();
                 let pass = Pass {
                     dropout: Some(Dropouts { seed: 3, epoch: 1, examples }),
                     checkpoint: part.len() == 2,
@@ -159,7 +159,7 @@ fn accumulation_is_one_batch() {
             }
             sum
         };
-        let (one, parts) = (gradients(&[0..5]), gradients(&[0..2, 2..3, 3..5]));
+        let (one, parts) = (gradients(&[0, 5]), gradients(&[0, 2, 3, 5]));
         for (id, g) in one.iter() {
             let other = parts.get(id).expect("same parameters");
             close(&format!("{name}: {}", model.params.get(id).name), other.data(), g.data(), 2e-5);

@@ -211,7 +211,7 @@ impl TextModel for Llama {
         self.config.to_json()
     }
 
-    fn activation_profile(&self, trainable_base: bool) -> ActivationProfile {
+    fn activation_profile(&self) -> ActivationProfile {
         let c = &self.config;
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         // Kept: both residual inputs, q k v and the attention's output with its logsumexp, gate and up. Norms and
@@ -225,7 +225,6 @@ impl TextModel for Llama {
         let (hidden, ff) = (c.hidden_size, c.intermediate_size);
         let forward = 3 * hidden + ff + packed(ff);
         let transient = forward.max(hidden + packed(hidden) + 2 * ff);
-        let _ = trainable_base;
         ActivationProfile {
             blocks: self.blocks.len(),
             kept_per_row: kept,

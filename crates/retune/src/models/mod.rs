@@ -80,7 +80,7 @@ pub trait TextModel: Send + Sync {
     /// The model as a Hugging Face `config.json`.
     fn config_json(&self) -> serde_json::Value;
 
-    fn activation_profile(&self, trainable_base: bool) -> ActivationProfile;
+    fn activation_profile(&self) -> ActivationProfile;
 
     /// A cache for texts of up to `rows` rows.
     fn new_cache(&self, rows: usize) -> KvCache;

@@ -52,7 +52,7 @@ impl ActivationProfile {
     pub fn of(model: &Model, dropout: bool) -> ActivationProfile {
         const F32: u64 = 4;
         let trainable = || model.params.iter().map(|(_, p)| p).filter(|p| p.trainable);
-        let base = model.net.activation_profile(true);
+        let base = model.net.activation_profile();
         let (branches, widest) = lora::activations_per_row(&model.params);
         // The dropped input, its recipe's source, and its gradient.
         let dropped = if dropout { 2 * widest } else { 0 };

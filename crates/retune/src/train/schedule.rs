@@ -44,6 +44,14 @@ mod tests {
     }
 
     #[test]
+    fn warmup_is_a_share_or_a_count() {
+        assert_eq!(warmup_steps(0.0, 100), 0);
+        assert_eq!(warmup_steps(0.03, 100), 3);
+        assert_eq!(warmup_steps(0.03, 10), 1);
+        assert_eq!(warmup_steps(20.0, 100), 20);
+    }
+
+    #[test]
     fn stays_within_0_and_1_for_odd_lengths() {
         for schedule in [Schedule::Constant, Schedule::Linear, Schedule::Cosine] {
             for (warmup, total) in [(0, 1), (1, 1), (5, 3), (0, 0)] {

@@ -2,7 +2,6 @@
 //!
 //! loss = -sum over i with target[i] of log p(ids[i] | ids[..i]), divided by the number of targets of the whole step.
 
-mod batches;
 mod error;
 mod mask;
 mod objective;
@@ -11,7 +10,6 @@ mod report;
 mod rows;
 mod split;
 
-pub use batches::plan_batches;
 pub use error::{Error, Problem, Result, Source};
 pub use objective::{CausalLm, logits};
 pub use preview::{Piece, preview};
@@ -183,7 +181,7 @@ impl Dataset {
         Err(Error::NoTargets { file, rows, empty, cut, max_length: options.max_length, remedy })
     }
 
-    /// One key for each example: what [`plan_batches`] takes.
+    /// The key of each example.
     pub fn keys(&self) -> Vec<u64> {
         self.examples.iter().map(|e| e.key).collect()
     }
