@@ -22,6 +22,7 @@ pub const SPEC: Spec = Spec {
     name: "llama",
     summary: "decoder-only text models: Llama, SmolLM, TinyLlama, Mistral, Qwen2, Qwen3",
     load: load::load,
+    fresh: load::fresh,
 };
 
 struct Attention {

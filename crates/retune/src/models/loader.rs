@@ -1,4 +1,5 @@
-//! Takes a model's tensors out of its files, by their Hugging Face names, into parameters of the chosen storage.
+//! Takes a model's tensors, by their Hugging Face names, into parameters: out of its files in the chosen storage, or
+//! freshly drawn. An architecture names its tensors once, for both.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use retune_tensor::{ParamId, Params, Tensor, Weight};
 
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
+use crate::models::fresh::Draw;
 
 /// How the frozen weights are held in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -21,13 +23,22 @@ pub enum StorageChoice {
     AsIs,
 }
 
-/// Reads tensors by name and remembers which were asked for.
+/// Reads tensors by name and remembers which were asked for, or makes them.
 pub struct Loader<'a> {
+    origin: Origin<'a>,
+    pub params: Params,
+}
+
+enum Origin<'a> {
+    Files(Files<'a>),
+    Fresh(Draw<'a>),
+}
+
+struct Files<'a> {
     source: &'a dyn TensorSource,
     storage: StorageChoice,
     /// From Hugging Face names to the file's.
     rename: Box<dyn Fn(&str) -> String + 'a>,
-    pub params: Params,
     used: BTreeSet<String>,
 }
 
@@ -78,20 +89,71 @@ impl<'a> Loader<'a> {
         storage: StorageChoice,
         rename: impl Fn(&str) -> String + 'a,
     ) -> Loader<'a> {
-        Loader {
-            source: files.source(),
-            storage,
-            rename: Box::new(rename),
-            params: Params::new(),
-            used: BTreeSet::new(),
-        }
+        let files =
+            Files { source: files.source(), storage, rename: Box::new(rename), used: BTreeSet::new() };
+        Loader { origin: Origin::Files(files), params: Params::new() }
+    }
+
+    /// Makes every tensor that is asked for.
+    pub fn fresh(draw: Draw<'a>) -> Loader<'a> {
+        Loader { origin: Origin::Fresh(draw), params: Params::new() }
     }
 
     /// Whether the files have a tensor of this Hugging Face name.
     pub fn has(&self, name: &str) -> bool {
-        self.source.find(&(self.rename)(name)).is_some()
+        match &self.origin {
+            Origin::Files(files) => files.source.find(&(files.rename)(name)).is_some(),
+            Origin::Fresh(_) => false,
+        }
     }
 
+    /// Marks a tensor as known though it is not used (a tied head that was saved all the same).
+    pub fn ignore(&mut self, name: &str) {
+        if let Origin::Files(files) = &mut self.origin {
+            let stored = (files.rename)(name);
+            files.used.insert(stored);
+        }
+    }
+
+    /// A vector `[len]` in f32: norms and biases. `order` takes row `i` from the file's row `order(i)`.
+    pub fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+        order: Option<&dyn Fn(usize) -> usize>,
+    ) -> Result<ParamId> {
+        let values = match &mut self.origin {
+            Origin::Files(files) => files.vector(name, len, order)?,
+            Origin::Fresh(draw) => draw.vector(name, len)?,
+        };
+        Ok(self.params.add(name, &[len], Weight::F32(Tensor::from_vec(1, len, values)), false))
+    }
+
+    /// A matrix `[rows, cols]` in the chosen storage. `order` takes row `i` from the file's row `order(i)`.
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        order: Option<&dyn Fn(usize) -> usize>,
+    ) -> Result<ParamId> {
+        let weight = match &mut self.origin {
+            Origin::Files(files) => files.matrix(name, rows, cols, order)?,
+            Origin::Fresh(draw) => Weight::F32(draw.matrix(name, rows, cols)?),
+        };
+        Ok(self.params.add(name, &[rows, cols], weight, false))
+    }
+
+    /// The parameters, if every tensor of the files was used; buffers that some writers add are let pass.
+    pub fn finish(self) -> Result<Params> {
+        if let Origin::Files(files) = &self.origin {
+            files.check_all_used()?;
+        }
+        Ok(self.params)
+    }
+}
+
+impl Files<'_> {
     fn fail(&self, name: &str, what: String) -> Error {
         Error::Model { path: self.source.path().to_path_buf(), what: format!("tensor \"{name}\": {what}") }
     }
@@ -107,35 +169,22 @@ impl<'a> Loader<'a> {
         Ok(info)
     }
 
-    /// Marks a tensor as known though it is not used (a tied head that was saved all the same).
-    pub fn ignore(&mut self, name: &str) {
-        let stored = (self.rename)(name);
-        self.used.insert(stored);
-    }
-
-    /// A vector `[len]` in f32: norms and biases. `order` takes row `i` from the file's row `order(i)`.
-    pub fn vector(
-        &mut self,
-        name: &str,
-        len: usize,
-        order: Option<&dyn Fn(usize) -> usize>,
-    ) -> Result<ParamId> {
+    fn vector(&mut self, name: &str, len: usize, order: Option<&dyn Fn(usize) -> usize>) -> Result<Vec<f32>> {
         let info = self.info(name, &[len])?;
-        let mut values = self.source.read_f32(&info.name)?;
-        if let Some(order) = order {
-            values = (0..len).map(|i| values[order(i)]).collect();
-        }
-        Ok(self.params.add(name, &[len], Weight::F32(Tensor::from_vec(1, len, values)), false))
+        let values = self.source.read_f32(&info.name)?;
+        Ok(match order {
+            Some(order) => (0..len).map(|i| values[order(i)]).collect(),
+            None => values,
+        })
     }
 
-    /// A matrix `[rows, cols]` in the chosen storage. `order` takes row `i` from the file's row `order(i)`.
-    pub fn matrix(
+    fn matrix(
         &mut self,
         name: &str,
         rows: usize,
         cols: usize,
         order: Option<&dyn Fn(usize) -> usize>,
-    ) -> Result<ParamId> {
+    ) -> Result<Weight> {
         let info = self.info(name, &[rows, cols])?;
         let format = format_of(info.dtype).ok_or_else(|| {
             self.fail(&info.name, format!("weights of type {} cannot be used", info.dtype.name()))
@@ -144,9 +193,7 @@ impl<'a> Loader<'a> {
         if let Some(order) = order {
             bytes = reorder(&bytes, rows, order);
         }
-        let weight =
-            self.choose(format, rows, cols, bytes).map_err(|e| self.fail(&info.name, e.to_string()))?;
-        Ok(self.params.add(name, &[rows, cols], weight, false))
+        self.choose(format, rows, cols, bytes).map_err(|e| self.fail(&info.name, e.to_string()))
     }
 
     fn choose(
@@ -172,8 +219,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The parameters, if every tensor of the files was used; buffers that some writers add are let pass.
-    pub fn finish(self) -> Result<Params> {
+    fn check_all_used(&self) -> Result<()> {
         let buffer = |name: &str| {
             name.ends_with("rotary_emb.inv_freq")
                 || name.ends_with("masked_bias")
@@ -194,7 +240,7 @@ impl<'a> Loader<'a> {
             );
             return Err(Error::Model { path: self.source.path().to_path_buf(), what });
         }
-        Ok(self.params)
+        Ok(())
     }
 }
 

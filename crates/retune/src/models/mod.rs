@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod files;
+pub mod fresh;
 pub mod llama;
 pub mod loader;
 pub mod rope;
@@ -22,6 +23,8 @@ pub struct Spec {
     pub name: &'static str,
     pub summary: &'static str,
     pub load: fn(&ModelFiles, StorageChoice) -> Result<Model>,
+    /// The parameters of a model of this configuration, freshly drawn.
+    pub fresh: fn(&config::Config, fresh::Draw) -> Result<Params>,
 }
 
 /// All architectures.
@@ -153,11 +156,15 @@ impl Model {
 
 /// The registered architecture of some files.
 pub fn spec_of(files: &ModelFiles) -> Result<&'static Spec> {
-    let model_type = files.model_type()?;
-    MODELS.iter().find(|spec| spec.model_types.contains(&model_type.as_str())).copied().ok_or_else(|| {
+    spec_of_type(&files.model_type()?, files.path())
+}
+
+/// The registered architecture of a `model_type`; `path` is for the message.
+pub fn spec_of_type(model_type: &str, path: &Path) -> Result<&'static Spec> {
+    MODELS.iter().find(|spec| spec.model_types.contains(&model_type)).copied().ok_or_else(|| {
         let known: Vec<&str> = MODELS.iter().flat_map(|spec| spec.model_types.iter().copied()).collect();
         Error::Model {
-            path: files.path().to_path_buf(),
+            path: path.to_path_buf(),
             what: format!("model type \"{model_type}\" is not supported; these are: {}", known.join(", ")),
         }
     })

@@ -12,6 +12,7 @@ mod sentencepiece;
 mod stream;
 mod template;
 mod tokenizer;
+mod train_bpe;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,3 +24,4 @@ pub use pretokenizers::known_names as known_pretokenizers;
 pub use stream::TokenStream;
 pub use template::{ChatTemplate, Message, TemplateOrigin};
 pub use tokenizer::{SPECIAL_GUARD, Special, Tokenizer, TokenizerFiles};
+pub use train_bpe::{NewTokenizer, train_bpe};

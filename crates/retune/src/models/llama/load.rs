@@ -1,11 +1,12 @@
-//! Builds a Llama from a Hugging Face folder or a GGUF file.
+//! Builds a Llama from a Hugging Face folder or a GGUF file, or a fresh one from its configuration.
 
-use retune_tensor::ParamId;
 use retune_tensor::ops::AttentionShape;
+use retune_tensor::{ParamId, Params};
 
 use super::{Attention, Block, Llama, LlamaConfig, Mlp, frequencies};
 use crate::error::{Error, Result};
 use crate::models::config::Config;
+use crate::models::fresh::Draw;
 use crate::models::loader::Loader;
 use crate::models::rope::RopeScaling;
 use crate::models::{Model, ModelFiles, StorageChoice};
@@ -40,6 +41,18 @@ pub fn load(files: &ModelFiles, storage: StorageChoice) -> Result<Model> {
     let net = builder.network()?;
     let params = builder.loader.finish()?;
     Ok(Model { params, net: Box::new(net), files: files.clone() })
+}
+
+/// The projections whose outputs are added to the residual stream, two in each block.
+const RESIDUAL: &[&str] = &["self_attn.o_proj.weight", "mlp.down_proj.weight"];
+
+/// The parameters of a new Llama of this configuration.
+pub fn fresh(config: &Config, draw: Draw) -> Result<Params> {
+    let config = LlamaConfig::from_json(config)?;
+    let draw = draw.with_residual(RESIDUAL, 2 * config.num_hidden_layers);
+    let mut builder = Builder { loader: Loader::fresh(draw), config: &config, permuted: false };
+    builder.network()?;
+    builder.loader.finish()
 }
 
 struct Builder<'a> {
