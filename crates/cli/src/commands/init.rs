@@ -1,0 +1,159 @@
+//! `retune init`: writes a new model with random weights, and trains its tokenizer.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use retune::models::fresh;
+use retune::tasks::causal_lm::Row;
+use retune::text::{NewTokenizer, train_bpe};
+use retune_formats::json;
+use retune_formats::records::Records;
+use serde_json::Value;
+
+use crate::style::{bold, count};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  retune init --config model --out new              the same shape and tokenizer, random weights
+  retune init --config config.json --train-tokenizer rows.jsonl --out new
+
+Matrices are drawn from N(0, initializer_range), projections into the residual stream from a narrower one
+(divided by sqrt(2 x layers)); norms are 1, biases 0. The weights have the configuration's \"dtype\".
+Train the model with `retune train --method full --storage f32`.")]
+pub struct Args {
+    /// A config.json, or a model's folder, whose tokenizer is then copied
+    #[arg(long, value_name = "DIR|FILE")]
+    config: PathBuf,
+
+    /// The folder to write; it must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// The same seed gives the same weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Train a byte-level BPE tokenizer on the texts of these rows; may be given several times
+    #[arg(long, value_name = "DATA")]
+    train_tokenizer: Vec<PathBuf>,
+
+    /// Tokens of the new tokenizer; without it, the configuration's vocab_size
+    #[arg(long, value_name = "N", requires = "train_tokenizer")]
+    vocab_size: Option<usize>,
+}
+
+/// What makes up a tokenizer in a model's folder; not all folders have all.
+const TOKENIZER_FILES: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+];
+const CONFIG_BYTES_MAX: u64 = 16 << 20;
+const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+
+pub fn run(args: &Args, as_json: bool) -> Result<()> {
+    let path = if args.config.is_dir() { args.config.join("config.json") } else { args.config.clone() };
+    let mut config = json::read(&path, CONFIG_BYTES_MAX)?;
+    let files = match &args.train_tokenizer[..] {
+        [] if args.config.is_dir() => copied(&args.config)?,
+        [] => vec![],
+        data => {
+            let tokenizer = train_tokenizer(data, args.vocab_size, &path, &config)?;
+            adopt(&tokenizer, args.vocab_size.is_some(), &path, &mut config)?;
+            tokenizer.files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect()
+        }
+    };
+    let made = fresh::write_folder(&path, &config, args.seed, &files, &args.out)?;
+    let has_tokenizer = made.files.iter().any(|name| name == "tokenizer.json");
+    report(args, &made, has_tokenizer, as_json)
+}
+
+/// The tokenizer's files of a model's folder.
+fn copied(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for name in TOKENIZER_FILES {
+        let path = folder.join(name);
+        let Ok(meta) = fs::metadata(&path) else { continue };
+        if !meta.is_file() || meta.len() > TOKENIZER_BYTES_MAX {
+            bail!("{} is not a file of a tokenizer", path.display());
+        }
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        files.push((name.to_owned(), bytes));
+    }
+    Ok(files)
+}
+
+fn train_tokenizer(
+    data: &[PathBuf],
+    vocab_size: Option<usize>,
+    path: &Path,
+    config: &Value,
+) -> Result<NewTokenizer> {
+    let own = config.get("vocab_size").and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
+    let vocab_size = vocab_size
+        .or(own)
+        .with_context(|| format!("{} has no \"vocab_size\"; give --vocab-size", path.display()))?;
+    let mut texts = Vec::new();
+    for path in data {
+        for record in Records::open(path)? {
+            let record = record?;
+            let row = Row::parse(&record.value).map_err(anyhow::Error::msg);
+            add_texts(row.with_context(|| format!("{}, line {}", path.display(), record.line))?, &mut texts);
+        }
+    }
+    Ok(train_bpe(&texts, vocab_size)?)
+}
+
+fn add_texts(row: Row, texts: &mut Vec<String>) {
+    match row {
+        Row::Chat { messages, .. } => texts.extend(messages.into_iter().map(|message| message.content)),
+        Row::Completion { prompt, completion } => texts.extend([prompt, completion]),
+        Row::Text(text) => texts.push(text),
+    }
+}
+
+/// Makes the configuration the tokenizer's: its special tokens, and its size if that was asked for.
+fn adopt(tokenizer: &NewTokenizer, resize: bool, path: &Path, config: &mut Value) -> Result<()> {
+    let Some(config) = config.as_object_mut() else { bail!("{} is not an object", path.display()) };
+    for (name, id) in tokenizer.ids {
+        config.insert(name.to_owned(), id.into());
+    }
+    if resize {
+        config.insert("vocab_size".to_owned(), tokenizer.vocab_size.into());
+    }
+    Ok(())
+}
+
+fn report(args: &Args, made: &fresh::Fresh, has_tokenizer: bool, as_json: bool) -> Result<()> {
+    let mut out = stdout().lock();
+    let dtype = made.dtype.name();
+    if as_json {
+        let files: BTreeSet<&String> = made.files.iter().collect();
+        let line = serde_json::json!({
+            "out": args.out.display().to_string(), "parameters": made.parameters, "dtype": dtype, "files": files,
+            "seed": args.seed,
+        });
+        writeln!(out, "{line}")?;
+        return Ok(());
+    }
+    let parameters = count(made.parameters);
+    writeln!(
+        out,
+        "{}  {parameters} parameters, {dtype}, drawn from seed {}",
+        bold(&args.out.display().to_string()),
+        args.seed
+    )?;
+    if !has_tokenizer {
+        writeln!(out, "It has no tokenizer: put a tokenizer.json beside it, or use --train-tokenizer.")?;
+    }
+    Ok(())
+}
