@@ -139,9 +139,9 @@ mod tests {
     #[test]
     fn learns_words_and_reads_any_text_back() {
         let texts: Vec<String> = (0..40).map(|i| format!("the quick tokenizer, number {i}\n")).collect();
-        let new = train_bpe(&texts, 300).unwrap();
-        assert_eq!(new.vocab_size, 300);
-        assert_eq!(format!("{:?}", new.files), format!("{:?}", train_bpe(&texts, 300).unwrap().files));
+        let new = train_bpe(&texts, 275).unwrap();
+        assert_eq!(new.vocab_size, 275);
+        assert_eq!(format!("{:?}", new.files), format!("{:?}", train_bpe(&texts, 275).unwrap().files));
         let (tokenizer, template) = load(&new);
         let text = "the quick Ünïcode 日本 2024\t<|im_end|> \u{0}";
         let ids = tokenizer.encode(text, Special::AsText).unwrap();
