@@ -26,7 +26,7 @@ use archives::Archive;
 
 /// Names the folder's files; written last, so a folder with it is whole.
 const MANIFEST: &str = "fetched.json";
-const TEMPORARY_PREFIX: &str = ".fetching-";
+pub const TEMPORARY_PREFIX: &str = ".fetching-";
 
 /// Tells how far a download is: bytes so far.
 pub type OnProgress<'a> = &'a dyn Fn(u64);

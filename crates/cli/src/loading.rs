@@ -70,7 +70,7 @@ impl ModelArgs {
     pub fn load(&self) -> Result<Model> {
         let sources = self.sources()?;
         set_threads(self.machine.threads)?;
-        let mut model = Model::load(&self.model, self.machine.storage)?;
+        let mut model = Model::load(&crate::embedded::resolve(&self.model)?, self.machine.storage)?;
         for source in &sources {
             if let Some(note) = base::check(&model, &source.path, self.any_base)? {
                 eprintln!("note: {note}");

@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod embedded;
 mod exit;
 mod exporting;
 mod fetch;

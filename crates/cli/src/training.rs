@@ -67,6 +67,7 @@ impl Prepared {
         set_threads(run.threads)?;
         let spec = methods::find(&run.method)?;
         run.lr = Some(run.lr_or(spec.default_lr));
+        run.model = crate::embedded::resolve(&run.model)?;
         let mut model = Model::load(&run.model, storage_of(run.storage))?;
         let language = language(&model.files)?;
         let rows = |path: &Path| {

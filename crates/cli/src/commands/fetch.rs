@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write, stdout};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::embedded;
 use crate::exit::UsageError;
 use crate::fetch::archives::{ARCHIVES, Archive, find};
 use crate::fetch::{Fetched, fetch};
@@ -15,6 +16,7 @@ use crate::style;
 Examples:
   retune fetch                 list what can be fetched
   retune fetch smollm2         the model of the quickstart
+  retune fetch tiny            the model inside the program; rows to train it on lie in its data/
   retune train --model $(retune fetch smollm2) --data rows.jsonl
 
 The files go to $RETUNE_CACHE, else $XDG_CACHE_HOME/retune, else ~/.cache/retune.")]
@@ -29,14 +31,21 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let Some(name) = &args.name else { return list(json) };
-    let archive = find(name).ok_or_else(|| unknown(name))?;
+    let archive = match name == embedded::NAME {
+        true => None,
+        false => Some(find(name).ok_or_else(|| unknown(name))?),
+    };
     if args.print_path {
-        let path = crate::fetch::cached(archive)
+        let path = archive
+            .map_or_else(embedded::cached, crate::fetch::cached)
             .with_context(|| format!("{name} was not fetched yet: retune fetch {name}"))?;
         writeln!(stdout(), "{}", path.display())?;
         return Ok(());
     }
-    let fetched = fetch_with_bar(archive)?;
+    let fetched = match archive {
+        Some(archive) => fetch_with_bar(archive)?,
+        None => embedded::unpack().map(|tiny| Fetched { path: tiny.model, was_cached: tiny.was_cached })?,
+    };
     let mut out = stdout().lock();
     if json {
         let path = fetched.path.display().to_string();
@@ -84,16 +93,19 @@ fn unknown(name: &str) -> UsageError {
 
 fn list(json: bool) -> Result<()> {
     let mut out = stdout().lock();
-    for archive in ARCHIVES {
+    let embedded = (embedded::NAME, embedded::WHAT, embedded::LICENCE, embedded::bytes(), embedded::cached());
+    let archives = ARCHIVES.iter().map(|archive| {
         let Archive { name, what, licence, bytes, .. } = archive;
-        let cached = crate::fetch::cached(archive);
+        (*name, *what, *licence, *bytes, crate::fetch::cached(archive))
+    });
+    for (name, what, licence, bytes, cached) in std::iter::once(embedded).chain(archives) {
         if json {
             let path = cached.map(|path| path.display().to_string());
             let line = serde_json::json!({"name": name, "what": what, "licence": licence, "bytes": bytes, "cached": path});
             writeln!(out, "{line}")?;
         } else {
             let mark = if cached.is_some() { "cached" } else { "" };
-            let size = style::megabytes(*bytes);
+            let size = style::megabytes(bytes);
             writeln!(
                 out,
                 "{}  {size:>8}  {mark:6}  {what}; {}",

@@ -61,10 +61,11 @@ const CONFIG_BYTES_MAX: u64 = 16 << 20;
 const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
 pub fn run(args: &Args, as_json: bool) -> Result<()> {
-    let path = if args.config.is_dir() { args.config.join("config.json") } else { args.config.clone() };
+    let origin = crate::embedded::resolve(&args.config)?;
+    let path = if origin.is_dir() { origin.join("config.json") } else { origin.clone() };
     let mut config = json::read(&path, CONFIG_BYTES_MAX)?;
     let files = match &args.train_tokenizer[..] {
-        [] if args.config.is_dir() => copied(&args.config)?,
+        [] if origin.is_dir() => copied(&origin)?,
         [] => vec![],
         data => {
             let tokenizer = train_tokenizer(data, args.vocab_size, &path, &config)?;

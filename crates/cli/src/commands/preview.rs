@@ -42,7 +42,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    let language = language(&ModelFiles::open(&args.model)?)?;
+    let language = language(&ModelFiles::open(&crate::embedded::resolve(&args.model)?)?)?;
     let train_on = if args.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
     let data = dataset(&language, &args.data, args.max_length as usize, train_on)?;
     let mut out = stdout().lock();

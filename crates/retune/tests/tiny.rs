@@ -1,0 +1,173 @@
+//! The embedded model: its files load, a LoRA learns from its data, and the laws of fine-tuning hold on it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use retune::generate::{Sampling, generate};
+use retune::methods::lora;
+use retune::models::{Model, StorageChoice};
+use retune::run_file::TrainOn;
+use retune::tasks::causal_lm::{CausalLm, Dataset, Options, logits};
+use retune::text::{Language, Message, Special};
+use retune::train::{Control, Event, Outcome, OutcomeEnd, RunFolder, Start, TrainSettings, train};
+use retune_formats::lora_config::{LoraConfig, Modules};
+use retune_tensor::Segments;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/tiny")
+}
+
+fn base() -> (Model, Language) {
+    let model = Model::load(&folder(), StorageChoice::AsIs).unwrap();
+    let language = model.files.language().unwrap();
+    (model, language)
+}
+
+fn rows(language: &Language, name: &str) -> Dataset {
+    let options = Options { max_length: 128, train_on: TrainOn::Answers, ..Options::default() };
+    Dataset::load(language, &folder().join("data").join(name), &options).unwrap()
+}
+
+/// Puts a LoRA on; the configuration is what will be saved.
+fn adapt(model: &mut Model) -> LoraConfig {
+    let config = LoraConfig {
+        r: 8,
+        lora_alpha: 16.0,
+        lora_dropout: 0.05,
+        target_modules: Some(Modules::AllLinear),
+        task_type: Some("CAUSAL_LM".into()),
+        ..LoraConfig::default()
+    };
+    lora::attach(model, &config, 1).unwrap().0
+}
+
+fn settings(steps: u64) -> TrainSettings {
+    TrainSettings {
+        steps: Some(steps),
+        batch_size: 8,
+        lr: 3e-3,
+        save_every: Some(4),
+        ..TrainSettings::default()
+    }
+}
+
+/// Trains, asking to stop once step `stop` is done.
+fn run(
+    model: &mut Model,
+    data: &Dataset,
+    eval: Option<&Dataset>,
+    steps: u64,
+    out: Option<&RunFolder>,
+    stop: Option<u64>,
+) -> Outcome {
+    let net = model.net.as_ref();
+    let objective = CausalLm { net, data, dropout_seed: Some(1), checkpoint: false };
+    let eval = eval.map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false });
+    let eval = eval.as_ref().map(|eval| eval as &dyn retune::train::Objective);
+    train(&mut model.params, &objective, eval, &settings(steps), out, &mut |event: Event| match event.step()
+        == stop
+        && stop.is_some()
+    {
+        true => Control::Stop,
+        false => Control::Continue,
+    })
+    .unwrap()
+}
+
+fn bits(model: &Model, language: &Language) -> Vec<u32> {
+    let ids =
+        language.tokenizer.encode("What are you, and why are you so nervous?", Special::AsText).unwrap();
+    let segments = Segments::from_lengths(&[ids.len()]);
+    let logits = logits(model.net.as_ref(), &model.params, &ids, &segments).unwrap();
+    logits.data().iter().map(|x| x.to_bits()).collect()
+}
+
+/// The frozen weights as they lie, decoded.
+fn frozen(model: &Model) -> Vec<(String, Vec<u32>)> {
+    let frozen = model.params.iter().filter(|(_, param)| !param.trainable);
+    let bits = |x: &f32| x.to_bits();
+    frozen.map(|(_, p)| (p.name.clone(), p.weight.to_tensor().data().iter().map(bits).collect())).collect()
+}
+
+fn trained(model: &Model) -> Vec<(String, Vec<u32>)> {
+    let trained = model.params.iter().filter(|(_, param)| param.trainable);
+    let bits = |x: &f32| x.to_bits();
+    trained.map(|(_, p)| (p.name.clone(), p.weight.to_tensor().data().iter().map(bits).collect())).collect()
+}
+
+fn answer(model: &Model, language: &Language, temperature: f32, seed: u64) -> Vec<u32> {
+    let text = language.template.render(&[Message::new("user", "Who are you?")], true).unwrap();
+    let ids = language.tokenizer.encode(&text, Special::Parse).unwrap();
+    let sampling = Sampling { max_tokens: 24, temperature, seed, ..Sampling::default() };
+    generate(model, &language.tokenizer, &ids, &sampling, &mut |_| true).unwrap().ids
+}
+
+#[test]
+fn the_files_are_a_model_with_its_language_and_data() {
+    let (model, language) = base();
+    let info = model.net.info();
+    assert_eq!(info.vocab_size, language.tokenizer.vocab_size());
+    assert_eq!(model.params.iter().map(|(_, p)| p.elements()).sum::<usize>(), 918_656);
+    let text = "Words, 2024 and Ünïcode: <|im_end|>";
+    let ids = language.tokenizer.encode(text, Special::AsText).unwrap();
+    assert_eq!(language.tokenizer.decode(&ids, false).unwrap(), text);
+    let (train, heldout) = (rows(&language, "train.jsonl"), rows(&language, "heldout.jsonl"));
+    assert_eq!((train.examples.len(), heldout.examples.len()), (54, 10));
+    let asked = |q: u64| train.examples.iter().any(|e| e.question == q);
+    assert!(!heldout.examples.iter().any(|e| asked(e.question)), "a held-out question is trained on");
+}
+
+#[test]
+fn generation_is_a_function_of_model_prompt_and_seed() {
+    let (model, language) = base();
+    assert_eq!(answer(&model, &language, 0.0, 1), answer(&model, &language, 0.0, 2));
+    assert_eq!(answer(&model, &language, 1.0, 1), answer(&model, &language, 1.0, 1));
+    assert_ne!(answer(&model, &language, 1.0, 1), answer(&model, &language, 1.0, 2));
+}
+
+#[test]
+fn a_lora_begins_as_the_base_learns_and_comes_back_from_its_files() {
+    let (mut model, language) = base();
+    let (train, heldout) = (rows(&language, "train.jsonl"), rows(&language, "heldout.jsonl"));
+    let plain = bits(&model, &language);
+    let config = adapt(&mut model);
+    assert!(bits(&model, &language) == plain, "a new adapter changes the model");
+    let before = frozen(&model);
+
+    let outcome = run(&mut model, &train, Some(&heldout), 42, None, None);
+    let (first, last) = (outcome.eval_before.unwrap(), outcome.eval_after.unwrap());
+    assert!((4.4..5.0).contains(&first), "the base's held-out loss is {first}");
+    assert!(last < first - 0.5, "held-out loss {first} -> {last}");
+    assert!(frozen(&model) == before, "training changed a frozen weight");
+    let learned = bits(&model, &language);
+    assert!(learned != plain);
+
+    let saved = tempfile::tempdir().unwrap();
+    lora::save(&model, &config, saved.path(), None).unwrap();
+    let (mut again, _) = base();
+    lora::load(&mut again, &[lora::Source { path: saved.path().to_path_buf(), weight: 1.0 }]).unwrap();
+    assert!(bits(&again, &language) == learned, "the saved adapter is another one");
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_same_bits() {
+    let (_, language) = base();
+    let data = rows(&language, "train.jsonl");
+    let adapted = || {
+        let (mut model, _) = base();
+        adapt(&mut model);
+        model
+    };
+    let mut straight = adapted();
+    assert_eq!(run(&mut straight, &data, None, 10, None, None).end, OutcomeEnd::Finished);
+
+    let out = tempfile::tempdir().unwrap();
+    let open = |start| RunFolder::open(out.path(), start, BTreeMap::new(), String::new()).unwrap();
+    let mut stopped = adapted();
+    let outcome = run(&mut stopped, &data, None, 10, Some(&open(Start::New)), Some(6));
+    assert_eq!((outcome.end, outcome.step), (OutcomeEnd::Interrupted, 6));
+    let mut resumed = adapted();
+    let outcome = run(&mut resumed, &data, None, 10, Some(&open(Start::Resume)), None);
+    assert_eq!((outcome.end, outcome.step), (OutcomeEnd::Finished, 10));
+    assert!(trained(&resumed) == trained(&straight), "the resumed run went another way");
+}
