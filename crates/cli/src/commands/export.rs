@@ -33,7 +33,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    let model = Model::load(&args.model, StorageChoice::AsIs)?;
+    let model = Model::load(&crate::embedded::resolve(&args.model)?, StorageChoice::AsIs)?;
     let options = ExportOptions {
         dtype: args.dtype,
         merge: false,

@@ -8,6 +8,7 @@ use retune::train::Start;
 
 use super::fetch::fetch_with_bar;
 use super::train::print_summary;
+use crate::embedded;
 use crate::fetch::archives::{self, Archive};
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -19,14 +20,19 @@ use crate::training::{Prepared, command_line};
 Examples:
   retune quickstart
   retune quickstart --out my-first-adapter
+  retune quickstart --offline          the same in seconds, on a tiny model inside the program
 
 It fetches SmolLM2-135M-Instruct (93 MB, once) and a set of questions and answers in which a chat robot speaks of
 itself, trains a LoRA on it for one epoch, and shows the held-out loss and some answers before and after. The questions
-held out are never trained on. The same as a run file lies in the output folder afterwards: run.toml.")]
+held out are never trained on. What cannot be fetched is replaced by the tiny model and its data. The same as a run file lies in the output folder afterwards: run.toml.")]
 pub struct Args {
     /// The folder to write; without it, quickstart, quickstart-2 and so on
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+
+    /// Fetch nothing: train the tiny model inside the program
+    #[arg(long)]
+    offline: bool,
 
     /// Worker threads; without it, one for each core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -35,18 +41,16 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let signals = Signals::catch()?;
-    let model = fetch_with_bar(archive("smollm2")?)?;
-    let data = fetch_with_bar(archive("chatterbot")?)?;
-    let heldout = data.path.with_file_name("heldout.jsonl");
-    let run = RunFile {
-        model: model.path,
-        data: data.path,
-        eval_data: Some(heldout),
-        out: args.out.clone().unwrap_or_else(free_folder),
-        threads: args.threads,
-        ..settings()
-    };
     let mut progress = Progress::new(json);
+    let run = match args.offline {
+        true => tiny()?,
+        false => fetched().or_else(|error| {
+            progress.warn(&format!("{error:#}; going on with the tiny model inside the program"))?;
+            tiny()
+        })?,
+    };
+    let out = args.out.clone().unwrap_or_else(free_folder);
+    let run = RunFile { out, threads: args.threads, ..run };
     let prepared = Prepared::new(run)?;
     let report = &prepared.data.report;
     let (rows, tokens) = (count(report.examples as u64), count(report.tokens as u64));
@@ -59,8 +63,35 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
 }
 
 /// What four minutes on two cores are best spent on.
-fn settings() -> RunFile {
-    RunFile { epochs: 1, batch_size: 8, lr: Some(1e-3), max_length: 256, ..RunFile::default() }
+fn fetched() -> Result<RunFile> {
+    let model = fetch_with_bar(archive("smollm2")?)?;
+    let data = fetch_with_bar(archive("chatterbot")?)?;
+    let heldout = data.path.with_file_name("heldout.jsonl");
+    Ok(RunFile {
+        model: model.path,
+        data: data.path,
+        eval_data: Some(heldout),
+        epochs: 1,
+        batch_size: 8,
+        lr: Some(1e-3),
+        max_length: 256,
+        ..RunFile::default()
+    })
+}
+
+/// A model that needs no network, and is small enough to want a higher rate and several epochs.
+fn tiny() -> Result<RunFile> {
+    let tiny = embedded::unpack()?;
+    Ok(RunFile {
+        model: tiny.model,
+        data: tiny.train,
+        eval_data: Some(tiny.heldout),
+        epochs: 6,
+        batch_size: 8,
+        lr: Some(3e-3),
+        max_length: 256,
+        ..RunFile::default()
+    })
 }
 
 /// The first of quickstart, quickstart-2, ... that isn't there yet: trying it again must just work.
