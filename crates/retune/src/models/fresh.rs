@@ -170,7 +170,7 @@ fn write_files(
         atomic::write_bytes(&folder.join(name), bytes)?;
         files.push(name.clone());
     }
-    atomic::write_bytes(&folder.join(CONFIG), (json::to_python_text(config) + "\n").as_bytes())?;
+    atomic::write_bytes(&folder.join(CONFIG), json::to_python_text(config).as_bytes())?;
     Ok(files)
 }
 
