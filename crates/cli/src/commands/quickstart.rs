@@ -86,7 +86,7 @@ fn tiny() -> Result<RunFile> {
         model: tiny.model,
         data: tiny.train,
         eval_data: Some(tiny.heldout),
-        epochs: 6,
+        epochs: 8,
         batch_size: 8,
         lr: Some(3e-3),
         max_length: 256,
