@@ -104,7 +104,14 @@ fn recipes_are_right() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        retune::run_file::RunFile::load(Some(&path), &[])
+        // A folder's script gives the paths.
+        let (path, given) = match path.is_dir() {
+            true => (path.join("train.toml"), &["model", "data", "out"][..]),
+            false => (path, &[][..]),
+        };
+        let key = |name| retune::run_file::keys::Key::find("", name).unwrap();
+        let given: Vec<_> = given.iter().map(|name| (key(name), format!("some/{name}"))).collect();
+        retune::run_file::RunFile::load(Some(&path), &given)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 }
