@@ -72,6 +72,7 @@ fn fetched() -> Result<RunFile> {
         data: data.path,
         eval_data: Some(heldout),
         epochs: 1,
+        eval_every: Some(14),
         batch_size: 8,
         lr: Some(1e-3),
         max_length: 256,
