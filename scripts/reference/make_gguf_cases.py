@@ -119,8 +119,11 @@ def make_lora(model, folder, tokens, generator):
         for name, p in sorted(model.named_parameters()):
             if "lora_" in name:
                 p.copy_(torch.randn(p.shape, generator=generator) * (p.shape[1] ** -0.5 if "lora_A" in name else 0.05))
-    model.eval().peft_config["default"].base_model_name_or_path = None
-    model.save_pretrained(folder)
+    model.eval().save_pretrained(folder)
+    # PEFT writes where the base lay when this ran: no business of the committed file.
+    config = folder / "adapter_config.json"
+    saved = json.loads(config.read_text())
+    config.write_text(json.dumps(saved | {"base_model_name_or_path": None}, indent=2, sort_keys=True))
     (folder / "README.md").unlink()
     logits, loss = forward(model, tokens["input_ids"], tokens["attention_mask"], tokens["labels"])
     loss.backward()
