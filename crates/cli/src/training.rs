@@ -212,7 +212,8 @@ impl Prepared {
             OutcomeEnd::Interrupted => {
                 let (step, steps) = (outcome.step, outcome.steps);
                 let message = format!(
-                    "stopped after step {step} of {steps}, {saved}; go on with\n  retune train {out} --resume"
+                    "stopped after step {step} of {steps}, {saved}; go on with\n  {} train {out} --resume",
+                    program()
                 );
                 Err(Ended::new(signals.exit_code().unwrap_or(130), message).into())
             }
@@ -385,6 +386,12 @@ pub fn shell_word(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', "'\\''"))
     }
+}
+
+/// This program as it was called, so that a printed command can be typed as it stands: `retune` where that was found
+/// by its name, else the path (`target/release/retune` under `cargo run`).
+pub fn program() -> String {
+    std::env::args_os().next().map_or_else(|| "retune".into(), |path| shell_word(&path.to_string_lossy()))
 }
 
 /// The command line of this process, to be typed again.

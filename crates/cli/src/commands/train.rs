@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::run_flags::RunFlags;
 use crate::signals::Signals;
 use crate::style::{bold, count};
-use crate::training::{Prepared, RUN_FILE, Trained, command_line, shell_word};
+use crate::training::{Prepared, RUN_FILE, Trained, command_line, program, shell_word};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -96,10 +96,11 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
     };
     let data = shell_word(&run.eval_data.as_ref().unwrap_or(&run.data).display().to_string());
     writeln!(out, "\nTry next:")?;
-    writeln!(out, "  retune generate {model} --chat --prompt \"...\"")?;
-    writeln!(out, "  retune eval     {model} --data {data}")?;
+    let retune = program();
+    writeln!(out, "  {retune} generate {model} --chat --prompt \"...\"")?;
+    writeln!(out, "  {retune} eval {model} --data {data}")?;
     if !report.whole_model {
-        writeln!(out, "  retune merge    {model} --out merged")?;
+        writeln!(out, "  {retune} merge {model} --out merged")?;
     }
     Ok(())
 }
