@@ -3,7 +3,7 @@
 //! Shape letters, used everywhere: `T` rows (tokens, frames, pixels), `C` channels, `N` output features,
 //! `K` contracted features, `H` heads, `D` head size, `V` vocabulary, `R` rank.
 //!
-//! The only crate of the workspace with `unsafe`, and there only in `kernel` and `storage`.
+//! The only crate of the workspace with `unsafe`: in `kernel`, `storage`, and where attention's tasks share an output.
 
 pub mod kernel;
 pub mod memory;

@@ -6,7 +6,7 @@
 //! backward pass walks over them. Checkpointing ([`Tape::checkpoint`]) records a block's inputs alone and runs the
 //! block again when its gradient is due.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -186,12 +186,20 @@ pub struct Tape<'p> {
     recording: bool,
     nodes: RefCell<Vec<Node<'p>>>,
     param_nodes: RefCell<BTreeMap<ParamId, NodeId>>,
+    /// Whether a trainable parameter was asked for, recorded or not.
+    met_trainable: Cell<bool>,
 }
 
 impl<'p> Tape<'p> {
     /// A tape that records what leads to a trainable parameter.
     pub fn new(params: &'p Params) -> Tape<'p> {
-        Tape { params, recording: true, nodes: RefCell::default(), param_nodes: RefCell::default() }
+        Tape {
+            params,
+            recording: true,
+            nodes: RefCell::default(),
+            param_nodes: RefCell::default(),
+            met_trainable: Cell::new(false),
+        }
     }
 
     /// A tape that records nothing: evaluation and generation.
@@ -229,7 +237,11 @@ impl<'p> Tape<'p> {
     }
 
     fn param_node(&self, id: ParamId) -> Option<NodeId> {
-        if !self.recording || !self.params.get(id).trainable {
+        if !self.params.get(id).trainable {
+            return None;
+        }
+        self.met_trainable.set(true);
+        if !self.recording {
             return None;
         }
         if let Some(&node) = self.param_nodes.borrow().get(&id) {
@@ -263,11 +275,12 @@ impl<'p> Tape<'p> {
     pub fn checkpoint(&self, x: &Var, block: impl Fn(&Tape<'p>, &Var) -> Var + 'p) -> Var {
         let silent = Tape::inference(self.params);
         let value = block(&silent, &x.detached()).value;
-        if !self.recording {
-            return Var::constant(value);
-        }
+        let trainable = silent.met_trainable.get();
+        self.met_trainable.set(self.met_trainable.get() || trainable);
+        // A frozen block over a frozen input leads to nothing: it is not recorded either.
+        let needed = self.recording && (x.node.is_some() || trainable);
         let (params, input, node) = (self.params, x.value.clone(), x.node);
-        self.record(value, true, move |gradient, sink| {
+        self.record(value, needed, move |gradient, sink| {
             let tape = Tape::new(params);
             let x = if node.is_some() { tape.input(input) } else { Var::constant(input) };
             let y = block(&tape, &x);
@@ -329,5 +342,37 @@ impl<'p> Tape<'p> {
             }
         }
         sink.slots
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops;
+
+    /// Two norms, the second trainable: below it nothing is recorded, checkpointed or not.
+    #[test]
+    fn nothing_is_recorded_below_the_lowest_trainable_parameter() {
+        let ones = || Weight::F32(Tensor::from_fn(1, 4, |_, _| 1.0));
+        let mut params = Params::new();
+        let lower = params.add("lower", &[4], ones(), false);
+        let upper = params.add("upper", &[4], ones(), true);
+        let x = Var::constant(Tensor::from_fn(3, 4, |r, c| (r * 4 + c) as f32 - 5.0));
+        let gradient = |checkpoint: bool| {
+            let tape = Tape::new(&params);
+            let block = |id: ParamId, x: &Var| match checkpoint {
+                true => tape.checkpoint(x, move |tape, x| ops::rms_norm(tape, x, &tape.param(id), 1e-5)),
+                false => ops::rms_norm(&tape, x, &tape.param(id), 1e-5),
+            };
+            let below = block(lower, &x);
+            assert!(below.node().is_none() && tape.is_empty());
+            let y = block(upper, &below);
+            assert!(y.node().is_some());
+            let (seed, mut gradients) = (y.value().clone(), Gradients::new());
+            tape.backward(&y, seed, &mut gradients);
+            assert_eq!(gradients.iter().count(), 1);
+            gradients.get(upper).expect("the trainable one").data().to_vec()
+        };
+        assert_eq!(gradient(false), gradient(true));
     }
 }
