@@ -1,7 +1,7 @@
-//! What `merge` and `export` share: the types of weights by name, and telling what was written.
+//! What `merge` and `export` share: their output flags, the types of weights by name, and telling what was written.
 
 use std::io::{Write, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use retune::export::{ExportDtype, ExportOptions, write_folder};
@@ -9,8 +9,33 @@ use retune::models::Model;
 
 use crate::style::{bold, megabytes};
 
+/// Where a model is written, and how.
+#[derive(clap::Args)]
+pub struct OutputArgs {
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// The type of the weights: as-source keeps the base's own (a quantised base is written in f32)
+    #[arg(long, value_name = "f32|f16|bf16|as-source", default_value = "as-source", value_parser = dtype)]
+    dtype: ExportDtype,
+
+    /// Replace a model that lies in the folder
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl OutputArgs {
+    /// Writes the model, with its adapters merged into it or without them, and says what was written.
+    pub fn write(&self, model: &Model, merge: bool, json: bool) -> Result<()> {
+        let options =
+            ExportOptions { dtype: self.dtype, merge, overwrite: self.overwrite, ..ExportOptions::default() };
+        write(model, &self.out, &options, json)
+    }
+}
+
 /// `f32`, `f16`, `bf16` or `as-source`.
-pub fn dtype(text: &str) -> Result<ExportDtype, String> {
+fn dtype(text: &str) -> Result<ExportDtype, String> {
     match text {
         "f32" => Ok(ExportDtype::F32),
         "f16" => Ok(ExportDtype::F16),
@@ -21,7 +46,7 @@ pub fn dtype(text: &str) -> Result<ExportDtype, String> {
 }
 
 /// Writes the folder and says what is in it.
-pub fn write(model: &Model, out: &Path, options: &ExportOptions, json: bool) -> Result<()> {
+fn write(model: &Model, out: &Path, options: &ExportOptions, json: bool) -> Result<()> {
     let report = write_folder(model, out, options)?;
     let mut to = stdout().lock();
     if json {

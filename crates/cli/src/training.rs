@@ -129,10 +129,8 @@ impl Prepared {
     /// What the numbers of the run depend on besides the loop's settings.
     fn identity(&self) -> Result<BTreeMap<String, String>> {
         let mut identity = BTreeMap::new();
-        for path in self.model.files.weight_files() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            identity.insert(format!("model file {name}"), hash::file(&path)?);
-        }
+        // The same hash as the adapter's base.json records: the weights are read for it once.
+        identity.insert("model".into(), base::hash_files(&self.model.files.weight_files())?);
         identity.insert("data".into(), hash::file(&self.run.data)?);
         identity.insert("method".into(), self.run.method.clone());
         identity.insert("max_length".into(), self.run.max_length.to_string());
@@ -272,15 +270,7 @@ impl Prepared {
         report.settings = settings_rows(run);
         report.data = self.data_rows();
         report.memory.predicted_bytes = plan.total_bytes;
-        let parts = [
-            ("base weights", plan.base_bytes),
-            ("trained weights", plan.trainable_bytes),
-            ("gradients", plan.gradient_bytes),
-            ("optimiser's moments", plan.moment_bytes),
-            ("activations", plan.activation_bytes),
-            ("at the worst moment", plan.transient_bytes),
-        ];
-        report.memory.parts = parts.map(|(name, bytes)| (name.into(), bytes)).into();
+        report.memory.parts = plan.parts().map(|(name, bytes)| (name.into(), bytes)).into();
         Ok(report)
     }
 

@@ -155,18 +155,6 @@ impl Params {
         }
     }
 
-    /// Replaces a parameter's weight by one of the same shape.
-    pub fn replace(&mut self, id: ParamId, weight: Weight) {
-        let param = &mut self.list[id.0];
-        assert_eq!(
-            (param.weight.rows(), param.weight.cols()),
-            (weight.rows(), weight.cols()),
-            "{}",
-            param.name
-        );
-        param.weight = weight;
-    }
-
     /// Bytes of all weights.
     pub fn bytes(&self) -> usize {
         self.list.iter().map(|p| p.weight.bytes()).sum()

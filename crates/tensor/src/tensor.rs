@@ -113,7 +113,7 @@ impl Tensor {
     }
 
     pub fn all_finite(&self) -> bool {
-        self.data().iter().all(|x| x.is_finite())
+        crate::kernel::simd::all_finite(self.data())
     }
 }
 

@@ -4,10 +4,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use retune::export::{ExportDtype, ExportOptions};
 use retune::models::{Model, StorageChoice};
 
-use crate::exporting::{dtype, write};
+use crate::exporting::OutputArgs;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -19,26 +18,14 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     model: PathBuf,
 
-    /// The folder to write
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-
-    /// The type of the weights: as-source keeps the model's own (a quantised one is written in f32)
-    #[arg(long, value_name = "f32|f16|bf16|as-source", default_value = "as-source", value_parser = dtype)]
-    dtype: ExportDtype,
-
-    /// Replace a model that lies in the folder
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    let model = Model::load(&crate::embedded::resolve(&args.model)?, StorageChoice::AsIs)?;
-    let options = ExportOptions {
-        dtype: args.dtype,
-        merge: false,
-        overwrite: args.overwrite,
-        ..ExportOptions::default()
-    };
-    write(&model, &args.out, &options, json)
+    args.output.write(
+        &Model::load(&crate::embedded::resolve(&args.model)?, StorageChoice::AsIs)?,
+        false,
+        json,
+    )
 }

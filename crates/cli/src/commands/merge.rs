@@ -1,12 +1,9 @@
 //! `retune merge`: adds adapters to their base and writes the result as a plain Hugging Face folder.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
-use retune::export::{ExportDtype, ExportOptions};
 
 use crate::exit::UsageError;
-use crate::exporting::{dtype, write};
+use crate::exporting::OutputArgs;
 use crate::loading::ModelArgs;
 
 #[derive(clap::Args)]
@@ -21,17 +18,8 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The folder to write
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-
-    /// The type of the weights: as-source keeps the base's own (a quantised base is written in f32)
-    #[arg(long, value_name = "f32|f16|bf16|as-source", default_value = "as-source", value_parser = dtype)]
-    dtype: ExportDtype,
-
-    /// Replace a model that lies in the folder
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
@@ -39,11 +27,5 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         let what = "no adapter: give --adapter DIR, or use `retune export` to write the model alone";
         return Err(UsageError(what.into()).into());
     }
-    let options = ExportOptions {
-        dtype: args.dtype,
-        merge: true,
-        overwrite: args.overwrite,
-        ..ExportOptions::default()
-    };
-    write(&args.model.load()?, &args.out, &options, json)
+    args.output.write(&args.model.load()?, true, json)
 }

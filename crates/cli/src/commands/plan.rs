@@ -41,15 +41,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         count(prepared.trainable as u64),
         count(prepared.total as u64)
     )?;
-    let parts = [
-        ("base weights", plan.base_bytes),
-        ("trained weights", plan.trainable_bytes),
-        ("gradients", plan.gradient_bytes),
-        ("optimiser's moments", plan.moment_bytes),
-        ("activations", plan.activation_bytes),
-        ("at the worst moment", plan.transient_bytes),
-    ];
-    for (name, bytes) in parts {
+    for (name, bytes) in plan.parts() {
         writeln!(out, "  {name:<20} {:>10}", human(bytes))?;
     }
     writeln!(out, "  {:<20} {}", "peak", bold(&format!("{:>10}", human(plan.total_bytes))))?;

@@ -144,13 +144,21 @@ impl Model {
 
     /// Checks ids before they index a table.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let vocab = self.net.info().vocab_size;
-        match ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(id) => Err(Error::Input(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}: the tokenizer is not this model's"
-            ))),
-            None => Ok(()),
-        }
+        check_ids(self.net.as_ref(), ids)
+    }
+}
+
+/// Checks ids before they index a table.
+///
+/// # Errors
+/// If an id is not below the model's vocabulary size.
+pub fn check_ids(net: &dyn TextModel, ids: &[u32]) -> Result<()> {
+    let vocab = net.info().vocab_size;
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => Err(Error::Input(format!(
+            "token id {id} is outside the model's vocabulary of {vocab}: the tokenizer is not this model's"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -150,6 +150,20 @@ pub struct Plan {
     pub limit_source: Option<String>,
 }
 
+impl Plan {
+    /// What the peak is made of, by name, in bytes.
+    pub fn parts(&self) -> [(&'static str, u64); 6] {
+        [
+            ("base weights", self.base_bytes),
+            ("trained weights", self.trainable_bytes),
+            ("gradients", self.gradient_bytes),
+            ("optimiser's moments", self.moment_bytes),
+            ("activations", self.activation_bytes),
+            ("at the worst moment", self.transient_bytes),
+        ]
+    }
+}
+
 /// A run that needs more memory than there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the run needs {} (batch_size {}, {}), but {} is {}; {remedy}", human(plan.total_bytes), plan.batch_size,

@@ -3,26 +3,19 @@
 use rayon::prelude::*;
 
 use super::parallel::for_rows;
+use crate::kernel::simd;
 
 const CHUNK: usize = 16 * 1024;
 
 /// `a += b`.
 pub fn add_assign(a: &mut [f32], b: &[f32]) {
     assert_eq!(a.len(), b.len());
-    for_rows(a, 1, |first, chunk| {
-        for (x, y) in chunk.iter_mut().zip(&b[first..]) {
-            *x += y;
-        }
-    });
+    for_rows(a, 1, |first, chunk| simd::add(&b[first..], chunk));
 }
 
 /// `a *= factor`.
 pub fn scale_assign(a: &mut [f32], factor: f32) {
-    for_rows(a, 1, |_, chunk| {
-        for x in chunk {
-            *x *= factor;
-        }
-    });
+    for_rows(a, 1, |_, chunk| simd::scale(factor, chunk));
 }
 
 /// Sum of squares in f64, in fixed chunks: the same whatever the number of threads.

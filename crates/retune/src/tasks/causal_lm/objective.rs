@@ -5,7 +5,7 @@ use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 
 use super::{Dataset, Example};
 use crate::error::{Error, Result};
-use crate::models::TextModel;
+use crate::models::{TextModel, check_ids};
 use crate::nn::{Dropouts, Pass, Rows};
 use crate::objective::{Objective, ObjectiveError};
 
@@ -23,14 +23,9 @@ impl CausalLm<'_> {
     /// # Errors
     /// If an example holds ids outside the model's vocabulary: tokenizer and model do not belong together.
     pub fn check(&self) -> Result<()> {
-        let vocab = self.net.info().vocab_size;
         for example in &self.data.examples {
-            if let Some(id) = example.ids.iter().find(|&&id| id as usize >= vocab) {
-                return Err(Error::Input(format!(
-                    "{}: token id {id} is outside the model's vocabulary of {vocab}; the tokenizer is not this model's",
-                    example.source
-                )));
-            }
+            let named = |e| Error::Input(format!("{}: {e}", example.source));
+            check_ids(self.net, &example.ids).map_err(named)?;
         }
         Ok(())
     }
@@ -118,10 +113,7 @@ impl Objective for CausalLm<'_> {
 /// # Errors
 /// If an id is outside the vocabulary.
 pub fn logits(net: &dyn TextModel, params: &Params, ids: &[u32], segments: &Segments) -> Result<Tensor> {
-    let vocab = net.info().vocab_size;
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        return Err(Error::Input(format!("token id {id} is outside the model's vocabulary of {vocab}")));
-    }
+    check_ids(net, ids)?;
     let tape = Tape::inference(params);
     let pass = Pass::default();
     let hidden = net.hidden(&tape, ids, segments, &pass);
