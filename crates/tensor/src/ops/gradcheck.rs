@@ -50,3 +50,23 @@ pub fn check_within(inputs: &[Tensor], tolerance: f32, op: impl for<'p> Fn(&Tape
         }
     }
 }
+
+/// Checks that value and gradients are the same bytes on one thread and on several.
+pub fn assert_same_on_any_threads(inputs: &[Tensor], op: impl for<'p> Fn(&Tape<'p>, &[Var]) -> Var + Sync) {
+    let run = |threads: usize| -> Vec<Vec<f32>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+        pool.install(|| {
+            let params = Params::new();
+            let tape = Tape::new(&params);
+            let vars: Vec<Var> = inputs.iter().map(|x| tape.input(x.clone())).collect();
+            let y = op(&tape, &vars);
+            let value = y.value().data().to_vec();
+            let refs: Vec<&Var> = vars.iter().collect();
+            let seed = random(y.rows(), y.cols(), 9);
+            let grads = tape.backward_to(&y, seed, &mut Gradients::new(), &refs);
+            std::iter::once(value).chain(grads.iter().map(|g| g.data().to_vec())).collect()
+        })
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(4), "results depend on the number of threads");
+}

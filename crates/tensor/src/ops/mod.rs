@@ -1,5 +1,6 @@
 //! The fused operations, one file each: formula, forward, backward, test.
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
@@ -7,6 +8,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod reshape;
@@ -19,12 +21,14 @@ pub mod swiglu;
 pub(crate) mod gradcheck;
 mod parallel;
 
+pub use activation::{Activation, activation};
 pub use adamw::{AdamW, adamw_step};
 pub use add::add;
 pub use attention::{AttentionShape, attention, attention_values};
 pub use cross_entropy::cross_entropy;
 pub use dropout::{DropoutRows, dropout};
 pub use embedding::embedding;
+pub use layer_norm::layer_norm;
 pub use linear::{LoraBranch, linear, mat};
 pub use linear_cross_entropy::{LossRows, linear_cross_entropy};
 pub use reshape::reshape;
