@@ -77,4 +77,15 @@ mod tests {
             LossRows { rows: vec![0, 2], targets: vec![3, 1], weights: vec![1.0, 0.5], denominator: 2.0 };
         check(&[random(3, 5, 1)], |tape, x| cross_entropy(tape, &x[0], &labels));
     }
+
+    /// torch.nn.functional.cross_entropy with class weights [0.5, 1, 2] and targets [2, 0]: a row weighs what its class does.
+    #[test]
+    fn class_weights_equal_torch() {
+        let labels =
+            LossRows { rows: vec![0, 1], targets: vec![2, 0], weights: vec![2.0, 0.5], denominator: 2.5 };
+        let params = crate::Params::new();
+        let z = Var::constant(Tensor::from_vec(2, 3, vec![0.5, -1.0, 2.0, 0.0, 3.0, -0.25]));
+        let loss = cross_entropy(&Tape::inference(&params), &z, &labels);
+        assert!((loss.value().data()[0] - 0.810_020_45).abs() < 1e-6);
+    }
 }

@@ -3,7 +3,8 @@
 //! Backward: `dx = g W + sum_j du_j A_j` with `du_j = s_j g B_j`; `dA = duᵀ x`, `dB = gᵀ (s u)`, `dW = gᵀ x`,
 //! `db = sum over rows of g`. The branch rides in the same packed product as the base weight; W + BA is never built.
 
-use super::parallel::{for_rows, sum_rows};
+use super::add_bias::add_to_rows;
+use super::parallel::sum_rows;
 use crate::kernel::{self, MatRef, PackedLhs, Rhs};
 use crate::tape::{NodeId, Saved, Sink, Tape, Var, WeightVar};
 use crate::tensor::Tensor;
@@ -44,7 +45,7 @@ pub fn linear(tape: &Tape, x: &Var, w: &WeightVar, bias: Option<&Var>, lora: &[L
     let mut y = Tensor::scratch(x.rows(), storage.rows());
     let us = if x.rows() <= FEW_ROWS { few_rows(x, w, lora, &mut y) } else { many_rows(x, w, lora, &mut y) };
     if let Some(bias) = bias {
-        add_bias(&mut y, bias.value().data());
+        add_to_rows(&mut y, bias.value().data());
     }
 
     let nb = bias.and_then(Var::node);
@@ -113,18 +114,6 @@ fn few_rows(x: &Var, w: &WeightVar, lora: &[LoraBranch], y: &mut Tensor) -> Vec<
         us.push(u);
     }
     us
-}
-
-fn add_bias(y: &mut Tensor, bias: &[f32]) {
-    let cols = y.cols();
-    assert_eq!(bias.len(), cols, "linear: bias");
-    for_rows(y.data_mut(), cols, |_, chunk| {
-        for row in chunk.chunks_exact_mut(cols) {
-            for (y, b) in row.iter_mut().zip(bias) {
-                *y += b;
-            }
-        }
-    });
 }
 
 fn backward(
