@@ -9,9 +9,11 @@ pub mod attention;
 pub mod bce_with_logits;
 pub mod concat_segments;
 pub mod cross_entropy;
+pub mod dora;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
+pub mod embedding_lora;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
@@ -38,8 +40,13 @@ pub use attention::{AttentionShape, attention, attention_values};
 pub use bce_with_logits::{BceWeights, bce_with_logits};
 pub use concat_segments::{concat_segments, concat_segments_each};
 pub use cross_entropy::cross_entropy;
+pub use dora::{
+    DoraBranch, column_norms_squared, dora_embedding, dora_embedding_norms, dora_linear, dora_norms,
+    row_norms_squared,
+};
 pub use dropout::{DropoutRows, dropout};
 pub use embedding::embedding;
+pub use embedding_lora::embedding_lora;
 pub use layer_norm::layer_norm;
 pub use linear::{LoraBranch, linear, mat};
 pub use linear_cross_entropy::{LossRows, linear_cross_entropy};
