@@ -25,6 +25,7 @@ pub mod rope;
 pub mod scale_columns;
 pub mod segment_mean;
 pub mod select_rows;
+pub mod sparse_delta;
 pub mod swiglu;
 
 #[cfg(test)]
@@ -58,4 +59,5 @@ pub use rope::{RopeTable, rope};
 pub use scale_columns::scale_columns;
 pub use segment_mean::segment_mean;
 pub use select_rows::select_rows;
+pub use sparse_delta::{PatternError, SparsePattern, sparse_linear_delta};
 pub use swiglu::swiglu;
