@@ -17,6 +17,7 @@ use retune::train::{
     Start, TrainSettings, available_memory,
 };
 use retune_formats::lora_config::{LoraConfig, Modules};
+use retune_formats::peft_common::Common;
 use retune_formats::{atomic, hash};
 
 use crate::exit::{DIVERGED, Ended};
@@ -320,8 +321,11 @@ fn lora_config(run: &RunFile) -> LoraConfig {
         lora_dropout: run.lora.lora_dropout,
         target_modules: Some(targets),
         use_rslora: run.lora.use_rslora,
-        task_type: Some("CAUSAL_LM".into()),
-        base_model_name_or_path: Some(run.model.display().to_string()),
+        common: Common {
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: Some(run.model.display().to_string()),
+            ..Common::default()
+        },
         ..LoraConfig::default()
     }
 }

@@ -53,3 +53,9 @@ pub const RECORD_BYTES: usize = 16 << 20;
 /// Memory that the values of one record of a data file may take, in bytes, and [`JSON_MEMORY_PER_BYTE`] more for each
 /// byte of its text.
 pub const RECORD_MEMORY_BYTES: usize = 32 << 20;
+/// Most virtual tokens of a prompt or a prefix.
+pub const VIRTUAL_TOKENS: usize = 1 << 16;
+/// Widest embedding, and most heads, that an adapter's configuration may name.
+pub const WIDTH: usize = 1 << 20;
+/// Most layers that an adapter's configuration may name.
+pub const LAYERS: usize = 1 << 10;

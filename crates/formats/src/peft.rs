@@ -1,25 +1,33 @@
 //! A PEFT adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Key on disk: `base_model.model.` + path of the module in the base model + parameter, without the adapter's name.
-//! For a linear layer W (out, in): `lora_A.weight` (r, in), `lora_B.weight` (out, r), `lora_magnitude_vector` (out)
-//! with DoRA. PEFT ignores tensors that it does not expect without a word; here they are errors.
+//! Key on disk: `base_model.model.` + path of the module in the base model + parameter, without the adapter's name; the
+//! parameters and their shapes are those of [`Param`]. PEFT ignores tensors that it does not expect without a word; here
+//! they are errors.
 
-use std::collections::BTreeMap;
+mod check;
+mod keys;
+
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result, quote};
-use crate::lora_config::{Bias, LoraConfig, Matcher};
+use crate::ia3_config::Ia3Config;
+use crate::lora_config::LoraConfig;
+use crate::peft_common::Common;
+use crate::prompt_config::{PTuningConfig, PrefixTuningConfig, PromptTuningConfig};
+use crate::shira_config::ShiraConfig;
 use crate::source::{TensorInfo, TensorOut, TensorSource, for_each_chunk};
 use crate::{Dtype, atomic, json, limits, safetensors};
+use check::Part;
+
+pub use keys::{LoraParam, PREFIX, PROMPT_PREFIX, Param, key, lora_key, prompt_key};
 
 /// The name of the configuration in a folder.
 pub const CONFIG: &str = "adapter_config.json";
 /// The name of the weights in a folder.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-/// What stands before the path of a module in a key.
-pub const PREFIX: &str = "base_model.model.";
 
 /// Who wrote an `adapter_config.json`: three tools share the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +64,14 @@ pub fn is_adapter_folder(path: &Path) -> bool {
 
 /// The configuration of an adapter, by method.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // There are few of them and they are seldom moved.
 pub enum PeftConfig {
     Lora(LoraConfig),
+    Ia3(Ia3Config),
+    PromptTuning(PromptTuningConfig),
+    PrefixTuning(PrefixTuningConfig),
+    PTuning(PTuningConfig),
+    Shira(ShiraConfig),
 }
 
 impl PeftConfig {
@@ -68,104 +82,123 @@ impl PeftConfig {
             Producer::Peft(peft_type) => peft_type,
             Producer::AdapterHub(version) => {
                 let what = format!("this is an AdapterHub adapter ({})", quote(&version));
-                return Err(Error::unsupported(path, what, "only PEFT adapters are read"));
+                return Err(Error::unsupported(path, what, "a PEFT adapter was expected"));
             }
             Producer::Mlx(kind) => {
                 let what = format!("this is an mlx-lm adapter (fine_tune_type {})", quote(&kind));
-                return Err(Error::unsupported(path, what, "only PEFT adapters are read"));
+                return Err(Error::unsupported(path, what, "a PEFT adapter was expected"));
             }
             Producer::Unknown => {
                 let what = "there is no `peft_type` in it, so it is not a PEFT adapter";
-                return Err(Error::unsupported(
-                    path,
-                    what,
-                    "give the folder that PEFT's save_pretrained wrote",
-                ));
+                let remedy = "give the folder that PEFT's save_pretrained wrote";
+                return Err(Error::unsupported(path, what, remedy));
             }
         };
         let empty = Map::new();
         let object = value.as_object().unwrap_or(&empty);
-        match peft_type.as_str() {
-            "LORA" => Ok(PeftConfig::Lora(LoraConfig::from_json(path, object)?)),
+        Ok(match peft_type.as_str() {
+            "LORA" => PeftConfig::Lora(LoraConfig::from_json(path, object)?),
+            "IA3" => PeftConfig::Ia3(Ia3Config::from_json(path, object)?),
+            "PROMPT_TUNING" => PeftConfig::PromptTuning(PromptTuningConfig::from_json(path, object)?),
+            "PREFIX_TUNING" => PeftConfig::PrefixTuning(PrefixTuningConfig::from_json(path, object)?),
+            "P_TUNING" => PeftConfig::PTuning(PTuningConfig::from_json(path, object)?),
+            "SHIRA" => PeftConfig::Shira(ShiraConfig::from_json(path, object)?),
             other => {
                 let what = format!("its peft_type is {}", quote(other));
-                Err(Error::unsupported(path, what, "the types that are read are: LORA"))
+                let read = "LORA, IA3, PROMPT_TUNING, PREFIX_TUNING, P_TUNING, SHIRA";
+                return Err(Error::unsupported(path, what, format!("the types that are read are: {read}")));
             }
-        }
+        })
     }
 
     /// The text that PEFT would write.
     pub fn to_text(&self) -> String {
+        json::to_python_text(&match self {
+            PeftConfig::Lora(config) => config.to_json(),
+            PeftConfig::Ia3(config) => config.to_json(),
+            PeftConfig::PromptTuning(config) => config.to_json(),
+            PeftConfig::PrefixTuning(config) => config.to_json(),
+            PeftConfig::PTuning(config) => config.to_json(),
+            PeftConfig::Shira(config) => config.to_json(),
+        })
+    }
+
+    /// The name of the method in the file.
+    pub fn peft_type(&self) -> &'static str {
         match self {
-            PeftConfig::Lora(config) => json::to_python_text(&config.to_json()),
+            PeftConfig::Lora(_) => "LORA",
+            PeftConfig::Ia3(_) => "IA3",
+            PeftConfig::PromptTuning(_) => "PROMPT_TUNING",
+            PeftConfig::PrefixTuning(_) => "PREFIX_TUNING",
+            PeftConfig::PTuning(_) => "P_TUNING",
+            PeftConfig::Shira(_) => "SHIRA",
         }
+    }
+
+    /// What all methods share.
+    pub fn common(&self) -> &Common {
+        match self {
+            PeftConfig::Lora(config) => &config.common,
+            PeftConfig::Ia3(config) => &config.common,
+            PeftConfig::PromptTuning(config) => &config.prompt.common,
+            PeftConfig::PrefixTuning(config) => &config.prompt.common,
+            PeftConfig::PTuning(config) => &config.prompt.common,
+            PeftConfig::Shira(config) => &config.common,
+        }
+    }
+
+    /// [`PeftConfig::common`], to be changed.
+    pub fn common_mut(&mut self) -> &mut Common {
+        match self {
+            PeftConfig::Lora(config) => &mut config.common,
+            PeftConfig::Ia3(config) => &mut config.common,
+            PeftConfig::PromptTuning(config) => &mut config.prompt.common,
+            PeftConfig::PrefixTuning(config) => &mut config.prompt.common,
+            PeftConfig::PTuning(config) => &mut config.prompt.common,
+            PeftConfig::Shira(config) => &mut config.common,
+        }
+    }
+
+    /// Is it made of virtual tokens in front of the text?
+    pub fn is_prompt(&self) -> bool {
+        matches!(self, PeftConfig::PromptTuning(_) | PeftConfig::PrefixTuning(_) | PeftConfig::PTuning(_))
+    }
+
+    /// The key on disk of a parameter of a module; the module of [`Param::PromptEmbeddings`] is empty.
+    pub fn key(&self, module: &str, param: &Param) -> String {
+        if self.is_prompt() { prompt_key(module, param) } else { key(module, param) }
     }
 
     /// Keys that PEFT 0.21 does not know; worth a warning.
     pub fn unknown_keys(&self) -> Vec<&str> {
-        match self {
-            PeftConfig::Lora(config) => config.unknown.keys().map(String::as_str).collect(),
-        }
+        self.common().unknown.keys().map(String::as_str).collect()
     }
-}
-
-/// A parameter of a LoRA in one module.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LoraParam {
-    /// (r, in), or (r, in, kh, kw).
-    A,
-    /// (out, r), or (out, r, 1, 1).
-    B,
-    /// (out), with `lora_bias`.
-    BBias,
-    /// (r, vocabulary).
-    EmbeddingA,
-    /// (dim, r).
-    EmbeddingB,
-    /// (out), or (1, out, 1, 1): DoRA.
-    Magnitude,
-    /// A parameter of the base model saved whole: `modules_to_save`, a trained bias, an embedding's own weight.
-    Plain(String),
-}
-
-impl LoraParam {
-    /// What follows the module in a key.
-    fn suffix(&self) -> &str {
-        match self {
-            LoraParam::A => "lora_A.weight",
-            LoraParam::B => "lora_B.weight",
-            LoraParam::BBias => "lora_B.bias",
-            LoraParam::EmbeddingA => "lora_embedding_A",
-            LoraParam::EmbeddingB => "lora_embedding_B",
-            LoraParam::Magnitude => "lora_magnitude_vector",
-            LoraParam::Plain(name) => name,
-        }
-    }
-}
-
-/// The key on disk of a parameter of a module (`model.layers.0.self_attn.q_proj`).
-pub fn lora_key(module: &str, param: &LoraParam) -> String {
-    format!("{PREFIX}{module}.{}", param.suffix())
 }
 
 /// One tensor of an adapter.
 #[derive(Clone, Debug)]
 pub struct AdapterTensor {
-    /// Path of the module in the base model.
+    /// Path of the module in the base model; empty for [`Param::PromptEmbeddings`].
     pub module: String,
-    pub param: LoraParam,
+    pub param: Param,
     /// The tensor in the file (its name is the key).
     pub info: TensorInfo,
 }
 
 /// An open adapter folder, all checked: keys, shapes, ranks, finite values.
-#[derive(Debug)]
 pub struct PeftAdapter {
     folder: PathBuf,
     config: PeftConfig,
-    file: safetensors::File,
+    source: Box<dyn TensorSource>,
     tensors: Vec<AdapterTensor>,
+    tied_pair: Option<(String, String)>,
     notes: Vec<String>,
+}
+
+impl fmt::Debug for PeftAdapter {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("PeftAdapter").field("folder", &self.folder).field("config", &self.config).finish()
+    }
 }
 
 impl PeftAdapter {
@@ -186,17 +219,20 @@ impl PeftAdapter {
     }
 
     /// Checks a configuration and weights that are already open; `folder` is for messages.
-    pub fn new(folder: &Path, config: PeftConfig, file: safetensors::File) -> Result<PeftAdapter> {
+    pub fn new(
+        folder: &Path,
+        config: PeftConfig,
+        source: impl TensorSource + 'static,
+    ) -> Result<PeftAdapter> {
         let mut notes = Vec::new();
         let unknown = config.unknown_keys();
         if !unknown.is_empty() {
             notes.push(format!("{CONFIG} has keys that are not known and not used: {}", unknown.join(", ")));
         }
-        let PeftConfig::Lora(lora) = &config;
-        let mut tensors = Vec::with_capacity(file.tensors().len());
+        let mut tensors = Vec::with_capacity(source.tensors().len());
         let mut default_named = 0;
-        for info in file.tensors() {
-            let (module, param, named) = parse_key(file.path(), &info.name)?;
+        for info in source.tensors() {
+            let (module, param, named) = keys::parse(source.path(), &info.name, config.is_prompt())?;
             default_named += usize::from(named);
             tensors.push(AdapterTensor { module, param, info: info.clone() });
         }
@@ -205,12 +241,29 @@ impl PeftAdapter {
                 "{default_named} tensors carry the adapter's name (`.default.`), which PEFT does not write"
             ));
         }
-        let parts = tensors.iter().map(|t| Part { module: &t.module, param: &t.param, shape: &t.info.shape });
-        check_lora(file.path(), lora, &lora.matcher(folder)?, parts)?;
-        for info in file.tensors() {
-            check_finite(&file, info)?;
+        let parts = tensors.iter().map(|t| Part {
+            module: &t.module,
+            param: &t.param,
+            dtype: t.info.dtype,
+            shape: &t.info.shape,
+        });
+        check::check(source.path(), &config, parts)?;
+        for tensor in &tensors {
+            match tensor.param {
+                Param::ShiraIndices => check_indices(&source, &tensor.info)?,
+                _ => check_finite(&source, &tensor.info)?,
+            }
         }
-        Ok(PeftAdapter { folder: folder.to_path_buf(), config, file, tensors, notes })
+        let tied_pair = differing_halves(&source, &tensors)?;
+        if let Some((one, other)) = &tied_pair {
+            notes.push(format!(
+                "{} and {} are both in it and differ: a model whose two are tied cannot hold both",
+                quote(one),
+                quote(other)
+            ));
+        }
+        let folder = folder.to_path_buf();
+        Ok(PeftAdapter { folder, config, source: Box::new(source), tensors, tied_pair, notes })
     }
 
     /// The folder.
@@ -229,18 +282,29 @@ impl PeftAdapter {
     }
 
     /// The tensor for a parameter of a module.
-    pub fn find(&self, module: &str, param: &LoraParam) -> Option<&AdapterTensor> {
+    pub fn find(&self, module: &str, param: &Param) -> Option<&AdapterTensor> {
         self.tensors.iter().find(|t| t.module == module && t.param == *param)
     }
 
     /// The values of a tensor, row-major.
     pub fn read_f32(&self, tensor: &AdapterTensor) -> Result<Vec<f32>> {
-        self.file.read_f32(&tensor.info.name)
+        self.source.read_f32(&tensor.info.name)
+    }
+
+    /// The rows and columns of [`Param::ShiraIndices`], each pair once, none negative.
+    pub fn read_indices(&self, tensor: &AdapterTensor) -> Result<Vec<(usize, usize)>> {
+        read_indices(&*self.source, &tensor.info)
     }
 
     /// The weights as a file of named tensors.
-    pub fn source(&self) -> &safetensors::File {
-        &self.file
+    pub fn source(&self) -> &dyn TensorSource {
+        &*self.source
+    }
+
+    /// The names of the input and the output embedding, if both are in the file and differ. In a model that ties the
+    /// two that is an error, which only the model can tell.
+    pub fn differing_tied_pair(&self) -> Option<(&str, &str)> {
+        self.tied_pair.as_ref().map(|(one, other)| (one.as_str(), other.as_str()))
     }
 
     /// What is odd about the files but no error; worth showing.
@@ -250,7 +314,11 @@ impl PeftAdapter {
 }
 
 /// Writes an adapter folder as PEFT does: weights, model card, then the configuration (its presence says that the rest
-/// is there). Each file is replaced atomically. Keys come from [`lora_key`].
+/// is there). Each file is replaced atomically. Keys come from [`PeftConfig::key`].
+///
+/// # Errors
+/// If the tensors do not fit the configuration, the configuration is one that would not be read again, or the folder
+/// cannot be written.
 pub fn write<'a>(
     folder: &Path,
     config: &PeftConfig,
@@ -259,169 +327,74 @@ pub fn write<'a>(
 ) -> Result<()> {
     let weights = folder.join(WEIGHTS);
     let tensors: Vec<TensorOut> = tensors.into_iter().collect();
-    let PeftConfig::Lora(lora) = config;
+    let mut saved = config.clone();
+    saved.common_mut().inference_mode = true;
+    let text = saved.to_text();
+    PeftConfig::parse(&folder.join(CONFIG), &text)?;
     let mut parsed = Vec::with_capacity(tensors.len());
     for tensor in &tensors {
-        let (module, param, _) = parse_key(&weights, &tensor.name)?;
-        parsed.push((module, param, tensor.shape.clone()));
+        let (module, param, _) = keys::parse(&weights, &tensor.name, config.is_prompt())?;
+        parsed.push((module, param, tensor.dtype, tensor.shape.clone()));
     }
-    let parts = parsed.iter().map(|(module, param, shape)| Part { module, param, shape });
-    check_lora(&weights, lora, &lora.matcher(folder)?, parts)?;
+    let parts =
+        parsed.iter().map(|(module, param, dtype, shape)| Part { module, param, dtype: *dtype, shape });
+    check::check(&weights, config, parts)?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
     safetensors::write(&weights, tensors, &[("format", "pt")])?;
     if let Some(text) = readme {
         atomic::write_bytes(&folder.join("README.md"), text.as_bytes())?;
     }
-    let saved = PeftConfig::Lora(LoraConfig { inference_mode: true, ..lora.clone() });
-    atomic::write_bytes(&folder.join(CONFIG), saved.to_text().as_bytes())
+    atomic::write_bytes(&folder.join(CONFIG), text.as_bytes())
 }
 
-/// Module, parameter, and whether the key carries the adapter name `default`.
-fn parse_key(path: &Path, key: &str) -> Result<(String, LoraParam, bool)> {
-    let unexpected =
-        |what: &str| Error::invalid(path, "PEFT adapter", format!("tensor {}: {what}", quote(key)));
-    let Some(rest) = key.strip_prefix(PREFIX) else {
-        return Err(unexpected("its name does not begin with `base_model.model.`"));
+/// The names of the two halves of what may be one tied matrix, if both are there and not equal.
+fn differing_halves(
+    source: &dyn TensorSource,
+    tensors: &[AdapterTensor],
+) -> Result<Option<(String, String)>> {
+    let half = |table: bool| {
+        tensors
+            .iter()
+            .map(|t| (check::half_of_tied(&t.module, &t.param), &t.info))
+            .find_map(|(found, info)| (found == Some(table)).then_some(info))
     };
-    const NAMES: &[(&str, LoraParam, bool)] = &[
-        (".lora_A.weight", LoraParam::A, false),
-        (".lora_A.default.weight", LoraParam::A, true),
-        (".lora_B.weight", LoraParam::B, false),
-        (".lora_B.default.weight", LoraParam::B, true),
-        (".lora_B.bias", LoraParam::BBias, false),
-        (".lora_B.default.bias", LoraParam::BBias, true),
-        (".lora_embedding_A", LoraParam::EmbeddingA, false),
-        (".lora_embedding_A.default", LoraParam::EmbeddingA, true),
-        (".lora_embedding_B", LoraParam::EmbeddingB, false),
-        (".lora_embedding_B.default", LoraParam::EmbeddingB, true),
-        (".lora_magnitude_vector", LoraParam::Magnitude, false),
-        (".lora_magnitude_vector.weight", LoraParam::Magnitude, false),
-        (".lora_magnitude_vector.default", LoraParam::Magnitude, true),
-        (".lora_magnitude_vector.default.weight", LoraParam::Magnitude, true),
-    ];
-    for (suffix, param, named) in NAMES {
-        if let Some(module) = rest.strip_suffix(suffix).filter(|m| !m.is_empty()) {
-            return Ok((module.to_string(), param.clone(), *named));
-        }
+    let (Some(one), Some(other)) = (half(true), half(false)) else { return Ok(None) };
+    let alike = one.shape == other.shape && one.dtype == other.dtype;
+    if alike && source.read(&one.name)? == source.read(&other.name)? {
+        return Ok(None);
     }
-    match rest.rsplit_once('.') {
-        Some((module, param)) if !module.is_empty() && !param.is_empty() && !rest.contains(".lora_") => {
-            Ok((module.to_string(), LoraParam::Plain(param.to_string()), false))
-        }
-        _ => Err(unexpected("this is no parameter of a LoRA")),
-    }
+    Ok(Some((one.name.clone(), other.name.clone())))
 }
 
-struct Part<'a> {
-    module: &'a str,
-    param: &'a LoraParam,
-    shape: &'a [usize],
+/// (2, n) of i32 as pairs.
+fn read_indices(source: &dyn TensorSource, info: &TensorInfo) -> Result<Vec<(usize, usize)>> {
+    let bytes = source.read(&info.name)?;
+    let bad = |value: i32| {
+        let what = format!("tensor {} holds the index {value}", quote(&info.name));
+        Error::invalid(source.path(), "PEFT adapter", what)
+    };
+    let index = |&b: &[u8; 4]| {
+        let value = i32::from_le_bytes(b);
+        usize::try_from(value).map_err(|_| bad(value))
+    };
+    let values = bytes.as_chunks::<4>().0;
+    let (rows, columns) = values.split_at(values.len() / 2);
+    rows.iter().zip(columns).map(|(row, column)| Ok((index(row)?, index(column)?))).collect()
 }
 
-/// Every tensor must be one that the configuration asks for, whole pairs of them, with the rank it says.
-fn check_lora<'a>(
-    path: &Path,
-    config: &LoraConfig,
-    matcher: &Matcher,
-    parts: impl Iterator<Item = Part<'a>>,
-) -> Result<()> {
-    let bad = |what: String| Err(Error::invalid(path, "PEFT adapter", what));
-    let mut modules: BTreeMap<&str, Vec<Part>> = BTreeMap::new();
-    for (count, part) in parts.enumerate() {
-        if count == limits::ADAPTER_TENSORS {
-            let limit = limits::ADAPTER_TENSORS as u64;
-            return Err(Error::limit(path, "the number of tensors", limit + 1, limit));
-        }
-        modules.entry(part.module).or_default().push(part);
-    }
-    if modules.is_empty() {
-        return bad("it holds no tensors".into());
-    }
-    for (module, parts) in &mut modules {
-        let shown = quote(module);
-        parts.sort_unstable_by(|x, y| x.param.cmp(y.param));
-        if let Some(pair) = parts.windows(2).find(|pair| pair[0].param == pair[1].param) {
-            return bad(format!("module {shown} has two tensors for {}", pair[0].param.suffix()));
-        }
-        for part in parts.iter() {
-            if let LoraParam::Plain(name) = part.param {
-                check_plain(path, config, matcher, module, name)?;
-            }
-        }
-        let of = |param: LoraParam| parts.iter().find(|p| *p.param == param).map(|p| p.shape);
-        let (a, b, magnitude) = (of(LoraParam::A), of(LoraParam::B), of(LoraParam::Magnitude));
-        let (ea, eb) = (of(LoraParam::EmbeddingA), of(LoraParam::EmbeddingB));
-        let out = match (a, b, ea, eb) {
-            (None, None, None, None) => {
-                if magnitude.is_some() || of(LoraParam::BBias).is_some() {
-                    return bad(format!("module {shown} has neither lora_A nor lora_B"));
-                }
-                continue;
-            }
-            (Some(a), Some(b), None, None) => check_pair(path, &shown, matcher.rank(module), a, b)?,
-            (None, None, Some(a), Some(b)) => check_pair(path, &shown, matcher.rank(module), a, b)?,
-            _ => return bad(format!("module {shown} has only one of lora_A and lora_B")),
-        };
-        if matcher.is_target(module) == Some(false) {
-            return bad(format!("module {shown} is not among the target_modules of {CONFIG}"));
-        }
-        if config.use_dora != magnitude.is_some() {
-            let has = if config.use_dora { "lacks" } else { "has" };
-            return bad(format!(
-                "module {shown} {has} lora_magnitude_vector, but use_dora is {}",
-                config.use_dora
-            ));
-        }
-        for (name, shape) in [("lora_magnitude_vector", magnitude), ("lora_B.bias", of(LoraParam::BBias))] {
-            if let Some(shape) = shape.filter(|shape| shape.iter().product::<usize>() != out) {
-                return bad(format!("module {shown}: {name} has shape {shape:?}, {out} values were due"));
-            }
-        }
-        if !config.lora_bias && of(LoraParam::BBias).is_some() {
-            return bad(format!("module {shown} has lora_B.bias, but lora_bias is false"));
-        }
+/// No index is negative and no place is named twice.
+fn check_indices(source: &dyn TensorSource, info: &TensorInfo) -> Result<()> {
+    let mut pairs = read_indices(source, info)?;
+    pairs.sort_unstable();
+    if let Some(pair) = pairs.windows(2).find(|pair| pair[0] == pair[1]) {
+        let what = format!("tensor {} names the place {:?} twice", quote(&info.name), pair[0]);
+        return Err(Error::invalid(source.path(), "PEFT adapter", what));
     }
     Ok(())
 }
 
-/// A (r, …) and B (out, r, …); returns out.
-fn check_pair(path: &Path, module: &str, rank: usize, a: &[usize], b: &[usize]) -> Result<usize> {
-    match (a, b) {
-        (&[ra, ..], &[out, rb, ..]) if a.len() >= 2 && a.len() == b.len() && ra == rank && rb == rank => {
-            Ok(out)
-        }
-        _ => {
-            let what = format!(
-                "module {module}: shapes {a:?} and {b:?} are not (r, in) and (out, r) with r = {rank} of {CONFIG}"
-            );
-            Err(Error::invalid(path, "PEFT adapter", what))
-        }
-    }
-}
-
-/// A parameter of the base model must have a reason to be in the file.
-fn check_plain(path: &Path, config: &LoraConfig, matcher: &Matcher, module: &str, param: &str) -> Result<()> {
-    // PEFT adds these two to modules_to_save for classification.
-    let classifies = matches!(config.task_type.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS"));
-    let head = classifies && module.split('.').any(|part| part == "classifier" || part == "score");
-    let bias = param == "bias" && config.bias != Bias::None;
-    let base = module.ends_with(".base_layer") || module == "base_layer";
-    // An embedding whose vocabulary was resized, or that is a target, is saved whole.
-    let embedding =
-        param == "weight" && module.split('.').any(|part| part == "embed_tokens" || part == "lm_head");
-    if head || bias || base || embedding || matcher.is_saved(module) {
-        return Ok(());
-    }
-    let name = quote(&format!("{module}.{param}"));
-    Err(Error::invalid(
-        path,
-        "PEFT adapter",
-        format!("tensor {name} is neither of a LoRA nor in modules_to_save"),
-    ))
-}
-
 /// NaN and infinity come from diverged runs and would silently spoil the model.
-fn check_finite(file: &safetensors::File, info: &TensorInfo) -> Result<()> {
+pub(crate) fn check_finite(file: &dyn TensorSource, info: &TensorInfo) -> Result<()> {
     let mut done = 0u64;
     for_each_chunk(file, info, |dtype, bytes| {
         if let Some((i, value)) = first_not_finite(dtype, bytes) {
@@ -509,7 +482,7 @@ mod tests {
         let mlx = json!({"fine_tune_type": "dora", "num_layers": 16, "lora_parameters": {}});
         assert_eq!(identify(&mlx), Producer::Mlx("dora".into()));
         assert_eq!(identify(&json!([])), Producer::Unknown);
-        for (value, word) in [(hub, "AdapterHub"), (mlx, "mlx-lm"), (json!({"peft_type": "IA3"}), "`IA3`")] {
+        for (value, word) in [(hub, "AdapterHub"), (mlx, "mlx-lm"), (json!({"peft_type": "OFT"}), "`OFT`")] {
             let message = PeftConfig::parse(Path::new(CONFIG), &value.to_string()).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
@@ -518,7 +491,7 @@ mod tests {
     #[test]
     fn a_whole_adapter_opens() {
         let adapter = open(json!({"r": 2, "target_modules": ["q"]}), &[A, B]).unwrap();
-        let a = adapter.find("l.0.q", &LoraParam::A).unwrap();
+        let a = adapter.find("l.0.q", &Param::A).unwrap();
         assert_eq!(adapter.read_f32(a).unwrap(), [1.0; 16]);
         assert!(adapter.notes().is_empty());
         let named = [("l.0.q.lora_A.default.weight", A.1), ("l.0.q.lora_B.default.weight", B.1)];
@@ -542,7 +515,7 @@ mod tests {
             ),
             (q.clone(), &[A, B, ("l.0.q.lora_magnitude_vector", &[4])], "use_dora is false"),
             (q.clone(), &[A, B, ("l.0.q.lora_B.bias", &[4])], "lora_bias is false"),
-            (q.clone(), &[A, B, ("l.0.norm.weight", &[4])], "neither of a LoRA nor in modules_to_save"),
+            (q.clone(), &[A, B, ("l.0.norm.weight", &[4])], "neither of the method nor in modules_to_save"),
             (q.clone(), &[A, B, ("l.0.q.lora_E", &[4])], "no parameter of a LoRA"),
             (q.clone(), &[A, B, ("l.0.q.lora_A.other.weight", &[2, 8])], "no parameter of a LoRA"),
             (q.clone(), &[A, B, ("l.0.q.lora_A.default.weight", &[2, 8])], "two tensors"),
@@ -551,6 +524,67 @@ mod tests {
             let message = open(config.clone(), tensors).unwrap_err().to_string();
             assert!(message.starts_with("here/w: ") && message.contains(word), "{message}");
         }
+    }
+
+    fn open_as(config: Value, tensors: Vec<TensorOut>) -> Result<PeftAdapter> {
+        let config = PeftConfig::parse(Path::new(CONFIG), &config.to_string())?;
+        let bytes = safetensors::to_bytes(tensors, &[]).unwrap();
+        PeftAdapter::new(Path::new("here"), config, safetensors::File::from_memory("here/w", bytes).unwrap())
+    }
+
+    fn indices(values: &[i32]) -> TensorOut<'static> {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        TensorOut::bytes(key("q", &Param::ShiraIndices), Dtype::I32, &[2, values.len() / 2], bytes)
+    }
+
+    #[test]
+    fn other_methods_are_held_to_their_configurations_too() {
+        let f32 = |name: &str, shape: &[usize]| {
+            TensorOut::f32(name.to_string(), shape, vec![1.0; shape.iter().product()])
+        };
+        let ia3 = |m: &str, shape: &[usize]| f32(&key(m, &Param::Ia3), shape);
+        let ia3_config =
+            json!({"peft_type": "IA3", "target_modules": ["k", "down"], "feedforward_modules": ["down"]});
+        let prompt = json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3, "token_dim": 4});
+        let prefix =
+            json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3, "token_dim": 4, "num_layers": 2});
+        let shira = json!({"peft_type": "SHIRA", "r": 1, "target_modules": ["q"]});
+        let weight = || f32(&key("q", &Param::ShiraWeight), &[2]);
+        open_as(ia3_config.clone(), vec![ia3("0.k", &[8, 1]), ia3("0.down", &[1, 8])]).unwrap();
+        open_as(prompt.clone(), vec![f32("prompt_embeddings", &[3, 4])]).unwrap();
+        open_as(prefix.clone(), vec![f32("prompt_embeddings", &[3, 16])]).unwrap();
+        open_as(shira.clone(), vec![weight(), indices(&[0, 1, 1, 0])]).unwrap();
+        for (config, tensors, word) in [
+            (&ia3_config, vec![ia3("0.k", &[1, 8])], "wanted (out, 1)"),
+            (&ia3_config, vec![ia3("0.down", &[8, 1])], "wanted (1, in)"),
+            (&ia3_config, vec![ia3("0.up", &[8, 1])], "not among the target_modules"),
+            (&ia3_config, vec![f32(&key("0.k", &Param::A), &[8, 1])], "lora_A.weight, which is not of IA3"),
+            (&ia3_config, vec![f32(&key("0.k", &Param::Plain("weight".into())), &[1])], "no tensors of its"),
+            (&prompt, vec![f32("prompt_embeddings", &[3, 5])], "[3, 4]"),
+            (&prompt, vec![f32("prompt_embeddings", &[4, 4])], "[3, 4]"),
+            (&prompt, vec![f32("prompt_embeddings.x", &[3, 4])], "does not begin with `base_model.`"),
+            (&prompt, vec![f32("prompt_embeddings", &[3, 4]), f32("base_model.x.weight", &[1])], "neither"),
+            (&prefix, vec![f32("prompt_embeddings", &[3, 4])], "[3, 16]"),
+            (&shira, vec![weight()], "only one of shira_weight"),
+            (&shira, vec![weight(), indices(&[0, 1, 2, 1, 0, 3])], "are not (n) and (2, n)"),
+            (&shira, vec![weight(), indices(&[0, -1, 1, 0])], "holds the index -1"),
+            (&shira, vec![weight(), indices(&[1, 1, 2, 2])], "the place (1, 2) twice"),
+            (&shira, vec![weight(), f32(&key("q", &Param::ShiraIndices), &[2, 2])], "wanted I32"),
+        ] {
+            let message = open_as(config.clone(), tensors).unwrap_err().to_string();
+            assert!(message.starts_with("here/w: ") && message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_would_not_be_read_again_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = PeftConfig::Shira(ShiraConfig { r: 0, ..ShiraConfig::default() });
+        let message = write(dir.path(), &config, [], None).unwrap_err().to_string();
+        assert!(message.contains("`r` is 0"), "{message}");
+        let config = PeftConfig::Ia3(Ia3Config::default());
+        assert!(write(dir.path(), &config, [], None).unwrap_err().to_string().contains("no ia3_l"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -89,8 +89,10 @@ fn plan(
     paths: &[String],
     heads: &[String],
 ) -> Result<Vec<(String, Part)>> {
-    let PeftConfig::Lora(config) = adapter.config();
     let fail = |what: String| Error::Adapter { path: adapter.path().to_path_buf(), what };
+    let PeftConfig::Lora(config) = adapter.config() else {
+        return Err(fail(format!("its peft_type is {}, not LORA", adapter.config().peft_type())));
+    };
     check_supported(config).map_err(|e| fail(e.to_string()))?;
     let chosen = choose(config, paths, heads, USUAL_TARGETS).map_err(|e| fail(e.to_string()))?;
     if let Some(odd) = adapter.tensors().iter().find(|t| !chosen.modules.contains(&t.module)) {
