@@ -239,6 +239,38 @@ mod tests {
         }
     }
 
+    /// A layer of PEFT 0.21 with `use_dora`, r 1, lora_alpha 2: its output and gradients.
+    #[test]
+    fn equals_peft() {
+        let params = Params::new();
+        let tape = Tape::new(&params);
+        let weight = Tensor::from_vec(2, 3, vec![1.0, -2.0, 0.5, 0.25, 1.5, -1.0]);
+        let base_norms = row_norms_squared(&weight);
+        let w = WeightVar { weight: Weight::F32(weight), node: None };
+        let input = |rows, cols, data: &[f32]| tape.input(Tensor::from_slice(rows, cols, data));
+        let x = input(2, 3, &[1.0, 2.0, -1.0, 0.5, 0.0, 3.0]);
+        let (a, b) = (input(1, 3, &[0.5, -1.0, 0.25]), input(2, 1, &[0.3, -0.7]));
+        let (m, bias) = (input(1, 2, &[2.0, 1.5]), input(1, 2, &[0.1, -0.2]));
+        let lora = LoraBranch { a: &a, b: &b, scale: 2.0, input: None };
+        let dora = DoraBranch { lora, magnitude: &m, base_norms: &base_norms };
+        let y = dora_linear(&tape, &x, &w, Some(&bias), &dora);
+        let values = y.value().clone();
+        let seed = Tensor::from_vec(2, 2, vec![1.0, -1.0, 0.5, 2.0]);
+        let grads = tape.backward_to(&y, seed, &mut crate::Gradients::new(), &[&x, &a, &b, &m]);
+        let peft: [&[f32]; 5] = [
+            &[-2.955_051, 2.911_142, 1.845_743_2, -2.185_094],
+            &[1.081_828_8, -3.092_356_7, 1.063_307_6, 0.018_521_19, 1.820_355_7, -1.035_525_8],
+            &[0.503_579_74, 2.105_906_2, -4.349_193_6],
+            &[-1.678_599_4, 3.482_621_7],
+            &[-1.091_089_6, -4.720_886_7],
+        ];
+        for (got, want) in std::iter::once(&values).chain(&grads).zip(peft) {
+            for (got, want) in got.data().iter().zip(want) {
+                assert!((got - want).abs() < 1e-5, "{got} {want}");
+            }
+        }
+    }
+
     #[test]
     fn nothing_changes_at_the_start() {
         let params = Params::new();
