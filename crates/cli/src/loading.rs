@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use retune::base;
-use retune::methods::lora;
+use retune::methods;
 use retune::models::{Model, ModelFiles, StorageChoice};
 use retune::run_file::{Storage, TrainOn};
 use retune::tasks::causal_lm::{Dataset, Options};
@@ -77,17 +77,17 @@ impl ModelArgs {
             }
         }
         if !sources.is_empty() {
-            lora::load(&mut model, &sources)?;
+            methods::load(&mut model, &sources, 0)?;
         }
         Ok(model)
     }
 
     /// The adapters that count, each with its weight.
-    pub fn sources(&self) -> Result<Vec<lora::Source>> {
+    pub fn sources(&self) -> Result<Vec<methods::Source>> {
         if self.weights.is_empty() {
             let last = self.adapter.last();
             return Ok(last
-                .map(|path| lora::Source { path: path.clone(), weight: 1.0 })
+                .map(|path| methods::Source { path: path.clone(), weight: 1.0 })
                 .into_iter()
                 .collect());
         }
@@ -102,7 +102,7 @@ impl ModelArgs {
             return Err(UsageError(format!("--weights: {odd} is not a finite number")).into());
         }
         let pairs = self.adapter.iter().zip(&self.weights);
-        Ok(pairs.map(|(path, weight)| lora::Source { path: path.clone(), weight: *weight }).collect())
+        Ok(pairs.map(|(path, weight)| methods::Source { path: path.clone(), weight: *weight }).collect())
     }
 }
 

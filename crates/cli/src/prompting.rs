@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use retune::generate::{Generated, Sampling, generate};
 use retune::models::Model;
+use retune::nn::Active;
 use retune::tasks::causal_lm::Row;
 use retune::text::{Language, Message, Special};
 use retune_formats::records::Records;
@@ -96,5 +97,5 @@ pub fn run(
     if ids.is_empty() {
         bail!("the prompt is empty: there is nothing to continue");
     }
-    Ok(generate(model, &language.tokenizer, &ids, sampling, on_text)?)
+    Ok(generate(model, &language.tokenizer, &ids, Active::default(), sampling, on_text)?)
 }

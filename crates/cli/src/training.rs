@@ -3,21 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use retune::base;
 use retune::export::{self, ExportOptions};
-use retune::methods::{self, lora};
+use retune::methods;
 use retune::models::Model;
 use retune::report::{self, ReportData};
-use retune::run_file::{RunFile, TargetModules};
+use retune::run_file::RunFile;
 use retune::tasks::causal_lm::{CausalLm, Dataset};
 use retune::text::Language;
 use retune::train::{
     self, ActivationProfile, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder,
     Start, TrainSettings, available_memory,
 };
-use retune_formats::lora_config::{LoraConfig, Modules};
-use retune_formats::peft_common::Common;
 use retune_formats::{atomic, hash};
 
 use crate::exit::{DIVERGED, Ended};
@@ -42,17 +40,8 @@ pub struct Prepared {
     pub data: Dataset,
     pub eval: Option<Dataset>,
     pub settings: TrainSettings,
-    method: Method,
-    pub trainable: usize,
+    pub attached: methods::Attached,
     pub total: usize,
-}
-
-/// What was put on the model, with what its saving needs.
-enum Method {
-    /// What will be saved as `adapter_config.json`.
-    Lora(Box<LoraConfig>),
-    /// The whole model is written.
-    Full,
 }
 
 /// A run that came to its end.
@@ -80,26 +69,9 @@ impl Prepared {
         let data = rows(&run.data)?;
         let eval = run.eval_data.as_deref().map(rows).transpose()?;
         let total = model.params.iter().map(|(_, param)| param.elements()).sum();
-        let (method, attached) = match spec.name {
-            "lora" => {
-                let (config, attached) = lora::attach(&mut model, &lora_config(&run), run.seed)?;
-                (Method::Lora(Box::new(config)), attached)
-            }
-            "full" => (Method::Full, methods::full::attach(&mut model)?),
-            other => bail!("method {other} cannot be trained by this program yet"),
-        };
+        let attached = (spec.attach)(&mut model, &run)?;
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
-        Ok(Prepared {
-            run,
-            model,
-            language,
-            data,
-            eval,
-            settings,
-            method,
-            trainable: attached.trainable,
-            total,
-        })
+        Ok(Prepared { run, model, language, data, eval, settings, attached, total })
     }
 
     /// The memory that the run will take; picks checkpointing if that was left open.
@@ -117,7 +89,7 @@ impl Prepared {
         let request = PlanRequest {
             base_bytes,
             trainable_bytes,
-            profile: ActivationProfile::of(&self.model, self.run.lora.lora_dropout > 0.0),
+            profile: ActivationProfile::of(&self.model, self.attached.cost),
             objective: &objective,
             eval: eval.as_ref().map(|eval| eval as &dyn train::Objective),
             settings: &self.settings,
@@ -234,12 +206,12 @@ impl Prepared {
         let out = &self.run.out;
         let report = ReportData { answers, ..self.report(plan, outcome, command)? };
         let card = report::model_card(&report, &self.run.to_toml());
-        match &self.method {
-            Method::Lora(config) => {
-                lora::save(&self.model, config, out, Some(&card))?;
+        match &self.attached.save {
+            Some(save) => {
+                save(&self.model, out, Some(&card))?;
                 base::record(&self.model, out)?;
             }
-            Method::Full => {
+            None => {
                 let options = ExportOptions { merge: false, overwrite: true, ..ExportOptions::default() };
                 export::write_folder(&self.model, out, &options)?;
                 atomic::write_bytes(&out.join("README.md"), card.as_bytes())?;
@@ -260,13 +232,13 @@ impl Prepared {
         report.model_path = run.model.display().to_string();
         report.method = run.method.clone();
         report.out = run.out.display().to_string();
-        report.whole_model = matches!(self.method, Method::Full);
+        report.whole_model = self.attached.save.is_none();
         report.command = command.into();
         report.version = env!("CARGO_PKG_VERSION").into();
         report.date = crate::style::today();
         report.seconds = outcome.seconds;
         report.tokens = outcome.tokens;
-        report.trainable_parameters = self.trainable as u64;
+        report.trainable_parameters = self.attached.trainable as u64;
         report.total_parameters = self.total as u64;
         report.settings = settings_rows(run);
         report.data = self.data_rows();
@@ -306,28 +278,6 @@ fn settings_rows(run: &RunFile) -> Vec<(String, String)> {
 
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The run file's LoRA settings as PEFT's configuration.
-fn lora_config(run: &RunFile) -> LoraConfig {
-    let targets = match &run.lora.target_modules {
-        TargetModules::Pattern(text) if text == "all-linear" => Modules::AllLinear,
-        TargetModules::Pattern(text) => Modules::Pattern(text.clone()),
-        TargetModules::Names(names) => Modules::List(names.clone()),
-    };
-    LoraConfig {
-        r: run.lora.rank as usize,
-        lora_alpha: run.lora.lora_alpha,
-        lora_dropout: run.lora.lora_dropout,
-        target_modules: Some(targets),
-        use_rslora: run.lora.use_rslora,
-        common: Common {
-            task_type: Some("CAUSAL_LM".into()),
-            base_model_name_or_path: Some(run.model.display().to_string()),
-            ..Common::default()
-        },
-        ..LoraConfig::default()
-    }
 }
 
 /// Takes the events of a run: into the log, and onto the screen.

@@ -11,6 +11,7 @@ use std::time::Instant;
 use common::{Args, load1, median, resident_mib, round};
 use retune::generate::{Sampling, choose, next_logits};
 use retune::models::{Model, StorageChoice};
+use retune::nn::Active;
 use retune::text::{Language, Special};
 use retune_formats::gguf;
 use retune_tensor::kernel;
@@ -110,7 +111,7 @@ fn run(args: &Args, path: &Path) -> Value {
 /// Tokens a second of a prompt, and of `tokens` greedy tokens behind it.
 fn once(model: &Model, prompt: &[u32], tokens: usize) -> (f64, f64) {
     let (sampling, random) = (Sampling::default(), Stream::new(0, 0));
-    let mut cache = model.net.new_cache(prompt.len() + tokens);
+    let mut cache = model.net.new_cache(prompt.len() + tokens, Active::default());
     let start = Instant::now();
     let mut logits = next_logits(model, prompt, &mut cache).unwrap_or_else(|e| panic!("{e}"));
     let prompt_s = start.elapsed().as_secs_f64();

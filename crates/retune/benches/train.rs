@@ -16,7 +16,7 @@ use common::shapes::Shape;
 use common::{Args, Noise, cpu_seconds, load1, median, resident_mib, round};
 use library::library;
 use retune::methods::lora;
-use retune::models::{Model, StorageChoice};
+use retune::models::{Model, StorageChoice, TextInput};
 use retune::nn::Pass;
 use retune_formats::lora_config::{LoraConfig, Modules};
 use retune_tensor::ops::{self, AdamW, LossRows, adamw_step};
@@ -116,7 +116,7 @@ fn run(args: &Args, shape: &Shape, storage: &str, path: &Path) -> Value {
         target_modules: Some(Modules::AllLinear),
         ..LoraConfig::default()
     };
-    let (_, attached) = lora::attach(&mut model, &config, 0).unwrap_or_else(|e| panic!("{e}"));
+    let attached = lora::attach(&mut model, &config, 0).unwrap_or_else(|e| panic!("{e}"));
 
     let mut trainer = Trainer::new(model, args.has("checkpoint"));
     let mut steps: Vec<Step> = batches[..warm].iter().map(|batch| trainer.step(batch)).collect();
@@ -275,9 +275,9 @@ impl Trainer {
         let (loss, forward) = {
             let (params, net) = (&self.model.params, &self.model.net);
             let tape = Tape::new(params);
-            let hidden = net.hidden(&tape, &batch.ids, &batch.segments, &self.pass);
-            let head = tape.weight(net.head().weight);
-            let loss = ops::linear_cross_entropy(&tape, &hidden, &head, &batch.labels);
+            let hidden = net.hidden(&tape, &TextInput::new(&batch.ids, &batch.segments), &self.pass);
+            let head = tape.weight(net.language_model().expect("a language model").linear.weight);
+            let loss = ops::linear_cross_entropy(&tape, &hidden.x, &head, &batch.labels);
             drop(hidden);
             let forward = start.elapsed().as_secs_f64();
             tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);

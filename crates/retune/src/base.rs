@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use retune_formats::{Error as FormatError, atomic, json, limits, peft};
+use retune_formats::{Error as FormatError, atomic, json, limits};
+use retune_tensor::ParamId;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::models::{Model, ModelFiles};
+use crate::nn::Head;
 
 /// The file beside an adapter, and in an exported model's folder.
 pub const BASE_FILE: &str = "base.json";
@@ -139,7 +141,14 @@ fn origin(files: &ModelFiles, blake3: &str) -> Option<String> {
 fn shapes(model: &Model) -> (u64, String) {
     let mut parameters = 0;
     let mut lines = Vec::new();
-    for (_, param) in model.params.iter().filter(|(_, param)| !param.name.contains(peft::PREFIX)) {
+    let head: Vec<ParamId> = match model.net.head() {
+        // A classifier is the task's, not the base's.
+        Head::Classifier(_) => {
+            model.net.head().linears().iter().flat_map(|l| [Some(l.weight), l.bias]).flatten().collect()
+        }
+        _ => Vec::new(),
+    };
+    for (_, param) in model.params.iter().filter(|(id, param)| !param.adapter && !head.contains(id)) {
         parameters += param.elements() as u64;
         lines.push(format!("{} {:?}\n", param.name, param.shape));
     }

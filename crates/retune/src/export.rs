@@ -14,7 +14,7 @@ use retune_formats::json::to_python_text;
 use retune_formats::{Dtype, atomic};
 
 use crate::base::{self, BaseIdentity};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{Model, ModelFiles};
 use folder::Staging;
 
@@ -79,6 +79,12 @@ pub struct ExportReport {
 /// finite or does not fit the type; if the disk is full or fails. What was in `dir` before is then still there,
 /// and nothing else.
 pub fn write_folder(model: &Model, dir: &Path, options: &ExportOptions) -> Result<ExportReport> {
+    if let Some(on) = model.adapters.iter().find(|on| on.slot == 0 && options.merge)
+        && let Some(why) = &on.unmergeable
+    {
+        let what = format!("{} cannot be merged into the weights: {why}", on.method);
+        return Err(Error::Export { path: dir.to_path_buf(), what });
+    }
     let plan = weights::Plan::new(model, options);
     let staging = Staging::open(dir, &model.files, options.overwrite)?;
     atomic::check_space(staging.path(), plan.bytes())?;

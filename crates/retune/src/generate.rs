@@ -8,8 +8,9 @@ use retune_tensor::rng::{Stream, fnv1a};
 use retune_tensor::{Segments, Tape, Tensor, Var};
 
 use crate::error::{Error, Result};
-use crate::models::{KvCache, Model};
-use crate::nn::{Pass, Rows};
+use crate::models::Model;
+use crate::nn::{Active, KvCache, Pass, Rows};
+use crate::tasks::causal_lm::language_model;
 use crate::text::{TokenStream, Tokenizer};
 
 /// Rows of a prompt that go through the model at once.
@@ -88,8 +89,14 @@ pub struct Generated {
 /// If an id is outside the vocabulary or the cache has no room.
 pub fn next_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
     model.check_ids(ids)?;
-    if ids.is_empty() || cache.len + ids.len() > cache.capacity {
+    let before = if cache.len == 0 { model.net.virtual_rows(cache.active.of(0)) } else { cache.len };
+    if ids.is_empty() || before + ids.len() > cache.capacity {
         let what = format!("{} tokens do not fit behind {} of {}", ids.len(), cache.len, cache.capacity);
+        return Err(Error::Input(what));
+    }
+    if !model.net.info().decoder {
+        let what =
+            format!("a {} model reads text both ways: it cannot generate", model.net.info().model_type);
         return Err(Error::Input(what));
     }
     let mut hidden = Tensor::zeros(1, 1);
@@ -98,11 +105,12 @@ pub fn next_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Result<Te
     }
     let last = Tensor::from_slice(1, hidden.cols(), hidden.row(hidden.rows() - 1));
     let tape = Tape::inference(&model.params);
-    let rows = Rows::new(Segments::from_lengths(&[1]), &Pass::default());
-    Ok(model.net.head().forward(&tape, &rows, &Var::constant(last)).value().clone())
+    let pass = Pass { active: cache.active.clone(), ..Pass::default() };
+    let rows = Rows::new(Segments::from_lengths(&[1]), &pass);
+    Ok(language_model(model.net.as_ref())?.forward(&tape, &rows, &Var::constant(last)).value().clone())
 }
 
-/// Continues `prompt`. `on_text` gets the text as it comes, whole characters, and answers whether to go on.
+/// Continues `prompt` through the adapter of `active`. `on_text` gets the text as it comes, whole characters, and answers whether to go on.
 ///
 /// # Errors
 /// If the prompt is empty, longer than the model's context, or holds ids outside the vocabulary.
@@ -110,11 +118,12 @@ pub fn generate(
     model: &Model,
     tokenizer: &Tokenizer,
     prompt: &[u32],
+    active: Active,
     sampling: &Sampling,
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generated> {
     sampling.check()?;
-    let context = model.net.info().context_length;
+    let context = model.net.info().context_length.saturating_sub(model.net.virtual_rows(active.of(0)));
     if prompt.is_empty() {
         return Err(Error::Input("the prompt is empty: there is nothing to continue".into()));
     }
@@ -123,7 +132,7 @@ pub fn generate(
         return Err(Error::Input(what));
     }
     let room = (prompt.len() + sampling.max_tokens).min(context);
-    let mut cache = model.net.new_cache(room);
+    let mut cache = model.net.new_cache(room, active);
     let started = Instant::now();
     let mut logits = next_logits(model, prompt, &mut cache)?;
     let prompt_time = started.elapsed();

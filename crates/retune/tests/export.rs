@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::*;
 use retune::base::{self, BaseIdentity};
 use retune::export::{ExportDtype, ExportOptions, write_folder};
-use retune::methods::{full, lora};
+use retune::methods::{self, full, lora};
 use retune::models::{Model, ModelFiles, StorageChoice};
 use retune::text::{Language, Special};
 use retune_formats::Dtype;
@@ -55,8 +55,8 @@ fn config(dir: &Path) -> serde_json::Value {
 
 fn with_adapter(base: &Path, adapter: &Path, storage: StorageChoice) -> Model {
     let mut model = load(base, storage);
-    let source = lora::Source { path: adapter.to_path_buf(), weight: 1.0 };
-    lora::load(&mut model, &[source]).unwrap_or_else(|e| panic!("{e}"));
+    let source = methods::Source { path: adapter.to_path_buf(), weight: 1.0 };
+    methods::load(&mut model, &[source], 0).unwrap_or_else(|e| panic!("{e}"));
     model
 }
 

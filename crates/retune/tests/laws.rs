@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use common::*;
-use retune::methods::lora;
-use retune::models::{Model, StorageChoice};
+use retune::methods::{self, lora};
+use retune::models::{Model, StorageChoice, TextInput};
 use retune::nn::{Dropouts, Pass};
 use retune_formats::lora_config::{LoraConfig, Modules};
 use retune_tensor::ops::{self, LossRows};
@@ -147,12 +147,15 @@ fn accumulation_is_one_batch() {
             for cut in cuts.windows(2) {
                 let inputs = pack(&texts()[cut[0]..cut[1]], all_targets());
                 let examples = (cut[0]..cut[1]).map(|i| i as u64).collect();
-                let pass =
-                    Pass { dropout: Some(Dropouts { seed: 3, epoch: 1, examples }), checkpoint: cut[0] == 0 };
+                let pass = Pass {
+                    dropout: Some(Dropouts { seed: 3, epoch: 1, examples }),
+                    checkpoint: cut[0] == 0,
+                    ..Pass::default()
+                };
                 let tape = Tape::new(&model.params);
-                let hidden = model.net.hidden(&tape, &inputs.ids, &inputs.segments, &pass);
-                let head = tape.weight(model.net.head().weight);
-                let loss = ops::linear_cross_entropy(&tape, &hidden, &head, &inputs.labels);
+                let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), &pass);
+                let head = tape.weight(lm_head(&model).linear.weight);
+                let loss = ops::linear_cross_entropy(&tape, &hidden.x, &head, &inputs.labels);
                 tape.backward(&loss, Tensor::scalar(1.0), &mut sum);
             }
             sum
@@ -169,24 +172,24 @@ fn accumulation_is_one_batch() {
 fn saved_and_loaded_is_the_same() {
     for (name, path, storage) in bases() {
         let mut model = load(&path, storage);
-        let (config, _) = lora::attach(&mut model, &config(0.0), 1).expect("attach");
+        let attached = lora::attach(&mut model, &config(0.0), 1).expect("attach");
         stir(&mut model);
         let inputs = pack(&texts(), 1.0);
         let before = logits(&model, &inputs);
         let folder = tempfile::tempdir().expect("folder");
-        lora::save(&model, &config, folder.path(), None).expect("save");
+        attached.write(&model, folder.path(), None).expect("save");
         let mut fresh = load(&path, storage);
-        let source = lora::Source { path: folder.path().into(), weight: 1.0 };
-        lora::load(&mut fresh, std::slice::from_ref(&source)).expect("load");
+        let source = methods::Source { path: folder.path().into(), weight: 1.0 };
+        methods::load(&mut fresh, std::slice::from_ref(&source), 0).expect("load");
         assert_eq!(before.data(), logits(&fresh, &inputs).data(), "{name}");
 
         // Two halves of an adapter are the whole; none of it is the base.
-        let half = lora::Source { weight: 0.5, ..source.clone() };
+        let half = methods::Source { weight: 0.5, ..source.clone() };
         let mut halves = load(&path, storage);
-        lora::load(&mut halves, &[half.clone(), half]).expect("load");
+        methods::load(&mut halves, &[half.clone(), half], 0).expect("load");
         close(&format!("{name}: halves"), logits(&halves, &inputs).data(), before.data(), 1e-4);
         let mut none = load(&path, storage);
-        lora::load(&mut none, &[lora::Source { weight: 0.0, ..source }]).expect("load");
+        methods::load(&mut none, &[methods::Source { weight: 0.0, ..source }], 0).expect("load");
         assert_eq!(logits(&load(&path, storage), &inputs).data(), logits(&none, &inputs).data(), "{name}");
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use retune::methods::{full, lora};
-use retune::models::{Model, StorageChoice, TextModel};
+use retune::methods::{Cost, full, lora};
+use retune::models::{Model, StorageChoice, TextInput, TextModel};
 use retune::nn::{Dropouts, Pass};
 use retune::train::plan::plan;
 use retune::train::{
@@ -101,9 +101,10 @@ impl Objective for Texts<'_> {
         };
         let examples = batch.iter().map(|&e| e as u64).collect();
         let dropout = tape.is_recording().then_some(Dropouts { seed: 1, epoch, examples });
-        let pass = Pass { dropout, checkpoint: self.checkpoint };
-        let hidden = self.net.hidden(tape, &ids, &segments, &pass);
-        Ok(ops::linear_cross_entropy(tape, &hidden, &tape.weight(self.net.head().weight), &labels))
+        let pass = Pass { dropout, checkpoint: self.checkpoint, ..Pass::default() };
+        let hidden = self.net.hidden(tape, &TextInput::new(&ids, &segments), &pass);
+        let head = &self.net.language_model().expect("a language model").linear;
+        Ok(ops::linear_cross_entropy(tape, &hidden.x, &tape.weight(head.weight), &labels))
     }
 }
 
@@ -130,11 +131,10 @@ fn predicted_and_measured(case: &Case) -> (u64, u64) {
         target_modules: Some(Modules::AllLinear),
         ..LoraConfig::default()
     };
-    if case.rank == 0 {
-        full::attach(&mut model).unwrap();
-    } else {
-        lora::attach(&mut model, &config, 1).unwrap();
-    }
+    let attached = match case.rank {
+        0 => full::attach(&mut model).unwrap(),
+        _ => lora::attach(&mut model, &config, 1).unwrap(),
+    };
     let settings = TrainSettings {
         steps: Some(2),
         batch_size: case.batch,
@@ -142,7 +142,7 @@ fn predicted_and_measured(case: &Case) -> (u64, u64) {
         ..TrainSettings::default()
     };
     let (base_bytes, trainable_bytes) = PlanRequest::weights(&model.params);
-    let profile = ActivationProfile::of(&model, case.dropout > 0.0);
+    let profile = ActivationProfile::of(&model, attached.cost);
     let texts = |checkpoint| Texts { net: model.net.as_ref(), lengths: case.lengths, checkpoint };
     let objective = texts(case.checkpointing == Checkpointing::On);
     let request = PlanRequest {
@@ -222,7 +222,7 @@ fn refusals_name_the_nearest_setting(case: &Case) {
         plan(&PlanRequest {
             base_bytes,
             trainable_bytes,
-            profile: ActivationProfile::of(&model, false),
+            profile: ActivationProfile::of(&model, Cost::default()),
             objective: &objective,
             eval: None,
             settings: &settings,

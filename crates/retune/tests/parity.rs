@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::*;
-use retune::methods::{full, lora};
+use retune::methods::{self, full};
 use retune::models::{Model, StorageChoice};
 use retune::nn::Pass;
 use retune_formats::TensorSource;
@@ -86,8 +86,8 @@ fn full_fine_tuning() {
 fn lora_case(name: &str) {
     let folder = data("parity").join(name);
     let mut model = load(&data("parity/llama_base_full"), StorageChoice::F32);
-    let source = lora::Source { path: folder.clone(), weight: 1.0 };
-    lora::load(&mut model, &[source]).unwrap_or_else(|e| panic!("{e}"));
+    let source = methods::Source { path: folder.clone(), weight: 1.0 };
+    methods::load(&mut model, &[source], 0).unwrap_or_else(|e| panic!("{e}"));
     check_case(&mut model, &folder);
 }
 
@@ -156,7 +156,7 @@ fn gguf_blocks_as_they_lie() {
         let mut model = load(&folder.join("tiny_mixed.gguf"), storage);
         check_logits(&model, &inputs, &folder.join("logits.safetensors"), TOLERANCE);
         let adapter = folder.join("lora");
-        lora::load(&mut model, &[lora::Source { path: adapter.clone(), weight: 1.0 }])
+        methods::load(&mut model, &[methods::Source { path: adapter.clone(), weight: 1.0 }], 0)
             .unwrap_or_else(|e| panic!("{e}"));
         check_logits(&model, &inputs, &adapter.join("logits.safetensors"), TOLERANCE);
         let (_, gradients) = loss_and_gradients(&model, &inputs, &Pass::default());

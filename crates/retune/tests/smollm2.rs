@@ -7,8 +7,9 @@ mod common;
 
 use common::*;
 use retune::generate::{Finish, Sampling, generate, next_logits};
-use retune::methods::lora;
+use retune::methods::{self, lora};
 use retune::models::{Model, StorageChoice};
+use retune::nn::Active;
 use retune_formats::lora_config::{LoraConfig, Modules};
 use retune_tensor::Segments;
 use serde_json::Value;
@@ -76,7 +77,7 @@ fn logits_and_losses() {
             assert!((got - f64::from(want)).abs() < 2e-3, "token {i}: loss {got} instead of {want}");
         }
         // The cached path must agree with the packed one.
-        let mut cache = model.net.new_cache(ids.len());
+        let mut cache = model.net.new_cache(ids.len(), Active::default());
         next_logits(&model, &ids[..ids.len() - 1], &mut cache).expect("prompt");
         let one = next_logits(&model, &ids[ids.len() - 1..], &mut cache).expect("last");
         close("cached logits", one.data(), last, 1e-4);
@@ -92,10 +93,17 @@ fn greedy_answers() {
         let leads = numbers(&prompt["greedy_leads"]);
         let sampling = Sampling { max_tokens: want.len(), ..Sampling::default() };
         let mut streamed = String::new();
-        let out = generate(&model, &language.tokenizer, &ids(&prompt["ids"]), &sampling, &mut |text| {
-            streamed.push_str(text);
-            true
-        })
+        let out = generate(
+            &model,
+            &language.tokenizer,
+            &ids(&prompt["ids"]),
+            Active::default(),
+            &sampling,
+            &mut |text| {
+                streamed.push_str(text);
+                true
+            },
+        )
         .expect("generated");
         assert!(
             leads.iter().all(|lead| *lead > 0.01),
@@ -122,7 +130,7 @@ fn a_fresh_lora_changes_nothing_and_survives_the_disk() {
     };
     let base = logits(&model);
     let config = LoraConfig { r: 8, target_modules: Some(Modules::AllLinear), ..LoraConfig::default() };
-    let (config, attached) = lora::attach(&mut model, &config, 1).expect("attach");
+    let attached = lora::attach(&mut model, &config, 1).expect("attach");
     assert_eq!(attached.modules.len(), 210);
     assert_eq!(base.data(), logits(&model).data());
     let trained: Vec<_> = model.params.trainable();
@@ -135,8 +143,9 @@ fn a_fresh_lora_changes_nothing_and_survives_the_disk() {
     let changed = logits(&model);
     assert_ne!(base.data(), changed.data());
     let folder = tempfile::tempdir().expect("folder");
-    lora::save(&model, &config, folder.path(), None).expect("save");
+    attached.write(&model, folder.path(), None).expect("save");
     let mut fresh = self::model(StorageChoice::AsIs).expect("model");
-    lora::load(&mut fresh, &[lora::Source { path: folder.path().into(), weight: 1.0 }]).expect("load");
+    methods::load(&mut fresh, &[methods::Source { path: folder.path().into(), weight: 1.0 }], 0)
+        .expect("load");
     assert_eq!(changed.data(), logits(&fresh).data());
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use retune::generate::{Sampling, generate};
-use retune::methods::lora;
+use retune::methods::{self, lora};
 use retune::models::{Model, StorageChoice};
+use retune::nn::Active;
 use retune::run_file::TrainOn;
 use retune::tasks::causal_lm::{CausalLm, Dataset, Options, logits};
 use retune::text::{Language, Message, Special};
@@ -28,8 +29,8 @@ fn rows(language: &Language, name: &str) -> Dataset {
     Dataset::load(language, &folder().join("data").join(name), &options).unwrap()
 }
 
-/// Puts a LoRA on; the configuration is what will be saved.
-fn adapt(model: &mut Model) -> LoraConfig {
+/// Puts a LoRA on.
+fn adapt(model: &mut Model) -> methods::Attached {
     let config = LoraConfig {
         r: 8,
         lora_alpha: 16.0,
@@ -38,7 +39,7 @@ fn adapt(model: &mut Model) -> LoraConfig {
         task_type: Some("CAUSAL_LM".into()),
         ..LoraConfig::default()
     };
-    lora::attach(model, &config, 1).unwrap().0
+    lora::attach(model, &config, 1).unwrap()
 }
 
 fn settings(steps: u64) -> TrainSettings {
@@ -99,7 +100,7 @@ fn answer(model: &Model, language: &Language, temperature: f32, seed: u64) -> Ve
     let text = language.template.render(&[Message::new("user", "Who are you?")], true).unwrap();
     let ids = language.tokenizer.encode(&text, Special::Parse).unwrap();
     let sampling = Sampling { max_tokens: 24, temperature, seed, ..Sampling::default() };
-    generate(model, &language.tokenizer, &ids, &sampling, &mut |_| true).unwrap().ids
+    generate(model, &language.tokenizer, &ids, Active::default(), &sampling, &mut |_| true).unwrap().ids
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn a_lora_begins_as_the_base_learns_and_comes_back_from_its_files() {
     let (mut model, language) = base();
     let (train, heldout) = (rows(&language, "train.jsonl"), rows(&language, "heldout.jsonl"));
     let plain = bits(&model, &language);
-    let config = adapt(&mut model);
+    let attached = adapt(&mut model);
     assert!(bits(&model, &language) == plain, "a new adapter changes the model");
     let before = frozen(&model);
 
@@ -143,9 +144,10 @@ fn a_lora_begins_as_the_base_learns_and_comes_back_from_its_files() {
     assert!(learned != plain);
 
     let saved = tempfile::tempdir().unwrap();
-    lora::save(&model, &config, saved.path(), None).unwrap();
+    attached.write(&model, saved.path(), None).unwrap();
     let (mut again, _) = base();
-    lora::load(&mut again, &[lora::Source { path: saved.path().to_path_buf(), weight: 1.0 }]).unwrap();
+    methods::load(&mut again, &[methods::Source { path: saved.path().to_path_buf(), weight: 1.0 }], 0)
+        .unwrap();
     assert!(bits(&again, &language) == learned, "the saved adapter is another one");
 }
 

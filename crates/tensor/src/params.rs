@@ -63,6 +63,10 @@ pub struct Param {
     pub shape: Vec<usize>,
     pub weight: Weight,
     pub trainable: bool,
+    /// Files hold it as `[cols, rows]` (transformers' `Conv1D`).
+    pub transposed: bool,
+    /// It belongs to an adapter, not to the base.
+    pub adapter: bool,
 }
 
 impl Param {
@@ -103,7 +107,15 @@ impl Params {
         );
         let previous = self.by_name.insert(name.clone(), id);
         assert!(previous.is_none(), "parameter {name} was added twice");
-        self.list.push(Param { name, shape: shape.to_vec(), weight, trainable });
+        let shape = shape.to_vec();
+        self.list.push(Param { name, shape, weight, trainable, transposed: false, adapter: false });
+        id
+    }
+
+    /// Adds a trainable parameter of an adapter; its name is that of the adapter's files.
+    pub fn add_adapter(&mut self, name: impl Into<String>, shape: &[usize], values: Tensor) -> ParamId {
+        let id = self.add(name, shape, Weight::F32(values), true);
+        self.get_mut(id).adapter = true;
         id
     }
 

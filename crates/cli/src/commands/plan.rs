@@ -38,7 +38,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     writeln!(
         out,
         "  trained parameters   {} of {}",
-        count(prepared.trainable as u64),
+        count(prepared.attached.trainable as u64),
         count(prepared.total as u64)
     )?;
     for (name, bytes) in plan.parts() {

@@ -8,25 +8,85 @@ use std::path::Path;
 use half::{bf16, f16};
 use retune_formats::json::to_python_text;
 use retune_formats::source::Data;
-use retune_formats::{Dtype, Error as FormatError, TensorOut, TensorSource, atomic, peft, safetensors};
+use retune_formats::{Dtype, Error as FormatError, TensorOut, TensorSource, atomic, safetensors};
 use retune_tensor::params::Param;
-use retune_tensor::{Params, Tensor, Weight};
+use retune_tensor::{ParamId, Params, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::folder::{INDEX, SINGLE};
 use super::{ExportDtype, ExportOptions, quantised};
 use crate::error::{Error, Result};
 use crate::models::{Model, ModelFiles};
-use crate::nn::Linear;
+use crate::nn::{Embedding, EmbeddingDelta, Linear, LinearDelta};
 
 /// One tensor to write.
 struct Item<'a> {
     name: String,
     param: &'a Param,
-    /// The layer whose delta is merged.
-    merged: Option<&'a Linear>,
+    /// The site whose method is merged into it.
+    merged: Option<Merged<'a>>,
     dtype: Dtype,
     bytes: u64,
+}
+
+/// Where a parameter gets its change from. A folder is written with what is in slot 0.
+#[derive(Clone, Copy)]
+enum Merged<'a> {
+    Weight(&'a Linear, &'a dyn LinearDelta),
+    Bias(&'a Linear, ParamId, &'a dyn LinearDelta),
+    Table(&'a Embedding, &'a dyn EmbeddingDelta),
+}
+
+impl<'a> Merged<'a> {
+    /// Everything that a method in slot 0 changes, by the names of the tensors.
+    fn of(model: &'a Model) -> BTreeMap<String, (ParamId, Merged<'a>)> {
+        let mut all = BTreeMap::new();
+        for layer in model.net.linears() {
+            let Some(delta) = layer.deltas.get(Some(0)) else { continue };
+            all.insert(format!("{}.weight", layer.path), (layer.weight, Merged::Weight(layer, delta)));
+            if let Some(bias) = layer.bias {
+                all.insert(format!("{}.bias", layer.path), (bias, Merged::Bias(layer, bias, delta)));
+            }
+        }
+        for table in model.net.embeddings() {
+            if let Some(delta) = table.deltas.get(Some(0)) {
+                all.insert(format!("{}.weight", table.path), (table.weight, Merged::Table(table, delta)));
+            }
+        }
+        all
+    }
+
+    /// The module's path, once for each module.
+    fn module(&self) -> Option<&'a str> {
+        match self {
+            Merged::Weight(layer, _) => Some(&layer.path),
+            Merged::Bias(..) => None,
+            Merged::Table(table, _) => Some(&table.path),
+        }
+    }
+
+    /// The parameter's value with the method's part.
+    fn value(&self, params: &Params) -> Result<Tensor> {
+        let of = |id: ParamId| params.get(id).weight.to_tensor();
+        match self {
+            Merged::Weight(layer, delta) => {
+                let (mut weight, mut bias) = (of(layer.weight), layer.bias.map(of));
+                delta.merge(params, layer, &mut weight, bias.as_mut())?;
+                Ok(weight)
+            }
+            Merged::Bias(layer, id, delta) => {
+                let mut weight = of(layer.weight);
+                let mut bias = of(*id);
+                delta.merge(params, layer, &mut weight, Some(&mut bias))?;
+                Ok(bias)
+            }
+            Merged::Table(table, delta) => {
+                let mut weight = of(table.weight);
+                delta.merge(params, table, &mut weight)?;
+                Ok(weight)
+            }
+        }
+    }
 }
 
 /// What is written, in the order of the model.
@@ -53,22 +113,26 @@ pub struct Done {
 impl<'a> Plan<'a> {
     pub fn new(model: &'a Model, options: &ExportOptions) -> Plan<'a> {
         let types = quantised(&model.files);
-        let layers: Vec<&Linear> = model.net.linears().into_iter().filter(|l| l.delta.is_some()).collect();
-        let left_out = if options.merge { 0 } else { layers.len() };
-        let merging = layers.into_iter().filter(|_| options.merge);
-        let mut deltas: BTreeMap<String, &Linear> =
-            merging.map(|l| (format!("{}.weight", l.path), l)).collect();
-        let base = || model.params.iter().map(|(_, p)| p).filter(|p| !p.name.contains(peft::PREFIX));
+        let all = Merged::of(model);
+        let left_out = if options.merge { 0 } else { all.len() };
+        let mut changes = if options.merge { all } else { BTreeMap::new() };
+        let base = || model.params.iter().map(|(_, p)| p).filter(|p| !p.adapter);
+        let item = |name: &str, param: &'a Param, merged| {
+            Item::new(model, options.dtype, &types, name, param, merged)
+        };
         let mut items: Vec<Item> = base()
-            .map(|param| {
-                Item::new(model, options.dtype, &types, &param.name, param, deltas.remove(&param.name))
-            })
+            .map(|param| item(&param.name, param, changes.remove(&param.name).map(|(_, merged)| merged)))
             .collect();
-        // A layer that shares its weight with another (a tied head) gets one of its own.
-        let unties = !deltas.is_empty();
-        for (name, layer) in deltas {
-            let param = model.params.get(layer.weight);
-            items.push(Item::new(model, options.dtype, &types, &name, param, Some(layer)));
+        // What shares its weight with another (a tied head) and is changed alone gets one of its own.
+        let head = model.net.language_model().map(|head| &head.linear);
+        let tied = head.filter(|head| items.iter().any(|i| i.is_changed_table(model, head)));
+        let own = tied.map(|head| format!("{}.weight", head.path));
+        if let (Some(name), Some(head)) = (own.filter(|name| !changes.contains_key(name)), tied) {
+            items.push(item(&name, model.params.get(head.weight), None));
+        }
+        let unties = tied.is_some() || !changes.is_empty();
+        for (name, (id, merged)) in changes {
+            items.push(item(&name, model.params.get(id), Some(merged)));
         }
         Plan {
             items,
@@ -95,7 +159,7 @@ impl<'a> Plan<'a> {
     }
 
     pub fn merged(&self) -> Vec<String> {
-        self.items.iter().filter_map(|item| item.merged).map(|layer| layer.path.clone()).collect()
+        self.items.iter().filter_map(|item| item.merged?.module()).map(String::from).collect()
     }
 
     /// Must `tie_word_embeddings` become false?
@@ -221,7 +285,7 @@ impl<'a> Item<'a> {
         quantised: &[String],
         name: &str,
         param: &'a Param,
-        merged: Option<&'a Linear>,
+        merged: Option<Merged<'a>>,
     ) -> Item<'a> {
         // Next to quantised weights, whose values need f32, halves would only cost precision.
         let held = match param.weight.storage().format() {
@@ -255,14 +319,26 @@ impl<'a> Item<'a> {
         TensorOut {
             name: self.name.clone(),
             dtype: self.dtype,
-            shape: self.param.shape.clone(),
+            shape: match self.param.transposed {
+                true => self.param.shape.iter().rev().copied().collect(),
+                false => self.param.shape.clone(),
+            },
             data: Data::Stream(Box::new(stream)),
         }
     }
 
+    /// Is this the table that a head shares, changed for the look-up alone?
+    fn is_changed_table(&self, model: &Model, head: &Linear) -> bool {
+        matches!(self.merged, Some(Merged::Table(table, _)) if table.weight == head.weight)
+            && self.name == model.params.get(head.weight).name
+    }
+
     /// Writes the values row by row.
     fn stream(&self, params: &Params, tally: &mut Tally, out: &mut dyn Write) -> Result<()> {
-        let merged = self.merged_weight(params)?;
+        let merged = self.merged.map(|merged| merged.value(params)).transpose()?;
+        if self.param.transposed {
+            return self.stream_transposed(merged, tally, out);
+        }
         let storage = self.param.weight.storage();
         let mut row = vec![0.0f32; storage.cols()];
         let mut bytes = Vec::with_capacity(row.len() * self.dtype.block_bytes());
@@ -284,14 +360,27 @@ impl<'a> Item<'a> {
         Ok(())
     }
 
-    /// The weight with the deltas of its layer.
-    fn merged_weight(&self, params: &Params) -> Result<Option<Tensor>> {
-        let Some((layer, delta)) = self.merged.and_then(|l| Some((l, l.delta.as_ref()?))) else {
-            return Ok(None);
-        };
-        let mut weight: Tensor = Weight::to_tensor(&self.param.weight);
-        delta.merge(params, layer, &mut weight)?;
-        Ok(Some(weight))
+    /// Writes a weight `[rows, cols]` as `[cols, rows]`.
+    fn stream_transposed(
+        &self,
+        merged: Option<Tensor>,
+        tally: &mut Tally,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        let base = self.param.weight.to_tensor();
+        let values = merged.as_ref().unwrap_or(&base);
+        let changes = values.data().iter().zip(base.data()).map(|(new, old)| (new - old).abs());
+        tally.max_change = changes.fold(tally.max_change, f32::max);
+        let (rows, cols) = (values.rows(), values.cols());
+        let mut column = vec![0.0f32; rows];
+        let mut bytes = Vec::with_capacity(rows * self.dtype.block_bytes());
+        for c in 0..cols {
+            column.iter_mut().enumerate().for_each(|(r, x)| *x = values.row(r)[c]);
+            bytes.clear();
+            tally.exact &= encode(self.dtype, &column, &mut bytes).map_err(|value| self.unfit(value))?;
+            out.write_all(&bytes).map_err(FormatError::io(Path::new(&self.name), "write the tensor"))?;
+        }
+        Ok(())
     }
 
     fn unfit(&self, value: f32) -> Error {

@@ -12,6 +12,7 @@ pub const SPEC: Spec = Spec {
     source: "-",
     default_lr: 2e-5,
     adapter: false,
+    attach: |model, _| attach(model),
 };
 
 /// Marks every parameter trainable.
@@ -34,5 +35,5 @@ pub fn attach(model: &mut Model) -> Result<Attached> {
         model.params.get_mut(id).trainable = true;
     }
     let modules = ids.iter().map(|&id| model.params.get(id).name.clone()).collect();
-    Ok(Attached { modules, trainable: trainable_count(model) })
+    Ok(Attached { modules, trainable: trainable_count(model), ..Attached::default() })
 }

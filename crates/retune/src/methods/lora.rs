@@ -6,17 +6,21 @@ mod files;
 
 use retune_tensor::ops::{self, LoraBranch};
 use retune_tensor::rng::Stream;
-use retune_tensor::{ParamId, Params, Tape, Tensor, Var, Weight};
+use retune_tensor::{ParamId, Params, Tape, Tensor, Var};
 
-pub use files::{Source, load, save};
-use retune_formats::lora_config::{Bias, Init, LoraConfig};
+use files::save;
+
+pub use files::load;
+use retune_formats::lora_config::{Bias, Init, LoraConfig, Modules};
 use retune_formats::peft::{LoraParam, lora_key as key};
+use retune_formats::peft_common::Common;
 
 use super::targets::choose;
-use super::{Attached, Spec, trainable_count};
+use super::{Attached, Cost, Spec, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Linear, LinearDelta, Rows, Site};
+use crate::run_file::{RunFile, TargetModules};
 
 pub const SPEC: Spec = Spec {
     name: "lora",
@@ -24,6 +28,7 @@ pub const SPEC: Spec = Spec {
     source: "arXiv:2106.09685; rsLoRA arXiv:2312.03732",
     default_lr: 2e-4,
     adapter: true,
+    attach: |model, run| attach(model, &config_of(run), run.seed),
 };
 
 /// PEFT's targets for the decoders that are supported, where a configuration names none.
@@ -68,7 +73,13 @@ impl LinearDelta for LoraDelta {
         ops::linear(tape, x, &tape.weight(layer.weight), layer.bias_var(tape).as_ref(), &branches)
     }
 
-    fn merge(&self, params: &Params, _layer: &Linear, weight: &mut Tensor) -> Result<()> {
+    fn merge(
+        &self,
+        params: &Params,
+        _layer: &Linear,
+        weight: &mut Tensor,
+        _bias: Option<&mut Tensor>,
+    ) -> Result<()> {
         for branch in &self.branches {
             let (a, b) = (params.get(branch.a).weight.to_tensor(), params.get(branch.b).weight.to_tensor());
             add_product(weight, &a, &b, branch.scale);
@@ -121,13 +132,35 @@ fn check_supported(config: &LoraConfig) -> Result<bool> {
     Err(Error::Method(format!("LoRA with {} is not supported yet", refused.join(", "))))
 }
 
-/// Freezes the base and gives every chosen linear a trainable branch. Returns the configuration with its targets
-/// spelt out, as it is saved.
+/// A run file's settings as PEFT's configuration.
+fn config_of(run: &RunFile) -> LoraConfig {
+    let targets = match &run.lora.target_modules {
+        TargetModules::Pattern(text) if text == "all-linear" => Modules::AllLinear,
+        TargetModules::Pattern(text) => Modules::Pattern(text.clone()),
+        TargetModules::Names(names) => Modules::List(names.clone()),
+    };
+    LoraConfig {
+        r: run.lora.rank as usize,
+        lora_alpha: run.lora.lora_alpha,
+        lora_dropout: run.lora.lora_dropout,
+        target_modules: Some(targets),
+        use_rslora: run.lora.use_rslora,
+        common: Common {
+            task_type: Some("CAUSAL_LM".into()),
+            base_model_name_or_path: Some(run.model.display().to_string()),
+            ..Common::default()
+        },
+        ..LoraConfig::default()
+    }
+}
+
+/// Freezes the base and gives every chosen linear a trainable branch in slot 0. The configuration is saved with its
+/// targets spelt out.
 ///
 /// # Errors
 /// If a target is misspelt or nothing is chosen, a rank is out of range, or the configuration asks for what is not
 /// supported.
-pub fn attach(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<(LoraConfig, Attached)> {
+pub fn attach(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<Attached> {
     let gaussian = check_supported(config)?;
     let (paths, heads) = model.linear_paths();
     let chosen = choose(config, &paths, &heads, USUAL_TARGETS)?;
@@ -136,6 +169,7 @@ pub fn attach(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<(Lora
         return Err(Error::Method(format!("rank {rank} at {path} is out of range: 1 to 4096")));
     }
     model.params.freeze_all();
+    let mut cost = Cost::default();
     let Model { params, net, .. } = model;
     net.visit_sites(&mut |site| {
         let Site::Linear(layer) = site else { return };
@@ -144,17 +178,29 @@ pub fn attach(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<(Lora
             let a = initial_a(gaussian, r, layer.in_features, seed, &key(&layer.path, &LoraParam::A));
             let b = Tensor::zeros(layer.out_features, r);
             let branch = add_branch(params, "", layer, (a, b), scale, config.lora_dropout as f32);
-            layer.delta = Some(Box::new(LoraDelta { branches: vec![branch] }));
+            cost.add(&branch, layer, r);
+            layer.deltas.put(0, Box::new(LoraDelta { branches: vec![branch] }));
         }
     });
-    Ok((chosen.config, Attached { modules: chosen.modules, trainable: trainable_count(model) }))
+    remember(model, 0, SPEC.name, None);
+    let config = chosen.config;
+    Ok(Attached {
+        modules: chosen.modules,
+        trainable: trainable_count(model),
+        cost,
+        save: Some(Box::new(move |model, folder, readme| save(model, &config, folder, readme))),
+    })
 }
 
-/// What the branches of a model cost in memory, in elements per row: `(kept for the backward pass, widest input)`.
-pub fn activations_per_row(params: &Params) -> (usize, usize) {
-    let is_a = |name: &str| name.ends_with(".lora_A.weight");
-    let factors = params.iter().filter(|(_, p)| p.trainable && is_a(&p.name)).map(|(_, p)| &p.weight);
-    factors.fold((0, 0), |(kept, widest), a| (kept + a.rows(), widest.max(a.cols())))
+impl Cost {
+    /// A branch keeps `x Aᵀ` of each row; with dropout its dropped input, the recipe's source and its gradient exist
+    /// while the block runs.
+    fn add(&mut self, branch: &Branch, layer: &Linear, r: usize) {
+        self.kept_per_row += r;
+        if branch.dropout > 0.0 {
+            self.transient_per_row = self.transient_per_row.max(2 * layer.in_features);
+        }
+    }
 }
 
 /// Adds the factors `a` `[r, in]` and `b` `[out, r]` of a layer as trainable parameters; `prefix` tells adapters apart.
@@ -169,8 +215,8 @@ fn add_branch(
     let name = |param: &LoraParam| format!("{prefix}{}", key(&layer.path, param));
     let (a_shape, b_shape) = ([a.rows(), a.cols()], [b.rows(), b.cols()]);
     Branch {
-        a: params.add(name(&LoraParam::A), &a_shape, Weight::F32(a), true),
-        b: params.add(name(&LoraParam::B), &b_shape, Weight::F32(b), true),
+        a: params.add_adapter(name(&LoraParam::A), &a_shape, a),
+        b: params.add_adapter(name(&LoraParam::B), &b_shape, b),
         scale,
         dropout,
     }

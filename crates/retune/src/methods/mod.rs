@@ -4,8 +4,11 @@ pub mod full;
 pub mod lora;
 pub mod targets;
 
+use std::path::{Path, PathBuf};
+
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::{Model, OnModel};
+use crate::run_file::RunFile;
 
 /// A method as help texts and tables show it.
 pub struct Spec {
@@ -18,6 +21,8 @@ pub struct Spec {
     pub default_lr: f64,
     /// Whether the result is an adapter folder (else a whole model folder).
     pub adapter: bool,
+    /// Puts the method on slot 0 of a model, ready to be trained.
+    pub attach: fn(&mut Model, &RunFile) -> Result<Attached>,
 }
 
 /// All methods.
@@ -39,13 +44,65 @@ pub fn find(name: &str) -> Result<&'static Spec> {
     })
 }
 
+/// Writes what was trained into a folder; the text is its model card.
+pub type Save = Box<dyn Fn(&Model, &Path, Option<&str>) -> Result<()> + Send + Sync>;
+
+/// What a method costs in memory while training, in f32 elements per row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Kept in all blocks together until the backward pass.
+    pub kept_per_row: usize,
+    /// On top while one block runs.
+    pub transient_per_row: usize,
+}
+
 /// What a method did to a model.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Attached {
     /// Module paths that carry the method.
     pub modules: Vec<String>,
     /// Trainable values.
     pub trainable: usize,
+    pub cost: Cost,
+    /// `None`: the whole model is what was trained.
+    pub save: Option<Save>,
+}
+
+impl Attached {
+    /// Writes what was trained into a folder; `readme` is its model card. Does nothing where the whole model was.
+    ///
+    /// # Errors
+    /// If the folder cannot be written, or a value is not finite.
+    pub fn write(&self, model: &Model, folder: &Path, readme: Option<&str>) -> Result<()> {
+        self.save.as_ref().map_or(Ok(()), |save| save(model, folder, readme))
+    }
+}
+
+/// An adapter folder and the weight it counts with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    pub path: PathBuf,
+    pub weight: f32,
+}
+
+/// Puts the adapters of some folders, added up with their weights, into one slot of a model. The base is frozen; the
+/// adapter's own parameters are trainable, so that training may go on.
+///
+/// # Errors
+/// If a folder is damaged, or is for another model, or of a method that cannot be added up. The model is unchanged then.
+pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
+    lora::load(model, sources, slot)
+}
+
+/// Remembers what was put on a model: once for each slot.
+pub(crate) fn remember(model: &mut Model, slot: usize, method: &'static str, unmergeable: Option<&str>) {
+    model.adapters.retain(|on| on.slot != slot);
+    model.adapters.push(OnModel { slot, method, unmergeable: unmergeable.map(String::from) });
+}
+
+/// The name of a parameter of an adapter in a slot, from its name in the adapter's files.
+pub(crate) fn param_name(slot: usize, name: &str) -> String {
+    if slot == 0 { name.to_string() } else { format!("{slot}:{name}") }
 }
 
 /// Counts what is trainable now.

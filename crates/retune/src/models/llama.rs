@@ -6,16 +6,17 @@
 mod config;
 mod load;
 
-use std::sync::Arc;
-
 use retune_tensor::kernel::PackedLhs;
-use retune_tensor::ops::{self, AttentionShape, RopeTable};
-use retune_tensor::{Params, Segments, Tape, Tensor, Var};
+use retune_tensor::ops::{self, RopeTable};
+use retune_tensor::{Tape, Var};
 
 pub use config::LlamaConfig;
 
-use crate::models::{ActivationProfile, KvCache, ModelInfo, Spec, TextModel, rope};
-use crate::nn::{Embedding, Linear, Pass, RmsNorm, Rows, Site, linear_many};
+use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads, rope};
+use crate::nn::{
+    Attention, Embedding, Head, Hidden, KvCache, Linear, Meeting, Pass, Prompt, RmsNorm, Rows, Shared, Site,
+    SubLayer, linear_many,
+};
 
 pub const SPEC: Spec = Spec {
     model_types: &["llama", "mistral", "qwen2", "qwen3"],
@@ -25,78 +26,63 @@ pub const SPEC: Spec = Spec {
     fresh: load::fresh,
 };
 
-struct Attention {
+struct SelfAttention {
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
     /// Norms of each head's queries and keys (Qwen3).
     qk_norm: Option<(RmsNorm, RmsNorm)>,
-    shape: AttentionShape,
+    heads: Attention,
+    end: SubLayer,
 }
 
 struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
+    end: SubLayer,
 }
 
 struct Block {
     input_layernorm: RmsNorm,
-    attention: Attention,
+    attention: SelfAttention,
     post_attention_layernorm: RmsNorm,
     mlp: Mlp,
 }
 
-/// The network; its parameters lie in the model's [`Params`].
+/// The network; its parameters lie in the model's `Params`.
 pub struct Llama {
     config: LlamaConfig,
     inv_freq: Vec<f32>,
     embed_tokens: Embedding,
+    prompt: Prompt,
     blocks: Vec<Block>,
     norm: RmsNorm,
-    lm_head: Linear,
+    head: Head,
 }
 
-/// What all blocks of one pass share.
-#[derive(Clone)]
-struct Shared {
-    rows: Rows,
-    rope: RopeTable,
-}
+impl SelfAttention {
+    fn head_norm(&self, tape: &Tape, norm: &RmsNorm, x: &Var) -> Var {
+        let (rows, cols, head_dim) = (x.rows(), x.cols(), self.heads.shape.head_dim);
+        let heads = ops::reshape(tape, x, rows * cols / head_dim, head_dim);
+        ops::reshape(tape, &norm.forward(tape, &heads), rows, cols)
+    }
 
-impl Attention {
-    /// Rotated queries, rotated keys and values.
-    fn project(&self, tape: &Tape, shared: &Shared, x: &Var) -> (Var, Var, Var) {
+    /// Its output for the normed rows `x`.
+    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut KvCache>) -> Var {
         let [q, k, v] = linear_many(tape, &shared.rows, [&self.q_proj, &self.k_proj, &self.v_proj], x);
         let (q, k) = match &self.qk_norm {
             Some((q_norm, k_norm)) => (self.head_norm(tape, q_norm, &q), self.head_norm(tape, k_norm, &k)),
             None => (q, k),
         };
-        let head_dim = self.shape.head_dim;
-        (ops::rope(tape, q, head_dim, &shared.rope), ops::rope(tape, k, head_dim, &shared.rope), v)
-    }
-
-    fn head_norm(&self, tape: &Tape, norm: &RmsNorm, x: &Var) -> Var {
-        let (rows, cols, head_dim) = (x.rows(), x.cols(), self.shape.head_dim);
-        let heads = ops::reshape(tape, x, rows * cols / head_dim, head_dim);
-        ops::reshape(tape, &norm.forward(tape, &heads), rows, cols)
-    }
-
-    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var) -> Var {
-        let (q, k, v) = self.project(tape, shared, x);
-        let segments = &shared.rows.segments;
-        let o = ops::attention(tape, self.shape, &q, segments, &k, &v, segments);
+        let head_dim = self.heads.shape.head_dim;
+        let rotated = |x: Var| match &shared.rope {
+            Some(rope) => ops::rope(tape, x, head_dim, rope),
+            None => x,
+        };
+        let o = self.heads.forward(tape, shared, [&rotated(q), &rotated(k), &v], cache);
         self.o_proj.forward(tape, &shared.rows, &o)
-    }
-
-    fn cached(&self, tape: &Tape, shared: &Shared, x: &Var, layer: usize, cache: &mut KvCache) -> Var {
-        let (q, k, v) = self.project(tape, shared, x);
-        let total = Segments::from_lengths(&[cache.len + x.rows()]);
-        let (keys, values) = cache.append(layer, k.value(), v.value());
-        let (o, _) =
-            ops::attention_values(&self.shape, q.value(), &shared.rows.segments, keys, values, &total);
-        self.o_proj.forward(tape, &shared.rows, &Var::constant(o))
     }
 }
 
@@ -108,20 +94,17 @@ impl Mlp {
 }
 
 impl Block {
-    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var) -> Var {
-        let attended = self.attention.forward(tape, shared, &self.input_layernorm.forward(tape, x));
-        self.feed_forward(tape, shared, &ops::add(tape, x, &attended))
-    }
-
-    fn feed_forward(&self, tape: &Tape, shared: &Shared, x: &Var) -> Var {
-        let out = self.mlp.forward(tape, shared, &self.post_attention_layernorm.forward(tape, x));
-        ops::add(tape, x, &out)
-    }
-
-    fn cached(&self, tape: &Tape, shared: &Shared, x: &Var, layer: usize, cache: &mut KvCache) -> Var {
-        let normed = self.input_layernorm.forward(tape, x);
-        let attended = self.attention.cached(tape, shared, &normed, layer, cache);
-        self.feed_forward(tape, shared, &ops::add(tape, x, &attended))
+    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut KvCache>) -> Var {
+        let rows = &shared.rows;
+        let input = self.input_layernorm.forward(tape, x);
+        let output = self.attention.forward(tape, shared, &input, cache);
+        let meeting = Meeting { input: &input, output: &output, residual: x, norm: None };
+        let x = self.attention.end.forward(tape, rows, meeting);
+        drop((input, output));
+        let input = self.post_attention_layernorm.forward(tape, &x);
+        let output = self.mlp.forward(tape, shared, &input);
+        let meeting = Meeting { input: &input, output: &output, residual: &x, norm: None };
+        self.mlp.end.forward(tape, rows, meeting)
     }
 
     fn linears(&self) -> [&Linear; 7] {
@@ -129,28 +112,17 @@ impl Block {
         [&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj, &m.gate_proj, &m.up_proj, &m.down_proj]
     }
 
-    fn linears_mut(&mut self) -> [&mut Linear; 7] {
+    fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
         let (a, m) = (&mut self.attention, &mut self.mlp);
-        [
-            &mut a.q_proj,
-            &mut a.k_proj,
-            &mut a.v_proj,
-            &mut a.o_proj,
-            &mut m.gate_proj,
-            &mut m.up_proj,
-            &mut m.down_proj,
-        ]
-    }
-}
-
-impl Llama {
-    fn shared(&self, segments: &Segments, first_position: usize, pass: &Pass) -> Shared {
-        let positions: Vec<usize> =
-            segments.ranges().flat_map(|r| (0..r.len()).map(|i| first_position + i)).collect();
-        Shared {
-            rows: Rows::new(segments.clone(), pass),
-            rope: RopeTable::new(&positions, &self.inv_freq, 1.0),
+        for linear in [&mut a.q_proj, &mut a.k_proj, &mut a.v_proj, &mut a.o_proj] {
+            visit(Site::Linear(linear));
         }
+        visit(Site::Attention(&mut a.heads));
+        visit(Site::SubLayer(&mut a.end));
+        for linear in [&mut m.gate_proj, &mut m.up_proj, &mut m.down_proj] {
+            visit(Site::Linear(linear));
+        }
+        visit(Site::SubLayer(&mut m.end));
     }
 }
 
@@ -162,54 +134,68 @@ impl TextModel for Llama {
             layers: self.blocks.len(),
             vocab_size: self.config.vocab_size,
             context_length: self.config.max_position_embeddings,
+            decoder: true,
         }
     }
 
-    fn hidden<'p>(&'p self, tape: &Tape<'p>, ids: &[u32], segments: &Segments, pass: &Pass) -> Var {
-        let shared = Arc::new(self.shared(segments, 0, pass));
-        let mut x = self.embed_tokens.forward(tape, ids);
-        for block in &self.blocks {
-            x = if pass.checkpoint {
-                let shared = shared.clone();
-                tape.checkpoint(&x, move |tape, x| block.forward(tape, &shared, x))
-            } else {
-                block.forward(tape, &shared, &x)
-            };
+    fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden {
+        let rows = Rows::new(input.segments.clone(), pass);
+        let x = self.embed_tokens.forward(tape, &rows, input.ids);
+        if input.before.is_some() {
+            return Hidden { x, rows };
         }
-        self.norm.forward(tape, &x)
+        let (x, rows) = self.prompt.lengthen(tape, &rows, x);
+        Hidden { x, rows }
     }
 
-    fn hidden_cached(&self, params: &Params, ids: &[u32], cache: &mut KvCache) -> Tensor {
-        let tape = Tape::inference(params);
-        let shared = self.shared(&Segments::from_lengths(&[ids.len()]), cache.len, &Pass::default());
-        let mut x = self.embed_tokens.forward(&tape, ids);
-        for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.cached(&tape, &shared, &x, layer, cache);
-        }
-        cache.len += ids.len();
-        self.norm.forward(&tape, &x).value().clone()
+    fn shared(&self, rows: &Rows, before: Option<usize>) -> Shared {
+        let rope = RopeTable::new(&self.positions(rows, before), &self.inv_freq, 1.0);
+        Shared { rows: rows.clone(), rope: Some(rope) }
     }
 
-    fn head(&self) -> &Linear {
-        &self.lm_head
+    fn blocks(&self) -> usize {
+        self.blocks.len()
     }
 
-    fn linears(&self) -> Vec<&Linear> {
-        self.blocks.iter().flat_map(Block::linears).chain([&self.lm_head]).collect()
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var {
+        self.blocks[index].forward(tape, shared, x, cache)
+    }
+
+    fn finish(&self, tape: &Tape, x: &Var) -> Var {
+        self.norm.forward(tape, x)
+    }
+
+    fn attention(&self, layer: usize) -> &Attention {
+        &self.blocks[layer].attention.heads
+    }
+
+    fn prompt_rows(&self, slot: Option<usize>) -> usize {
+        self.prompt.virtual_rows(slot)
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn trunk_linears(&self) -> Vec<&Linear> {
+        self.blocks.iter().flat_map(Block::linears).collect()
+    }
+
+    fn embeddings(&self) -> Vec<&Embedding> {
+        vec![&self.embed_tokens]
     }
 
     fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
         visit(Site::Embedding(&mut self.embed_tokens));
-        for block in &mut self.blocks {
-            for linear in block.linears_mut() {
-                visit(Site::Linear(linear));
-            }
-        }
-        visit(Site::Linear(&mut self.lm_head));
+        visit(Site::Prompt(&mut self.prompt));
+        self.blocks.iter_mut().for_each(|block| block.visit_sites(visit));
+        self.head.visit_sites(visit);
     }
 
     fn config_json(&self) -> serde_json::Value {
-        self.config.to_json()
+        let mut value = self.config.to_json();
+        heads::describe(&self.head, self.config.class_name(), &mut value);
+        value
     }
 
     fn activation_profile(&self) -> ActivationProfile {
@@ -237,10 +223,6 @@ impl TextModel for Llama {
             input_per_row: c.hidden_size,
             logits: c.vocab_size,
         }
-    }
-
-    fn new_cache(&self, rows: usize) -> KvCache {
-        KvCache::new(self.blocks.len(), rows, self.config.num_key_value_heads * self.config.head_dim)
     }
 }
 

@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use retune_formats::{Dtype, TensorInfo, TensorSource};
 use retune_tensor::memory::Counted;
+use retune_tensor::rng::Stream;
 use retune_tensor::storage::{self, Format};
 use retune_tensor::{ParamId, Params, Tensor, Weight};
 
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
 use crate::models::fresh::Draw;
+
+/// Standard deviation of a new head's weights.
+const HEAD_STD: f32 = 0.02;
 
 /// How the frozen weights are held in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -115,6 +119,36 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Marks all tensors whose Hugging Face names start so as known though not used.
+    pub fn ignore_under(&mut self, prefix: &str) {
+        if let Origin::Files(files) = &mut self.origin {
+            let source = files.source;
+            let stored = (files.rename)(prefix);
+            let under = source.tensors().iter().map(|t| &t.name).filter(|name| name.starts_with(&stored));
+            files.used.extend(under.cloned());
+        }
+    }
+
+    /// A matrix `[rows, cols]` in f32 whatever the storage of the others: heads, which are trained.
+    pub fn matrix_f32(&mut self, name: &str, rows: usize, cols: usize) -> Result<ParamId> {
+        let id = self.matrix(name, rows, cols, None)?;
+        let values = self.params.get(id).weight.to_tensor();
+        self.params.get_mut(id).weight = Weight::F32(values);
+        Ok(id)
+    }
+
+    /// A new matrix `[rows, cols]`, `N(0, 0.02)`: transformers' initialisation of heads.
+    pub fn drawn(&mut self, name: &str, rows: usize, cols: usize, seed: u64) -> ParamId {
+        let stream = Stream::named(seed, name);
+        let values = Tensor::from_fn(rows, cols, |r, c| HEAD_STD * stream.normal((r * cols + c) as u64));
+        self.params.add(name, &[rows, cols], Weight::F32(values), false)
+    }
+
+    /// A new vector of zeros.
+    pub fn zeros(&mut self, name: &str, len: usize) -> ParamId {
+        self.params.add(name, &[len], Weight::F32(Tensor::zeros(1, len)), false)
+    }
+
     /// A vector `[len]` in f32: norms and biases. `order` takes row `i` from the file's row `order(i)`.
     pub fn vector(
         &mut self,
@@ -142,6 +176,18 @@ impl<'a> Loader<'a> {
             Origin::Fresh(draw) => Weight::F32(draw.matrix(name, rows, cols)?),
         };
         Ok(self.params.add(name, &[rows, cols], weight, false))
+    }
+
+    /// As [`Loader::matrix`] for a weight that the files hold as `[cols, rows]` (transformers' `Conv1D`). It is written
+    /// as it was read: [`retune_tensor::Param::transposed`].
+    pub fn matrix_transposed(&mut self, name: &str, rows: usize, cols: usize) -> Result<ParamId> {
+        let weight = match &mut self.origin {
+            Origin::Files(files) => files.matrix_transposed(name, rows, cols)?,
+            Origin::Fresh(draw) => Weight::F32(draw.matrix(name, rows, cols)?),
+        };
+        let id = self.params.add(name, &[rows, cols], weight, false);
+        self.params.get_mut(id).transposed = true;
+        Ok(id)
     }
 
     /// The parameters, if every tensor of the files was used; buffers that some writers add are let pass.
@@ -186,14 +232,29 @@ impl Files<'_> {
         order: Option<&dyn Fn(usize) -> usize>,
     ) -> Result<Weight> {
         let info = self.info(name, &[rows, cols])?;
-        let format = format_of(info.dtype).ok_or_else(|| {
-            self.fail(&info.name, format!("weights of type {} cannot be used", info.dtype.name()))
-        })?;
+        let format = self.format(&info)?;
         let mut bytes = self.source.read(&info.name)?;
         if let Some(order) = order {
             bytes = reorder(&bytes, rows, order);
         }
         self.choose(format, rows, cols, bytes).map_err(|e| self.fail(&info.name, e.to_string()))
+    }
+
+    fn matrix_transposed(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        let info = self.info(name, &[cols, rows])?;
+        let format = self.format(&info)?;
+        if !matches!(format.name(), "f32" | "f16" | "bf16") {
+            let what = format!("weights of type {} cannot be transposed", info.dtype.name());
+            return Err(self.fail(&info.name, what));
+        }
+        let bytes = transpose(&self.source.read(&info.name)?, cols, rows);
+        self.choose(format, rows, cols, bytes).map_err(|e| self.fail(&info.name, e.to_string()))
+    }
+
+    fn format(&self, info: &TensorInfo) -> Result<Format> {
+        format_of(info.dtype).ok_or_else(|| {
+            self.fail(&info.name, format!("weights of type {} cannot be used", info.dtype.name()))
+        })
     }
 
     fn choose(
@@ -242,6 +303,19 @@ impl Files<'_> {
         }
         Ok(())
     }
+}
+
+/// `[rows, cols]` values of any width in bytes as `[cols, rows]`.
+fn transpose(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
+    let width = bytes.len() / (rows * cols).max(1);
+    let mut out = Vec::with_capacity(bytes.len());
+    for c in 0..cols {
+        for r in 0..rows {
+            let at = (r * cols + c) * width;
+            out.extend_from_slice(&bytes[at..at + width]);
+        }
+    }
+    out
 }
 
 /// Rows in another order, whole rows of bytes at a time.

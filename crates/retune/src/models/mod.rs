@@ -3,16 +3,21 @@
 pub mod config;
 pub mod files;
 pub mod fresh;
+pub mod heads;
 pub mod llama;
 pub mod loader;
 pub mod rope;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 
 use crate::error::{Error, Result};
-use crate::nn::{Linear, Pass, Site};
+use crate::nn::{
+    Active, Attention, Embedding, Head, Hidden, KvCache, LanguageModelHead, Linear, Pass, Pooling, Problem,
+    Rows, Shared, Site,
+};
 pub use files::ModelFiles;
 pub use loader::StorageChoice;
 
@@ -22,7 +27,7 @@ pub struct Spec {
     pub model_types: &'static [&'static str],
     pub name: &'static str,
     pub summary: &'static str,
-    pub load: fn(&ModelFiles, StorageChoice) -> Result<Model>,
+    pub load: fn(&ModelFiles, StorageChoice, &HeadRequest) -> Result<Model>,
     /// The parameters of a model of this configuration, freshly drawn.
     pub fresh: fn(&config::Config, fresh::Draw) -> Result<Params>,
 }
@@ -31,6 +36,28 @@ pub struct Spec {
 pub const MODELS: &[&Spec] = &[
     &llama::SPEC, //
 ];
+
+/// The head that a model is loaded with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum HeadRequest {
+    /// What the files have.
+    #[default]
+    AsFile,
+    /// A classifier over these labels. It takes the files' weights if their shapes fit and `keep` is set; else it is
+    /// drawn from the seed.
+    Classifier {
+        problem: Problem,
+        labels: Vec<String>,
+        /// `None`: as transformers does for the architecture.
+        pooling: Option<Pooling>,
+        keep: bool,
+        seed: u64,
+    },
+    /// A language model's head: it must be in the files.
+    LanguageModel,
+    /// The trunk alone.
+    None,
+}
 
 /// Sizes that reports and plans need.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +69,8 @@ pub struct ModelInfo {
     pub vocab_size: usize,
     /// `max_position_embeddings`: the longest text the model was made for.
     pub context_length: usize,
+    /// Each row sees those before it alone, so that text can be generated.
+    pub decoder: bool,
 }
 
 /// What a training step keeps in memory, for the plan. Elements are f32.
@@ -62,22 +91,55 @@ pub struct ActivationProfile {
     pub logits: usize,
 }
 
-/// A text trunk with a language-model head, as tasks and generation see it.
+/// Some texts laid end to end.
+#[derive(Clone, Copy)]
+pub struct TextInput<'a> {
+    /// Below the vocabulary size.
+    pub ids: &'a [u32],
+    /// 0 for a text, 1 for the second of a pair; empty: all 0.
+    pub token_types: &'a [u32],
+    pub segments: &'a Segments,
+    /// Rows of the same text before these, in a cache: a soft prompt is among them already.
+    pub before: Option<usize>,
+}
+
+impl<'a> TextInput<'a> {
+    /// Single texts.
+    pub fn new(ids: &'a [u32], segments: &'a Segments) -> TextInput<'a> {
+        TextInput { ids, token_types: &[], segments, before: None }
+    }
+}
+
+/// A text trunk with its head, as tasks and generation see it: embedded rows, blocks, a last norm.
 pub trait TextModel: Send + Sync {
     fn info(&self) -> ModelInfo;
 
-    /// The normed hidden rows `[T, C]` of texts laid end to end. Ids must be below the vocabulary size.
-    fn hidden<'p>(&'p self, tape: &Tape<'p>, ids: &[u32], segments: &Segments, pass: &Pass) -> Var;
+    /// The rows that the first block reads, virtual ones of a soft prompt included.
+    fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden;
 
-    /// As [`TextModel::hidden`] for the next rows of one text whose earlier keys and values are in `cache`.
-    fn hidden_cached(&self, params: &Params, ids: &[u32], cache: &mut KvCache) -> Tensor;
+    /// What all blocks share for these rows; `before` as in [`TextInput`].
+    fn shared(&self, rows: &Rows, before: Option<usize>) -> Shared;
 
-    fn head(&self) -> &Linear;
+    fn blocks(&self) -> usize;
 
-    /// All linear layers, the head last.
-    fn linears(&self) -> Vec<&Linear>;
+    /// One block, `[T, C]` to `[T, C]`. With a cache, over the keys and values of the rows before too.
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var;
 
-    /// Calls `visit` with every site, in order.
+    /// After the last block: the norm, where the model has one there.
+    fn finish(&self, tape: &Tape, x: &Var) -> Var;
+
+    /// The heads of a layer.
+    fn attention(&self, layer: usize) -> &Attention;
+
+    fn head(&self) -> &Head;
+
+    /// The linears of the trunk, without the head's.
+    fn trunk_linears(&self) -> Vec<&Linear>;
+
+    /// The token tables.
+    fn embeddings(&self) -> Vec<&Embedding>;
+
+    /// Calls `visit` with every site, in order, the head's last.
     fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>));
 
     /// The model as a Hugging Face `config.json`.
@@ -85,61 +147,147 @@ pub trait TextModel: Send + Sync {
 
     fn activation_profile(&self) -> ActivationProfile;
 
-    /// A cache for texts of up to `rows` rows.
-    fn new_cache(&self, rows: usize) -> KvCache;
-}
-
-/// Keys and values of one text, layer by layer.
-pub struct KvCache {
-    /// `(keys, values)`, each `[capacity, kv_heads * head_dim]` of which `len` rows are filled.
-    pub layers: Vec<(Tensor, Tensor)>,
-    pub len: usize,
-    pub capacity: usize,
-}
-
-impl KvCache {
-    pub fn new(layers: usize, capacity: usize, kv_cols: usize) -> KvCache {
-        let one = || Tensor::zeros(capacity, kv_cols);
-        KvCache { layers: (0..layers).map(|_| (one(), one())).collect(), len: 0, capacity }
+    /// The normed hidden rows of texts.
+    fn hidden<'p>(&'p self, tape: &Tape<'p>, input: &TextInput, pass: &Pass) -> Hidden {
+        let embedded = self.embed(tape, input, pass);
+        self.upper(tape, embedded, 0, pass)
     }
 
-    /// Appends rows to one layer's keys and values; [`KvCache::len`] moves when all layers are done.
-    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (&[f32], &[f32]) {
-        let at = self.len * k.cols();
-        let (keys, values) = &mut self.layers[layer];
-        keys.data_mut()[at..at + k.len()].copy_from_slice(k.data());
-        values.data_mut()[at..at + v.len()].copy_from_slice(v.data());
-        (keys.data(), values.data())
+    /// Blocks `from..` and the last norm, over the rows that block `from` reads.
+    fn upper<'p>(&'p self, tape: &Tape<'p>, hidden: Hidden, from: usize, pass: &Pass) -> Hidden {
+        let Hidden { mut x, rows } = hidden;
+        let shared = Arc::new(self.shared(&rows, None));
+        for index in from..self.blocks() {
+            x = if pass.checkpoint {
+                let shared = shared.clone();
+                tape.checkpoint(&x, move |tape, x| self.block(tape, &shared, index, x, None))
+            } else {
+                self.block(tape, &shared, index, &x, None)
+            };
+        }
+        Hidden { x: self.finish(tape, &x), rows }
+    }
+
+    /// The rows that block `to` reads: the embedded texts through the blocks below it. Nothing is recorded.
+    fn lower(&self, params: &Params, input: &TextInput, to: usize, pass: &Pass) -> Hidden {
+        let tape = Tape::inference(params);
+        let Hidden { mut x, rows } = self.embed(&tape, input, pass);
+        let shared = self.shared(&rows, None);
+        for index in 0..to {
+            x = self.block(&tape, &shared, index, &x, None);
+        }
+        Hidden { x, rows }
+    }
+
+    /// The normed hidden rows `[n, C]` of the next rows of one text whose earlier keys and values are in `cache`. The
+    /// first call puts the adapter's prefix or soft prompt in front.
+    fn hidden_cached(&self, params: &Params, ids: &[u32], cache: &mut KvCache) -> Tensor {
+        let tape = Tape::inference(params);
+        let slot = cache.active.of(0);
+        let before = (cache.len > 0).then_some(cache.len);
+        if before.is_none() {
+            for layer in 0..self.blocks() {
+                self.attention(layer).start_cache(&tape, slot, cache);
+            }
+            cache.len = self.prefix_rows(slot);
+            cache.virtual_rows = self.virtual_rows(slot);
+        }
+        let pass = Pass { active: cache.active.clone(), ..Pass::default() };
+        let segments = Segments::from_lengths(&[ids.len()]);
+        let input = TextInput { before, ..TextInput::new(ids, &segments) };
+        let Hidden { mut x, rows } = self.embed(&tape, &input, &pass);
+        let shared = self.shared(&rows, before);
+        for index in 0..self.blocks() {
+            x = self.block(&tape, &shared, index, &x, Some(cache));
+        }
+        cache.len += x.rows();
+        self.finish(&tape, &x).value().clone()
+    }
+
+    /// The position of each of `rows`; `before` as in [`TextInput`]. Real rows stand behind a prefix.
+    fn positions(&self, rows: &Rows, before: Option<usize>) -> Vec<usize> {
+        let first = |example| before.unwrap_or_else(|| self.prefix_rows(rows.active.of(example)));
+        let ranges = rows.segments.ranges().enumerate();
+        ranges.flat_map(|(example, r)| (0..r.len()).map(move |i| first(example) + i)).collect()
+    }
+
+    /// Keys in front of each example's that goes through this slot.
+    fn prefix_rows(&self, slot: Option<usize>) -> usize {
+        if self.blocks() == 0 { 0 } else { self.attention(0).prefix_rows(slot) }
+    }
+
+    /// Virtual tokens of a soft prompt in front of each example that goes through this slot: they are rows.
+    fn prompt_rows(&self, slot: Option<usize>) -> usize;
+
+    /// Positions that an adapter takes from the model's context.
+    fn virtual_rows(&self, slot: Option<usize>) -> usize {
+        self.prefix_rows(slot) + self.prompt_rows(slot)
+    }
+
+    /// The head of a language model.
+    fn language_model(&self) -> Option<&LanguageModelHead> {
+        match self.head() {
+            Head::LanguageModel(head) => Some(head),
+            _ => None,
+        }
+    }
+
+    /// All linear layers, the head's last.
+    fn linears(&self) -> Vec<&Linear> {
+        let mut all = self.trunk_linears();
+        all.extend(self.head().linears());
+        all
+    }
+
+    /// A cache for a text of up to `rows` rows of its own through an adapter.
+    fn new_cache(&self, rows: usize, active: Active) -> KvCache {
+        let layers = self.blocks();
+        let cols = (0..layers).map(|l| &self.attention(l).shape).map(|s| s.kv_heads * s.head_dim).max();
+        let capacity = rows + self.virtual_rows(active.of(0));
+        KvCache::new(layers, capacity, cols.unwrap_or(0), active)
     }
 }
 
-/// A loaded model: its parameters, its network, and where it came from.
+/// An adapter that was put on a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OnModel {
+    pub slot: usize,
+    pub method: &'static str,
+    /// Why it cannot become part of the weights, if it cannot.
+    pub unmergeable: Option<String>,
+}
+
+/// A loaded model: its parameters, its network, where it came from, and what was put on it.
 pub struct Model {
     pub params: Params,
     pub net: Box<dyn TextModel>,
     pub files: ModelFiles,
+    pub adapters: Vec<OnModel>,
 }
 
 impl Model {
-    /// Opens a Hugging Face folder or a GGUF file.
+    /// Opens a Hugging Face folder or a GGUF file, with the head that it has.
     ///
     /// # Errors
     /// If the files are damaged, the architecture is unknown, or a tensor is missing, unexpected or of a wrong shape.
     pub fn load(path: &Path, storage: StorageChoice) -> Result<Model> {
+        Model::load_with(path, storage, &HeadRequest::AsFile)
+    }
+
+    /// As [`Model::load`], with a head of one's choice.
+    ///
+    /// # Errors
+    /// Besides: if the architecture or its files cannot have such a head.
+    pub fn load_with(path: &Path, storage: StorageChoice, head: &HeadRequest) -> Result<Model> {
         let files = ModelFiles::open(path)?;
         let spec = spec_of(&files)?;
-        (spec.load)(&files, storage)
+        (spec.load)(&files, storage, head)
     }
 
     /// Module paths of all linear layers, and those of them that are heads.
-    pub fn linear_paths(&mut self) -> (Vec<String>, Vec<String>) {
-        let mut all = Vec::new();
-        self.net.visit_sites(&mut |site| {
-            if let Site::Linear(layer) = site {
-                all.push(layer.path.clone());
-            }
-        });
-        (all, vec![self.net.head().path.clone()])
+    pub fn linear_paths(&self) -> (Vec<String>, Vec<String>) {
+        let paths = |layers: Vec<&Linear>| layers.into_iter().map(|layer| layer.path.clone()).collect();
+        (paths(self.net.linears()), paths(self.net.head().linears()))
     }
 
     /// Checks ids before they index a table.

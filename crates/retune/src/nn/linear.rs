@@ -4,15 +4,25 @@ use retune_tensor::ops;
 use retune_tensor::{ParamId, Params, Tape, Tensor, Var, kernel};
 
 use crate::error::Result;
-use crate::nn::Rows;
+use crate::nn::{Rows, Slots};
 
-/// What a method puts into [`Linear::delta`].
+/// What a method puts into [`Linear::deltas`].
 pub trait LinearDelta: Send + Sync {
     /// The layer's output `[T, N]` with the method's part.
     fn forward(&self, tape: &Tape, rows: &Rows, layer: &Linear, x: &Var) -> Var;
 
-    /// Adds the method's part to the layer's weight `[N, K]`, where the mathematics allows a merge.
-    fn merge(&self, params: &Params, layer: &Linear, weight: &mut Tensor) -> Result<()>;
+    /// Changes the layer's weight `[N, K]`, and its bias `[1, N]` if it has one, so that the plain layer gives what
+    /// [`LinearDelta::forward`] does.
+    ///
+    /// # Errors
+    /// Where the mathematics does not allow it.
+    fn merge(
+        &self,
+        params: &Params,
+        layer: &Linear,
+        weight: &mut Tensor,
+        bias: Option<&mut Tensor>,
+    ) -> Result<()>;
 }
 
 /// A linear layer at a module path.
@@ -25,16 +35,44 @@ pub struct Linear {
     pub bias: Option<ParamId>,
     pub in_features: usize,
     pub out_features: usize,
-    pub delta: Option<Box<dyn LinearDelta>>,
+    /// transformers' `Conv1D` (GPT-2): its files hold the weight as `[K, N]`; PEFT calls it `fan_in_fan_out`.
+    pub fan_in_fan_out: bool,
+    pub deltas: Slots<dyn LinearDelta>,
 }
 
 impl Linear {
+    /// A layer without a method on it.
+    pub fn new(
+        path: impl Into<String>,
+        weight: ParamId,
+        bias: Option<ParamId>,
+        (out_features, in_features): (usize, usize),
+    ) -> Linear {
+        Linear {
+            path: path.into(),
+            weight,
+            bias,
+            in_features,
+            out_features,
+            fan_in_fan_out: false,
+            deltas: Slots::default(),
+        }
+    }
+
     /// `x` `[T, K]` to `[T, N]`.
     pub fn forward(&self, tape: &Tape, rows: &Rows, x: &Var) -> Var {
-        match &self.delta {
-            Some(delta) => delta.forward(tape, rows, self, x),
-            None => ops::linear(tape, x, &tape.weight(self.weight), self.bias_var(tape).as_ref(), &[]),
+        if self.deltas.is_empty() {
+            return self.plain(tape, x);
         }
+        rows.by_adapter(tape, [x], |slot, rows, [x]| match self.deltas.get(slot) {
+            Some(delta) => delta.forward(tape, rows, self, x),
+            None => self.plain(tape, x),
+        })
+    }
+
+    /// The layer without any method.
+    pub fn plain(&self, tape: &Tape, x: &Var) -> Var {
+        ops::linear(tape, x, &tape.weight(self.weight), self.bias_var(tape).as_ref(), &[])
     }
 
     pub fn bias_var(&self, tape: &Tape) -> Option<Var> {
@@ -45,7 +83,7 @@ impl Linear {
 /// Several layers of the same input. A single row through layers without deltas goes through one parallel region,
 /// whose cost would otherwise count in generation.
 pub fn linear_many<const N: usize>(tape: &Tape, rows: &Rows, layers: [&Linear; N], x: &Var) -> [Var; N] {
-    let plain = layers.iter().all(|l| l.delta.is_none() && l.bias.is_none());
+    let plain = layers.iter().all(|l| l.deltas.is_empty() && l.bias.is_none());
     if tape.is_recording() || !plain || x.rows() > 1 {
         return layers.map(|layer| layer.forward(tape, rows, x));
     }

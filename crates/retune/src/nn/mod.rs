@@ -1,14 +1,26 @@
 //! Layers: parameters with their sites. A layer knows no method; a method puts its own code into the sites.
 
+pub mod attention;
 pub mod embedding;
+pub mod head;
+pub mod kv_cache;
 pub mod linear;
 pub mod norm;
 pub mod pass;
+pub mod prompt;
+pub mod slots;
+pub mod sub_layer;
 
-pub use embedding::Embedding;
+pub use attention::{Attention, AttentionPrefix};
+pub use embedding::{Embedding, EmbeddingDelta};
+pub use head::{Classifier, Head, Hidden, LanguageModelHead, Pooling, Problem};
+pub use kv_cache::KvCache;
 pub use linear::{Linear, LinearDelta, linear_many};
-pub use norm::RmsNorm;
-pub use pass::{Dropouts, Pass, Rows};
+pub use norm::{LayerNorm, RmsNorm};
+pub use pass::{Active, Dropouts, Pass, Rows, Shared};
+pub use prompt::{Prompt, PromptRows};
+pub use slots::Slots;
+pub use sub_layer::{Meeting, SubLayer, SubLayerDelta, SubLayerKind};
 
 /// A place in a model where a method may act, with its module path.
 pub enum Site<'a> {
@@ -16,4 +28,10 @@ pub enum Site<'a> {
     Linear(&'a mut Linear),
     /// A token table.
     Embedding(&'a mut Embedding),
+    /// Keys and values that a method may put others in front of.
+    Attention(&'a mut Attention),
+    /// Where a sub-layer's output meets the residual stream.
+    SubLayer(&'a mut SubLayer),
+    /// The rows in front of the embedded tokens.
+    Prompt(&'a mut Prompt),
 }

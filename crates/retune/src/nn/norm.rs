@@ -1,4 +1,4 @@
-//! RMS norm with its weight.
+//! Norms with their weights.
 
 use retune_tensor::ops;
 use retune_tensor::{ParamId, Tape, Var};
@@ -15,5 +15,22 @@ impl RmsNorm {
     /// `x` `[T, C]`.
     pub fn forward(&self, tape: &Tape, x: &Var) -> Var {
         ops::rms_norm(tape, x, &tape.param(self.weight), self.eps)
+    }
+}
+
+/// `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
+pub struct LayerNorm {
+    pub path: String,
+    /// `[C]`.
+    pub weight: ParamId,
+    /// `[C]`.
+    pub bias: ParamId,
+    pub eps: f32,
+}
+
+impl LayerNorm {
+    /// `x` `[T, C]`.
+    pub fn forward(&self, tape: &Tape, x: &Var) -> Var {
+        ops::layer_norm(tape, x, &tape.param(self.weight), &tape.param(self.bias), self.eps)
     }
 }

@@ -12,7 +12,7 @@ use super::error::Result;
 use super::memory_limit::MemoryLimit;
 use super::order::largest_batch;
 use super::settings::TrainSettings;
-use crate::methods::lora;
+use crate::methods::Cost;
 use crate::models::Model;
 use crate::objective::Objective;
 use crate::run_file::Checkpointing;
@@ -48,20 +48,17 @@ fn held(bytes: u64) -> u64 {
 }
 
 impl ActivationProfile {
-    /// The profile of a model with its method on; `dropout`: whether the adapters' inputs are dropped.
-    pub fn of(model: &Model, dropout: bool) -> ActivationProfile {
+    /// The profile of a model with its method on, and what that costs.
+    pub fn of(model: &Model, cost: Cost) -> ActivationProfile {
         const F32: u64 = 4;
         let trainable = || model.params.iter().map(|(_, p)| p).filter(|p| p.trainable);
         let base = model.net.activation_profile();
-        let (branches, widest) = lora::activations_per_row(&model.params);
-        // The dropped input, its recipe's source, and its gradient.
-        let dropped = if dropout { 2 * widest } else { 0 };
         let elements = |n: usize| F32 * n as u64;
         ActivationProfile {
             blocks: base.blocks as u64,
             block_input: elements(base.input_per_row),
-            block_kept: elements(base.kept_per_row + branches.div_ceil(base.blocks.max(1))),
-            block_transient: elements(base.transient_per_row + dropped),
+            block_kept: elements(base.kept_per_row + cost.kept_per_row.div_ceil(base.blocks.max(1))),
+            block_transient: elements(base.transient_per_row + cost.transient_per_row),
             outside_kept: elements(base.shared_per_row),
             inference: elements(base.inference_per_row),
             head_per_target: elements(2 * base.input_per_row),

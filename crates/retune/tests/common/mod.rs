@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use retune::models::{Model, StorageChoice};
-use retune::nn::Pass;
+use retune::models::{Model, StorageChoice, TextInput};
+use retune::nn::{LanguageModelHead, Pass};
 use retune_formats::{TensorSource, safetensors};
 use retune_tensor::ops::{self, AdamW, LossRows, adamw_step};
 use retune_tensor::{Gradients, ParamId, Segments, Tape, Tensor};
@@ -88,20 +88,24 @@ pub fn load(path: &Path, storage: StorageChoice) -> Model {
     Model::load(path, storage).unwrap_or_else(|e| panic!("{e}"))
 }
 
+pub fn lm_head(model: &Model) -> &LanguageModelHead {
+    model.net.language_model().expect("a language model")
+}
+
 /// All logits, packed.
 pub fn logits(model: &Model, inputs: &Inputs) -> Tensor {
     let tape = Tape::inference(&model.params);
-    let hidden = model.net.hidden(&tape, &inputs.ids, &inputs.segments, &Pass::default());
-    let rows = retune::nn::Rows::new(inputs.segments.clone(), &Pass::default());
-    model.net.head().forward(&tape, &rows, &hidden).value().clone()
+    let input = TextInput::new(&inputs.ids, &inputs.segments);
+    let hidden = model.net.hidden(&tape, &input, &Pass::default());
+    lm_head(model).forward(&tape, &hidden.rows, &hidden.x).value().clone()
 }
 
 /// Loss and gradients of one batch.
 pub fn loss_and_gradients(model: &Model, inputs: &Inputs, pass: &Pass) -> (f32, Gradients) {
     let tape = Tape::new(&model.params);
-    let hidden = model.net.hidden(&tape, &inputs.ids, &inputs.segments, pass);
-    let head = tape.weight(model.net.head().weight);
-    let loss = ops::linear_cross_entropy(&tape, &hidden, &head, &inputs.labels);
+    let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), pass);
+    let head = tape.weight(lm_head(model).linear.weight);
+    let loss = ops::linear_cross_entropy(&tape, &hidden.x, &head, &inputs.labels);
     let value = loss.value().data()[0];
     let mut gradients = Gradients::new();
     tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);

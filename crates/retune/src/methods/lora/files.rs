@@ -1,33 +1,26 @@
 //! LoRA adapters on disk, as PEFT writes and reads them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use retune_formats::TensorOut;
 use retune_formats::lora_config::LoraConfig;
 use retune_formats::peft::{self, LoraParam, PeftAdapter, PeftConfig};
 use retune_tensor::Tensor;
 
-use super::{LoraDelta, USUAL_TARGETS, add_branch, check_supported, choose, key};
+use super::{LoraDelta, SPEC, USUAL_TARGETS, add_branch, check_supported, choose, key};
 use crate::error::{Error, Result};
-use crate::methods::{Attached, trainable_count};
+use crate::methods::{Attached, Source, param_name, remember, trainable_count};
 use crate::models::Model;
 use crate::nn::Site;
-
-/// An adapter folder and the weight it counts with.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Source {
-    pub path: PathBuf,
-    pub weight: f32,
-}
 
 /// Writes the model's LoRA parameters as a PEFT adapter folder; `readme` is the model card.
 ///
 /// # Errors
 /// If the folder cannot be written, or a value is not finite.
-pub fn save(model: &Model, config: &LoraConfig, folder: &Path, readme: Option<&str>) -> Result<()> {
+pub(super) fn save(model: &Model, config: &LoraConfig, folder: &Path, readme: Option<&str>) -> Result<()> {
     let mut tensors = Vec::new();
-    for (_, param) in model.params.iter().filter(|(_, p)| p.name.starts_with(peft::PREFIX)) {
+    for (_, param) in model.params.iter().filter(|(_, p)| p.adapter && p.name.starts_with(peft::PREFIX)) {
         let values = param.weight.to_tensor();
         if !values.all_finite() {
             let what = format!("{} is not finite and is not written", param.name);
@@ -38,13 +31,13 @@ pub fn save(model: &Model, config: &LoraConfig, folder: &Path, readme: Option<&s
     Ok(peft::write(folder, &PeftConfig::Lora(config.clone()), tensors, readme)?)
 }
 
-/// Puts one or more adapters on a model, side by side, each scaled with its weight. The base is frozen; the adapter's
-/// own parameters are trainable, so that training may go on.
+/// Puts one or more adapters into a slot of a model, side by side, each scaled with its weight. The base is frozen; the
+/// adapters' own parameters are trainable, so that training may go on.
 ///
 /// # Errors
 /// If a file is damaged, a tensor is missing, unexpected or of a shape that does not fit the model, or the adapter
 /// asks for what is not supported. The model is unchanged then.
-pub fn load(model: &mut Model, sources: &[Source]) -> Result<Attached> {
+pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
     let adapters = sources.iter().map(|s| Ok(PeftAdapter::open(&s.path)?)).collect::<Result<Vec<_>>>()?;
     let (paths, heads) = model.linear_paths();
     let mut plans = Vec::new();
@@ -54,7 +47,8 @@ pub fn load(model: &mut Model, sources: &[Source]) -> Result<Attached> {
     model.params.freeze_all();
     let mut by_module: BTreeMap<String, Vec<(String, Part)>> = BTreeMap::new();
     for (index, (source, plan)) in sources.iter().zip(plans).enumerate() {
-        let prefix = if sources.len() == 1 { String::new() } else { format!("{index}:") };
+        let prefix = if sources.len() == 1 { String::new() } else { format!("{index}+") };
+        let prefix = param_name(slot, &prefix);
         for (module, mut part) in plan {
             part.scale *= source.weight;
             by_module.entry(module).or_default().push((prefix.clone(), part));
@@ -69,9 +63,10 @@ pub fn load(model: &mut Model, sources: &[Source]) -> Result<Attached> {
             add_branch(params, &prefix, layer, (part.a, part.b), part.scale, part.dropout)
         };
         let branches = parts.into_iter().map(add).collect();
-        layer.delta = Some(Box::new(LoraDelta { branches }));
+        layer.deltas.put(slot, Box::new(LoraDelta { branches }));
     });
-    Ok(Attached { modules, trainable: trainable_count(model) })
+    remember(model, slot, SPEC.name, None);
+    Ok(Attached { modules, trainable: trainable_count(model), ..Attached::default() })
 }
 
 /// One adapter's factors for one module.

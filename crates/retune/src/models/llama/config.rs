@@ -168,14 +168,8 @@ impl LlamaConfig {
 
     /// As a `config.json` that transformers reads.
     pub fn to_json(&self) -> Value {
-        let architecture = match self.model_type.as_str() {
-            "mistral" => "MistralForCausalLM",
-            "qwen2" => "Qwen2ForCausalLM",
-            "qwen3" => "Qwen3ForCausalLM",
-            _ => "LlamaForCausalLM",
-        };
         let mut json = json!({
-            "architectures": [architecture],
+            "architectures": [format!("{}ForCausalLM", self.class_name())],
             "model_type": self.model_type,
             "hidden_act": "silu",
             "hidden_size": self.hidden_size,
@@ -206,6 +200,18 @@ impl LlamaConfig {
             }
         }
         json
+    }
+}
+
+impl LlamaConfig {
+    /// transformers' class name without its ending.
+    pub fn class_name(&self) -> &'static str {
+        match self.model_type.as_str() {
+            "mistral" => "Mistral",
+            "qwen2" => "Qwen2",
+            "qwen3" => "Qwen3",
+            _ => "Llama",
+        }
     }
 }
 

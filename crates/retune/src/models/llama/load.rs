@@ -3,17 +3,20 @@
 use retune_tensor::ops::AttentionShape;
 use retune_tensor::{ParamId, Params};
 
-use super::{Attention, Block, Llama, LlamaConfig, Mlp, frequencies};
+use super::{Block, Llama, LlamaConfig, Mlp, SelfAttention, frequencies};
 use crate::error::{Error, Result};
 use crate::models::config::Config;
 use crate::models::fresh::Draw;
+use crate::models::heads::{Heads, Parts};
 use crate::models::loader::Loader;
 use crate::models::rope::RopeScaling;
-use crate::models::{Model, ModelFiles, StorageChoice};
-use crate::nn::{Embedding, Linear, RmsNorm};
+use crate::models::{HeadRequest, Model, ModelFiles, StorageChoice};
+use crate::nn::{
+    Attention, Embedding, Head, LanguageModelHead, Linear, Pooling, Prompt, RmsNorm, SubLayer, SubLayerKind,
+};
 
 /// Loads the model; every tensor of the files must have a place, and every place its tensor.
-pub fn load(files: &ModelFiles, storage: StorageChoice) -> Result<Model> {
+pub fn load(files: &ModelFiles, storage: StorageChoice, head: &HeadRequest) -> Result<Model> {
     let (config, permuted) = match files {
         ModelFiles::Folder(folder) => {
             let path = folder.path().join("config.json");
@@ -38,9 +41,9 @@ pub fn load(files: &ModelFiles, storage: StorageChoice) -> Result<Model> {
     if is_gguf {
         builder.loader.ignore("rope_freqs.weight");
     }
-    let net = builder.network()?;
+    let net = builder.network(Some(files), head)?;
     let params = builder.loader.finish()?;
-    Ok(Model { params, net: Box::new(net), files: files.clone() })
+    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new() })
 }
 
 /// The projections whose outputs are added to the residual stream, two in each block.
@@ -51,7 +54,7 @@ pub fn fresh(config: &Config, draw: Draw) -> Result<Params> {
     let config = LlamaConfig::from_json(config)?;
     let draw = draw.with_residual(RESIDUAL, 2 * config.num_hidden_layers);
     let mut builder = Builder { loader: Loader::fresh(draw), config: &config, permuted: false };
-    builder.network()?;
+    builder.network(None, &HeadRequest::AsFile)?;
     builder.loader.finish()
 }
 
@@ -62,34 +65,37 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn network(&mut self) -> Result<Llama> {
+    fn network(&mut self, files: Option<&ModelFiles>, head: &HeadRequest) -> Result<Llama> {
         let c = self.config;
         let (vocab_size, dim) = (c.vocab_size, c.hidden_size);
         let table = self.loader.matrix("model.embed_tokens.weight", vocab_size, dim, None)?;
-        let embed_tokens = Embedding { path: "model.embed_tokens".into(), weight: table, vocab_size, dim };
+        let embed_tokens = Embedding::new("model.embed_tokens", table, vocab_size, dim);
         let blocks = (0..c.num_hidden_layers).map(|i| self.block(i)).collect::<Result<_>>()?;
         let norm = self.norm("model.norm", dim)?;
-        let lm_head = self.head(table)?;
-        Ok(Llama { config: c.clone(), inv_freq: frequencies(c), embed_tokens, blocks, norm, lm_head })
+        let head = self.head(table, files, head)?;
+        let (inv_freq, prompt) = (frequencies(c), Prompt::default());
+        Ok(Llama { config: c.clone(), inv_freq, embed_tokens, prompt, blocks, norm, head })
     }
 
-    fn head(&mut self, table: ParamId) -> Result<Linear> {
+    fn head(&mut self, table: ParamId, files: Option<&ModelFiles>, request: &HeadRequest) -> Result<Head> {
         let (vocab, dim) = (self.config.vocab_size, self.config.hidden_size);
-        if !self.config.tie_word_embeddings {
-            return self.linear("lm_head", vocab, dim, false, None);
-        }
-        // Some writers save the tied head too; transformers ignores it, and so do we.
-        if self.loader.has("lm_head.weight") {
-            self.loader.ignore("lm_head.weight");
-        }
-        Ok(Linear {
-            path: "lm_head".into(),
-            weight: table,
-            bias: None,
-            in_features: dim,
-            out_features: vocab,
-            delta: None,
-        })
+        let tied = self.config.tie_word_embeddings;
+        let language_model = |loader: &mut Loader| {
+            // Some writers save the tied head too; transformers ignores it, and so do we.
+            let weight = if tied { table } else { loader.matrix("lm_head.weight", vocab, dim, None)? };
+            let linear = Linear::new("lm_head", weight, None, (vocab, dim));
+            Ok(Some(LanguageModelHead { transform: None, linear }))
+        };
+        let parts =
+            |pooling| Parts { dense: None, out: "score", out_bias: pooling == Pooling::Each, pooling };
+        let heads = Heads {
+            hidden: dim,
+            sequence: parts(Pooling::Last),
+            tokens: parts(Pooling::Each),
+            prefixes: &["lm_head.weight", "score."],
+            language_model: &language_model,
+        };
+        heads.build(&mut self.loader, files, request)
     }
 
     fn block(&mut self, index: usize) -> Result<Block> {
@@ -100,7 +106,7 @@ impl Builder<'_> {
         let halves = self.permuted.then_some(c.head_dim);
         Ok(Block {
             input_layernorm: self.norm(&at("input_layernorm"), hidden)?,
-            attention: Attention {
+            attention: SelfAttention {
                 q_proj: self.linear(&at("self_attn.q_proj"), q, hidden, c.qkv_bias, halves)?,
                 k_proj: self.linear(&at("self_attn.k_proj"), kv, hidden, c.qkv_bias, halves)?,
                 v_proj: self.linear(&at("self_attn.v_proj"), kv, hidden, c.qkv_bias, None)?,
@@ -113,22 +119,29 @@ impl Builder<'_> {
                 } else {
                     None
                 },
-                shape: AttentionShape {
-                    heads: c.num_attention_heads,
-                    kv_heads: c.num_key_value_heads,
-                    head_dim: c.head_dim,
-                    scale: 1.0 / (c.head_dim as f32).sqrt(),
-                    causal: true,
-                    window: c.windows.get(index).copied().flatten(),
-                },
+                heads: Attention::new(at("self_attn"), index, self.attention_shape(index)),
+                end: SubLayer::new(at("self_attn"), SubLayerKind::Attention, index, hidden),
             },
             post_attention_layernorm: self.norm(&at("post_attention_layernorm"), hidden)?,
             mlp: Mlp {
                 gate_proj: self.linear(&at("mlp.gate_proj"), ff, hidden, c.mlp_bias, None)?,
                 up_proj: self.linear(&at("mlp.up_proj"), ff, hidden, c.mlp_bias, None)?,
                 down_proj: self.linear(&at("mlp.down_proj"), hidden, ff, c.mlp_bias, None)?,
+                end: SubLayer::new(at("mlp"), SubLayerKind::FeedForward, index, hidden),
             },
         })
+    }
+
+    fn attention_shape(&self, index: usize) -> AttentionShape {
+        let c = self.config;
+        AttentionShape {
+            heads: c.num_attention_heads,
+            kv_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+            scale: 1.0 / (c.head_dim as f32).sqrt(),
+            causal: true,
+            window: c.windows.get(index).copied().flatten(),
+        }
     }
 
     fn norm(&mut self, path: &str, dim: usize) -> Result<RmsNorm> {
@@ -152,7 +165,7 @@ impl Builder<'_> {
             true => Some(self.loader.vector(&format!("{path}.bias"), out, order)?),
             false => None,
         };
-        Ok(Linear { path: path.into(), weight, bias, in_features: inp, out_features: out, delta: None })
+        Ok(Linear::new(path, weight, bias, (out, inp)))
     }
 }
 

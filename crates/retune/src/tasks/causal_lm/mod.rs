@@ -11,6 +11,7 @@ mod rows;
 mod split;
 
 pub use error::{Error, Problem, Result, Source};
+pub(crate) use objective::language_model;
 pub use objective::{CausalLm, logits};
 pub use preview::{Piece, preview};
 pub use report::{DataReport, Dropped};

@@ -5,8 +5,8 @@ use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 
 use super::{Dataset, Example};
 use crate::error::{Error, Result};
-use crate::models::{TextModel, check_ids};
-use crate::nn::{Dropouts, Pass, Rows};
+use crate::models::{TextInput, TextModel, check_ids};
+use crate::nn::{Dropouts, Hidden, LanguageModelHead, Pass};
 use crate::objective::{Objective, ObjectiveError};
 
 /// A data set seen through a model.
@@ -23,22 +23,30 @@ impl CausalLm<'_> {
     /// # Errors
     /// If an example holds ids outside the model's vocabulary: tokenizer and model do not belong together.
     pub fn check(&self) -> Result<()> {
+        language_model(self.net)?;
         for example in &self.data.examples {
             let named = |e| Error::Input(format!("{}: {e}", example.source));
             check_ids(self.net, &example.ids).map_err(named)?;
         }
         Ok(())
     }
+
+    /// Virtual tokens in front of each example.
+    fn prompt_rows(&self) -> usize {
+        self.net.prompt_rows(Some(0))
+    }
 }
 
-/// Ids, segments and labels of some examples laid end to end. Row `t` predicts token `t + 1` of its example.
-fn pack(examples: &[&Example], denominator: f64) -> (Vec<u32>, Segments, LossRows) {
+/// Ids, segments and labels of some examples laid end to end. Row `t` predicts token `t + 1` of its example; the last
+/// of `prompt_rows` virtual tokens predicts the first.
+fn pack(examples: &[&Example], prompt_rows: usize, denominator: f64) -> (Vec<u32>, Segments, LossRows) {
     let mut ids = Vec::new();
     let mut labels = LossRows { denominator: denominator as f32, ..LossRows::default() };
-    for example in examples {
+    for (e, example) in examples.iter().enumerate() {
+        let first = (e + 1) * prompt_rows + ids.len();
         for (i, (&id, &target)) in example.ids.iter().zip(&example.target).enumerate() {
-            if target && i > 0 {
-                labels.rows.push(ids.len() - 1);
+            if target && (i > 0 || prompt_rows > 0) {
+                labels.rows.push(first + i - 1);
                 labels.targets.push(id);
                 labels.weights.push(1.0);
             }
@@ -49,21 +57,27 @@ fn pack(examples: &[&Example], denominator: f64) -> (Vec<u32>, Segments, LossRow
     (ids, Segments::from_lengths(&lengths), labels)
 }
 
-/// The loss of a head over hidden rows: fused and in chunks, unless a method sits on the head.
-pub(crate) fn head_loss(
-    tape: &Tape,
-    net: &dyn TextModel,
-    rows: &Rows,
-    hidden: &Var,
-    labels: &LossRows,
-) -> Var {
-    let head = net.head();
-    if head.delta.is_none() && head.bias.is_none() {
-        return ops::linear_cross_entropy(tape, hidden, &tape.weight(head.weight), labels);
+/// The loss of a language model's head over hidden rows: fused and in chunks, unless a method sits on the head.
+pub(crate) fn head_loss(tape: &Tape, head: &LanguageModelHead, hidden: &Hidden, labels: &LossRows) -> Var {
+    let linear = &head.linear;
+    if linear.deltas.is_empty() && linear.bias.is_none() {
+        let x = head.transform(tape, &hidden.rows, &hidden.x);
+        return ops::linear_cross_entropy(tape, &x, &tape.weight(linear.weight), labels);
     }
     // Dropout masks are those of the whole batch: the head runs on all rows.
-    let logits = head.forward(tape, rows, hidden);
+    let logits = head.forward(tape, &hidden.rows, &hidden.x);
     ops::cross_entropy(tape, &logits, labels)
+}
+
+/// The head that next-token prediction needs.
+///
+/// # Errors
+/// If the model has none.
+pub(crate) fn language_model(net: &dyn TextModel) -> Result<&LanguageModelHead> {
+    net.language_model().ok_or_else(|| {
+        let what = "this model has no language-model head: it cannot predict tokens";
+        Error::Input(format!("{what} (model type {})", net.info().model_type))
+    })
 }
 
 impl Objective for CausalLm<'_> {
@@ -72,11 +86,14 @@ impl Objective for CausalLm<'_> {
     }
 
     fn rows(&self, example: usize) -> usize {
-        self.data.examples[example].ids.len()
+        self.data.examples[example].ids.len() + self.prompt_rows()
     }
 
     fn targets(&self, example: usize) -> usize {
-        self.data.examples[example].targets()
+        let example = &self.data.examples[example];
+        // Behind a soft prompt the first token is predicted too.
+        let first = self.prompt_rows() > 0 && example.target.first() == Some(&true);
+        example.targets() + usize::from(first)
     }
 
     fn weight(&self, example: usize) -> f64 {
@@ -95,28 +112,28 @@ impl Objective for CausalLm<'_> {
         denominator: f64,
     ) -> std::result::Result<Var, ObjectiveError> {
         let examples: Vec<&Example> = batch.iter().map(|&i| &self.data.examples[i]).collect();
-        let (ids, segments, labels) = pack(&examples, denominator);
+        let (ids, segments, labels) = pack(&examples, self.prompt_rows(), denominator);
         let keys = || examples.iter().map(|e| e.key).collect();
         let dropout = self.dropout_seed.filter(|_| tape.is_recording());
         let pass = Pass {
             dropout: dropout.map(|seed| Dropouts { seed, epoch, examples: keys() }),
             checkpoint: self.checkpoint,
+            ..Pass::default()
         };
-        let hidden = self.net.hidden(tape, &ids, &segments, &pass);
-        let rows = Rows::new(segments, &pass);
-        Ok(head_loss(tape, self.net, &rows, &hidden, &labels))
+        let hidden = self.net.hidden(tape, &TextInput::new(&ids, &segments), &pass);
+        Ok(head_loss(tape, language_model(self.net)?, &hidden, &labels))
     }
 }
 
-/// Logits `[T, V]` of texts laid end to end, for comparing with other implementations.
+/// Logits `[T, V]` of texts laid end to end (virtual rows of a soft prompt included), for comparing with other
+/// implementations.
 ///
 /// # Errors
-/// If an id is outside the vocabulary.
+/// If an id is outside the vocabulary, or the model has no such head.
 pub fn logits(net: &dyn TextModel, params: &Params, ids: &[u32], segments: &Segments) -> Result<Tensor> {
     check_ids(net, ids)?;
+    let head = language_model(net)?;
     let tape = Tape::inference(params);
-    let pass = Pass::default();
-    let hidden = net.hidden(&tape, ids, segments, &pass);
-    let rows = Rows::new(segments.clone(), &pass);
-    Ok(net.head().forward(&tape, &rows, &hidden).value().clone())
+    let hidden = net.hidden(&tape, &TextInput::new(ids, segments), &Pass::default());
+    Ok(head.forward(&tape, &hidden.rows, &hidden.x).value().clone())
 }

@@ -1,0 +1,35 @@
+//! Keys and values of one text, layer by layer, for generation.
+
+use retune_tensor::Tensor;
+
+use crate::nn::Active;
+
+/// Keys and values of one text, layer by layer.
+pub struct KvCache {
+    /// `(keys, values)`, each `[capacity, kv_heads * head_dim]` of which `len` rows are filled.
+    pub layers: Vec<(Tensor, Tensor)>,
+    pub len: usize,
+    /// Rows of a prefix or soft prompt among them.
+    pub virtual_rows: usize,
+    pub capacity: usize,
+    /// The adapter that the text goes through.
+    pub active: Active,
+}
+
+impl KvCache {
+    /// Room for `capacity` rows in each layer.
+    pub fn new(layers: usize, capacity: usize, kv_cols: usize, active: Active) -> KvCache {
+        let one = || Tensor::zeros(capacity, kv_cols);
+        let layers = (0..layers).map(|_| (one(), one())).collect();
+        KvCache { layers, len: 0, virtual_rows: 0, capacity, active }
+    }
+
+    /// Appends rows to one layer's keys and values; [`KvCache::len`] moves when all layers are done.
+    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (&[f32], &[f32]) {
+        let at = self.len * k.cols();
+        let (keys, values) = &mut self.layers[layer];
+        keys.data_mut()[at..at + k.len()].copy_from_slice(k.data());
+        values.data_mut()[at..at + v.len()].copy_from_slice(v.data());
+        (keys.data(), values.data())
+    }
+}
