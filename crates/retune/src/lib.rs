@@ -6,6 +6,7 @@ pub mod error;
 pub mod export;
 pub mod generate;
 pub mod methods;
+pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod objective;

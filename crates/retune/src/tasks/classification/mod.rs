@@ -1,0 +1,77 @@
+//! Classification: rows of text with a class, a set of labels, a number, or a tag for each word.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::methods::targets::nearest;
+
+/// What is predicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Problem {
+    /// One class a row.
+    #[default]
+    SingleLabel,
+    /// Any number of labels a row, none included.
+    MultiLabel,
+    /// A number a row.
+    Regression,
+    /// A tag a word.
+    Tokens,
+}
+
+use Problem::*;
+
+impl Problem {
+    /// All of them, as they are written.
+    pub const NAMES: [(Problem, &str); 4] = [
+        (SingleLabel, "single_label"),
+        (MultiLabel, "multi_label"),
+        (Regression, "regression"),
+        (Tokens, "tokens"),
+    ];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        Problem::NAMES.iter().find(|(problem, _)| *problem == self).map_or("", |(_, name)| name)
+    }
+
+    /// What `problem_type` in a Hugging Face config.json calls it; token classification has none.
+    pub fn hugging_face_name(self) -> Option<&'static str> {
+        match self {
+            SingleLabel => Some("single_label_classification"),
+            MultiLabel => Some("multi_label_classification"),
+            Regression => Some("regression"),
+            Tokens => None,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Problem {
+    type Err = crate::Error;
+
+    /// Also Hugging Face's names.
+    fn from_str(text: &str) -> crate::Result<Problem> {
+        let name = text.trim().to_ascii_lowercase().replace(['-', ' '], "_");
+        let short = name.strip_suffix("_classification").unwrap_or(&name);
+        let short = if short == "token" { "tokens" } else { short };
+        let known = Problem::NAMES.iter().find(|(_, known)| *known == short);
+        known.map(|(problem, _)| *problem).ok_or_else(|| {
+            let names = Problem::NAMES.map(|(_, name)| name);
+            let near = nearest(short, names.into_iter()).unwrap_or_default();
+            let shown: String = text.chars().take(40).collect();
+            crate::Error::Input(format!(
+                "there is no problem {shown:?}; did you mean {near:?}? There are {}",
+                names.join(", ")
+            ))
+        })
+    }
+}
