@@ -36,7 +36,6 @@ fn adapt(model: &mut Model) -> methods::Attached {
         lora_alpha: 16.0,
         lora_dropout: 0.05,
         target_modules: Some(Modules::AllLinear),
-        task_type: Some("CAUSAL_LM".into()),
         ..LoraConfig::default()
     };
     lora::attach(model, &config, 1).unwrap()
