@@ -11,6 +11,7 @@
 pub mod archives;
 mod chatterbot;
 mod client;
+mod sentiment;
 mod unpack;
 
 use std::fs::{self, File};
@@ -26,6 +27,8 @@ use archives::Archive;
 
 /// Names the folder's files; written last, so a folder with it is whole.
 const MANIFEST: &str = "fetched.json";
+/// Archives whose data are turned into rows once they are unpacked.
+const ROWS: [&str; 2] = ["chatterbot", "sentiment"];
 pub const TEMPORARY_PREFIX: &str = ".fetching-";
 
 /// Tells how far a download is: bytes so far.
@@ -82,8 +85,10 @@ pub fn fetch(archive: &Archive, on_progress: OnProgress) -> Result<Fetched> {
     check_archive(&file, archive)?;
     let unpacked = work.path().join("unpacked");
     unpack::unpack(&file, archive, &unpacked)?;
-    if archive.name == "chatterbot" {
-        chatterbot::write_rows(&unpacked)?;
+    match archive.name {
+        "chatterbot" => chatterbot::write_rows(&unpacked)?,
+        "sentiment" => sentiment::write_rows(&unpacked)?,
+        _ => {}
     }
     publish(&unpacked, &folder, archive)?;
     Ok(Fetched { path, was_cached: false })
@@ -159,6 +164,9 @@ fn verify(folder: &Path, archive: &Archive) -> Result<()> {
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     if manifest.sha256 != archive.sha256 {
         bail!("{} is of another archive", folder.display());
+    }
+    if ROWS.contains(&archive.name) && !manifest.files.iter().any(|file| file.path == "all.jsonl") {
+        bail!("{} was made before its rows were", folder.display());
     }
     for file in &manifest.files {
         let path = folder.join(&file.path);

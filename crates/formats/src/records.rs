@@ -3,7 +3,7 @@
 //! - `.jsonl`, `.json` that holds objects one after the other: one object a row (blank lines are skipped).
 //! - `.json`: an array of objects.
 //! - `.csv`, `.tsv`: the first row names the columns; every value is a text.
-//! - `.txt`: one row for each paragraph, `{"text": …}`; blank lines separate paragraphs.
+//! - `.txt`, `.conll`, `.bio`, `.iob2`: one row for each paragraph, `{"text": …}`; blank lines separate paragraphs.
 //!
 //! A byte-order mark and CRLF are accepted everywhere. A row has at most [`limits::RECORD_BYTES`] bytes, so memory is
 //! bounded however long the file is.
@@ -30,7 +30,7 @@ pub struct Record {
 }
 
 /// The formats, in the order of their names.
-pub const EXTENSIONS: &[&str] = &["csv", "json", "jsonl", "ndjson", "tsv", "txt"];
+pub const EXTENSIONS: &[&str] = &["bio", "conll", "csv", "iob2", "json", "jsonl", "ndjson", "tsv", "txt"];
 
 /// Reads the rows of a file one by one. After an error there are no more.
 pub struct Records {
@@ -57,7 +57,7 @@ impl Records {
             "json" => Kind::Elements(Elements::open(path)?),
             "csv" => Kind::Table(Table::open(path, b',')?),
             "tsv" => Kind::Table(Table::open(path, b'\t')?),
-            "txt" => Kind::Paragraphs(lines()?),
+            "txt" | "conll" | "bio" | "iob2" => Kind::Paragraphs(lines()?),
             other => {
                 let what =
                     format!("data files end in .{}, this one in {}", EXTENSIONS.join(", ."), quote(other));

@@ -135,7 +135,7 @@ pub const ARCHIVES: &[Archive] = &[
     },
     Archive {
         name: "sentiment",
-        what: "3,000 sentences, half positive, half negative (IMDb, Yelp, Amazon)",
+        what: "3,000 labelled sentences, half positive, half negative (IMDb, Yelp, Amazon), split for training and testing",
         licence: "MIT",
         client: Client::Npm,
         package: "sentiment",

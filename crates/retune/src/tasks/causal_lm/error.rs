@@ -63,7 +63,8 @@ pub enum Error {
     Text(#[from] text::Error),
 }
 
-fn list(first: &[Problem], count: usize) -> String {
+/// The first few, one a line, and how many more there are.
+pub(in crate::tasks) fn list(first: &[Problem], count: usize) -> String {
     let mut text: Vec<String> = first.iter().map(Problem::to_string).collect();
     if count > first.len() {
         text.push(format!("and {} more rows like these", count - first.len()));

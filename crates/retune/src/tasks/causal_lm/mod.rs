@@ -2,13 +2,13 @@
 //!
 //! loss = -sum over i with target[i] of log p(ids[i] | ids[..i]), divided by the number of targets of the whole step.
 
-mod error;
+pub(super) mod error;
 mod mask;
 mod objective;
 mod preview;
 mod report;
 mod rows;
-mod split;
+pub(super) mod split;
 
 pub use error::{Error, Problem, Result, Source};
 pub(crate) use objective::language_model;

@@ -4,7 +4,7 @@ use super::{Dataset, Error, Example, Result};
 use std::collections::{BTreeSet, HashSet};
 
 /// 64 bits of BLAKE3.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
+pub(in crate::tasks) fn hash(bytes: &[u8]) -> u64 {
     let digest = blake3::hash(bytes);
     let mut first = [0; 8];
     first.copy_from_slice(&digest.as_bytes()[..8]);

@@ -1,9 +1,21 @@
 //! Classification: rows of text with a class, a set of labels, a number, or a tag for each word.
 
+mod data;
+mod error;
+mod labels;
+mod rows;
+mod split;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use data::{DataReport, Dataset, Label, LabelledText, Options};
+pub use error::{BadRow, Error, Result, Source};
+pub use labels::{CLASSES_MAX, ClassWeights, Labels, balanced};
+pub use rows::{RawLabel, Row, read_rows, read_texts};
+pub use split::HELD_OUT;
 
 use crate::methods::targets::nearest;
 
@@ -75,3 +87,6 @@ impl FromStr for Problem {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
