@@ -26,6 +26,7 @@ pub mod records;
 pub mod safetensors;
 pub mod shira_config;
 pub mod source;
+pub mod torch;
 
 pub use dtype::Dtype;
 pub use error::{Error, Result};

@@ -59,3 +59,11 @@ pub const VIRTUAL_TOKENS: usize = 1 << 16;
 pub const WIDTH: usize = 1 << 20;
 /// Most layers that an adapter's configuration may name.
 pub const LAYERS: usize = 1 << 10;
+/// Longest pickle in a file of PyTorch, in bytes.
+pub const PICKLE_BYTES: u64 = 256 << 20;
+/// Deepest nesting of tuples in a pickle.
+pub const PICKLE_DEPTH: usize = 64;
+/// Memory that the values of a pickle may take, in bytes, and twice the size of the file more.
+pub const PICKLE_MEMORY_BYTES: usize = 512 << 10;
+/// How often larger than their file the tensors of a PyTorch file may be, because they share storages.
+pub const TORCH_SHARING: u64 = 4;

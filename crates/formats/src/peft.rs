@@ -19,7 +19,7 @@ use crate::peft_common::Common;
 use crate::prompt_config::{PTuningConfig, PrefixTuningConfig, PromptTuningConfig};
 use crate::shira_config::ShiraConfig;
 use crate::source::{TensorInfo, TensorOut, TensorSource, for_each_chunk};
-use crate::{Dtype, atomic, json, limits, safetensors};
+use crate::{Dtype, atomic, json, limits, safetensors, torch};
 use check::Part;
 
 pub use keys::{LoraParam, PREFIX, PROMPT_PREFIX, Param, key, lora_key, prompt_key};
@@ -28,6 +28,8 @@ pub use keys::{LoraParam, PREFIX, PROMPT_PREFIX, Param, key, lora_key, prompt_ke
 pub const CONFIG: &str = "adapter_config.json";
 /// The name of the weights in a folder.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// The same, as PEFT wrote them before and still does where it is asked to: a file of PyTorch.
+pub const WEIGHTS_BIN: &str = "adapter_model.bin";
 
 /// Who wrote an `adapter_config.json`: three tools share the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,11 +213,8 @@ impl PeftAdapter {
         }
         let text = crate::bytes::Bytes::open(&path)?.read_text("configuration", limits::CONFIG_BYTES)?;
         let config = PeftConfig::parse(&path, &text)?;
-        let weights = folder.join(WEIGHTS);
-        if !weights.is_file() {
-            return Err(no_weights(folder));
-        }
-        PeftAdapter::new(folder, config, safetensors::File::open(weights)?)
+        let weights = open_weights(folder, WEIGHTS, WEIGHTS_BIN)?;
+        PeftAdapter::new(folder, config, weights)
     }
 
     /// Checks a configuration and weights that are already open; `folder` is for messages.
@@ -235,6 +234,11 @@ impl PeftAdapter {
             let (module, param, named) = keys::parse(source.path(), &info.name, config.is_prompt())?;
             default_named += usize::from(named);
             tensors.push(AdapterTensor { module, param, info: info.clone() });
+        }
+        if source.path().file_name().is_some_and(|name| name == WEIGHTS_BIN) {
+            notes.push(format!(
+                "its weights are in {WEIGHTS_BIN}, a Python pickle; it was read as data, not run"
+            ));
         }
         if default_named > 0 {
             notes.push(format!(
@@ -431,21 +435,17 @@ fn no_config(folder: &Path) -> Error {
     }
 }
 
-fn no_weights(folder: &Path) -> Error {
-    if folder.join("adapter_model.bin").is_file() {
-        let what =
-            "its weights are in adapter_model.bin, a Python pickle, which can run code when it is read";
-        return Error::unsupported(
-            folder,
-            what,
-            format!("convert it to {WEIGHTS} once, on a machine you trust with it"),
-        );
+/// The weights of a folder: the safetensors file if it is there, else the one of PyTorch (which is read as data).
+pub(crate) fn open_weights(folder: &Path, plain: &str, pickled: &str) -> Result<Box<dyn TensorSource>> {
+    let (first, second) = (folder.join(plain), folder.join(pickled));
+    if first.is_file() {
+        return Ok(Box::new(safetensors::File::open(first)?));
     }
-    Error::missing(
-        folder,
-        format!("there is no {WEIGHTS} in it"),
-        "copy the weights beside the configuration",
-    )
+    if second.is_file() {
+        return Ok(Box::new(torch::File::open(second)?));
+    }
+    let remedy = "copy the weights beside the configuration";
+    Err(Error::missing(folder, format!("there is no {plain} and no {pickled} in it"), remedy))
 }
 
 #[cfg(test)]
@@ -611,8 +611,8 @@ mod tests {
         std::fs::create_dir(&inner).unwrap();
         std::fs::write(inner.join(CONFIG), r#"{"peft_type": "LORA"}"#).unwrap();
         assert!(message(dir.path()).contains("give that folder"));
-        assert!(message(&inner).contains("no adapter_model.safetensors"));
+        assert!(message(&inner).contains("no adapter_model.safetensors and no adapter_model.bin"));
         std::fs::write(inner.join("adapter_model.bin"), "").unwrap();
-        assert!(message(&inner).contains("pickle"));
+        assert!(message(&inner).contains("adapter_model.bin"));
     }
 }

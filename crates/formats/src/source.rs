@@ -90,6 +90,24 @@ pub trait TensorSource: Send + Sync {
     }
 }
 
+impl<T: TensorSource + ?Sized> TensorSource for Box<T> {
+    fn tensors(&self) -> &[TensorInfo] {
+        (**self).tensors()
+    }
+
+    fn find(&self, name: &str) -> Option<&TensorInfo> {
+        (**self).find(name)
+    }
+
+    fn read_at(&self, info: &TensorInfo, byte_offset: u64, out: &mut [u8]) -> Result<()> {
+        (**self).read_at(info, byte_offset, out)
+    }
+
+    fn path(&self) -> &Path {
+        (**self).path()
+    }
+}
+
 /// Bytes handled at a time when a tensor is streamed.
 const CHUNK: u64 = 256 << 10;
 

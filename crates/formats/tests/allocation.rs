@@ -1,5 +1,7 @@
 //! The allocation law: whatever a file says of itself, opening and reading it takes at most 4 x its size + 1 MiB.
 
+#[path = "hostile/archive.rs"]
+mod archive;
 #[path = "hostile/attacks.rs"]
 mod attacks;
 
@@ -8,7 +10,7 @@ use std::path::Path;
 use peak_alloc::PeakAlloc;
 use retune_formats::peft::PeftAdapter;
 use retune_formats::records::Records;
-use retune_formats::{folder, gguf, json, safetensors};
+use retune_formats::{folder, gguf, json, safetensors, torch};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -59,6 +61,15 @@ fn memory_is_bounded_by_the_file() {
         std::fs::write(&index, &bytes).unwrap();
         std::fs::remove_file(dir.path().join("model.safetensors")).ok();
         assert!(!law("index", bytes.len(), || folder::Weights::open(dir.path())));
+    }
+    for code in
+        [&b"N"[..], b"(", b"}", b")", b"]", b"Nq\0", b"h\0", b"(t", b"ccollections\nOrderedDict\n", b"}Ns"]
+    {
+        let pickle = [&b"\x80\x02Nq\0"[..], &code.repeat((1 << 20) / code.len()), b"t."].concat();
+        let path = dir.path().join("m.bin");
+        let bytes = archive::archive(&[("a/data.pkl", &pickle)]);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!law("m.bin", bytes.len(), || torch::File::open(&path)));
     }
     for (name, text) in [
         ("d.jsonl", "[".repeat(1 << 20)),
