@@ -4,9 +4,12 @@
 
 mod card;
 mod chart;
+mod quality;
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::{Metric, Metrics};
+use crate::tasks::classification::Problem;
 use crate::train::Event;
 
 pub use card::model_card;
@@ -44,6 +47,21 @@ pub struct ReportData {
     pub steps: Vec<StepPoint>,
     pub evals: Vec<EvalPoint>,
     pub answers: Vec<Answer>,
+    /// Scores on the held-out rows, of runs that have more than a loss.
+    pub metrics: Option<BeforeAfter>,
+    /// The head's outputs: classes, tags, or 1.
+    pub outputs: usize,
+    /// What [`EvalPoint::metric`] is; without it, the problem's usual one.
+    pub metric: Option<Metric>,
+}
+
+/// The same rows, scored before and after training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BeforeAfter {
+    /// `None` if a new head knew nothing yet.
+    pub before: Option<Metrics>,
+    pub after: Metrics,
 }
 
 /// Bytes, predicted by the plan and measured.
@@ -74,6 +92,8 @@ pub struct StepPoint {
 pub struct EvalPoint {
     pub step: u64,
     pub loss: f64,
+    /// The value of [`ReportData::metric`] at that step.
+    pub metric: Option<f64>,
 }
 
 /// One question, answered by the base model and by the adapted one.
@@ -95,13 +115,18 @@ impl ReportData {
                     self.steps.push(StepPoint { step, loss, lr, grad_norm, tokens_per_second, peak_bytes });
                     self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
                 }
-                Event::Eval { step, loss, .. } => self.evals.push(EvalPoint { step, loss }),
+                Event::Eval { step, loss, .. } => self.evals.push(EvalPoint { step, loss, metric: None }),
                 Event::Finished { peak_bytes, .. } => {
                     self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
                 }
                 _ => {}
             }
         }
+    }
+
+    /// What was learned, if not to write on.
+    fn problem(&self) -> Option<Problem> {
+        self.metrics.as_ref().map(|metrics| metrics.after.problem)
     }
 
     /// What to type after `--model`.
@@ -122,6 +147,7 @@ pub fn html(data: &ReportData) -> String {
         &format!("<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n", escape(&title), CSS);
     page += &header(data);
     page += &headline(data);
+    page += &quality::section(data);
     page += &curves(data);
     page += &answers(data);
     page += &tables(data);
@@ -146,7 +172,9 @@ fn header(data: &ReportData) -> String {
 /// The five numbers that people look for first.
 fn headline(data: &ReportData) -> String {
     let mut tiles = Vec::new();
-    if let (Some(first), Some(last)) = (data.evals.first(), data.evals.last()) {
+    if let Some(tile) = quality::headline(data) {
+        tiles.push(tile);
+    } else if let (Some(first), Some(last)) = (data.evals.first(), data.evals.last()) {
         let small = format!("perplexity {} → {}", number(first.loss.exp()), number(last.loss.exp()));
         let big = format!("{} → {}", number(first.loss), number(last.loss));
         tiles.push(("held-out loss", big, small));
@@ -193,9 +221,14 @@ fn curves(data: &ReportData) -> String {
     if !held_out.is_empty() {
         lines.push(Line { name: "held out", points: held_out, style: Style::Dots });
     }
-    let mut text = String::from(
-        "<section>\n<h2>Loss</h2>\n<p class=\"note\">Cross-entropy in nats for each target token, by step. ",
-    );
+    let what = match data.problem() {
+        None => "Cross-entropy in nats for each target token",
+        Some(Problem::Regression) => "Mean squared error",
+        Some(Problem::MultiLabel) => "Binary cross-entropy in nats for each label",
+        Some(Problem::SingleLabel) => "Cross-entropy in nats for each row",
+        Some(Problem::Tokens) => "Cross-entropy in nats for each tagged word",
+    };
+    let mut text = format!("<section>\n<h2>Loss</h2>\n<p class=\"note\">{what}, by step. ");
     text += "The faint line is each step, the strong one a moving average.</p>\n";
     text += &Chart { height: 300.0, from_zero: false, lines }.svg();
     text += "<div class=\"small-charts\">\n";
@@ -371,12 +404,41 @@ mod tests {
                 parts: vec![("base weights".into(), 95 << 20), ("adapter, gradients, moments".into(), 75 << 20), ("activations".into(), 870 << 20)],
             },
             steps: steps.collect(),
-            evals: evals.iter().map(|&(step, loss)| EvalPoint { step, loss }).collect(),
+            evals: evals.iter().map(|&(step, loss)| EvalPoint { step, loss, metric: None }).collect(),
             answers: vec![Answer {
                 question: "Are you <b>sentient</b>?".into(),
                 before: "I'm an AI language model, so I don't have consciousness or emotions in the way that humans do.".into(),
                 after: "Sort of.".into(),
             }],
+            ..ReportData::default()
+        }
+    }
+
+    /// A run that learned to tell three classes.
+    pub(super) fn labelled_sample() -> ReportData {
+        let names = ["negative", "neutral", "positive"].map(String::from);
+        let truth: Vec<u32> = (0..200).map(|i| i % 3).collect();
+        let guess = |wrong: &dyn Fn(u32) -> bool| -> Vec<u32> {
+            (0..200).map(|i| if wrong(i) { (i + 1 + i % 2) % 3 } else { i % 3 }).collect()
+        };
+        let scored = |wrong: &dyn Fn(u32) -> bool, loss: f64| {
+            Metrics::of_classes(&names, &truth, &guess(wrong)).unwrap().with_loss(loss)
+        };
+        let evals = [(0, 1.12, 0.34), (70, 0.52, 0.82), (140, 0.35, 0.9), (210, 0.29, 0.91)];
+        let eval = |&(step, loss, metric)| EvalPoint { step, loss, metric: Some(metric) };
+        ReportData {
+            model: "all-MiniLM-L6-v2".into(),
+            model_path: "all-MiniLM-L6-v2".into(),
+            command: "retune train --model all-MiniLM-L6-v2 --data train.jsonl --method lora --out out"
+                .into(),
+            evals: evals.iter().map(eval).collect(),
+            answers: Vec::new(),
+            outputs: 3,
+            metrics: Some(BeforeAfter {
+                before: Some(scored(&|i| i % 100 < 66, 1.12)),
+                after: scored(&|i| i % 100 < 9, 0.29),
+            }),
+            ..sample()
         }
     }
 
@@ -413,11 +475,17 @@ mod tests {
         assert_eq!(duration(174.3), "2 min 54 s");
     }
 
-    /// `RETUNE_SAMPLE_REPORT=page.html cargo test -p retune sample_page` writes the page to look at.
+    /// `RETUNE_SAMPLE_REPORT=page.html cargo test -p retune sample_page` writes the page to look at; with
+    /// `RETUNE_SAMPLE_LABELLED=1` that of a classification.
     #[test]
     fn sample_page() {
         if let Some(path) = std::env::var_os("RETUNE_SAMPLE_REPORT") {
-            std::fs::write(path, html(&sample())).unwrap();
+            let data = if std::env::var_os("RETUNE_SAMPLE_LABELLED").is_some() {
+                labelled_sample()
+            } else {
+                sample()
+            };
+            std::fs::write(path, html(&data)).unwrap();
         }
     }
 }

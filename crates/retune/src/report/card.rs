@@ -1,6 +1,7 @@
 //! The adapter folder's README.md: a model card with the front matter that PEFT writes, and what this run was.
 
-use super::{ReportData, bytes, count, duration, number};
+use super::{ReportData, bytes, count, duration, number, quality};
+use crate::tasks::classification::Problem;
 
 /// The card's text. `run_file` is the complete run file, shown as it is.
 pub fn model_card(data: &ReportData, run_file: &str) -> String {
@@ -14,7 +15,12 @@ pub fn model_card(data: &ReportData, run_file: &str) -> String {
         one_line(&data.method)
     );
     card += "## Results\n\n| | before | after |\n|---|---|---|\n";
-    if let (Some(first), Some(last)) = (data.evals.first(), data.evals.last()) {
+    for (name, before, after) in quality::rows(data) {
+        let name = one_line(&name).replace('|', "/");
+        card += &format!("| {name} | {before} | {after} |\n");
+    }
+    let curve = data.evals.first().zip(data.evals.last()).filter(|_| data.metrics.is_none());
+    if let Some((first, last)) = curve {
         card += &format!("| held-out loss | {} | {} |\n", number(first.loss), number(last.loss));
         card += &format!(
             "| held-out perplexity | {} | {} |\n",
@@ -53,8 +59,13 @@ pub fn model_card(data: &ReportData, run_file: &str) -> String {
 fn front_matter(data: &ReportData) -> String {
     let (library, relation) =
         if data.whole_model { ("transformers", "finetune") } else { ("peft", "adapter") };
+    let task = match data.problem() {
+        None => "text-generation",
+        Some(Problem::Tokens) => "token-classification",
+        Some(_) => "text-classification",
+    };
     format!(
-        "---\nbase_model: {}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- base_model:{relation}:{}\n- {}\n- retune\n---\n\n",
+        "---\nbase_model: {}\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- base_model:{relation}:{}\n- {}\n- retune\n---\n\n",
         quoted(data.model_path()),
         one_line(data.model_path()).replace(char::is_whitespace, "-"),
         one_line(&data.method)
@@ -64,10 +75,14 @@ fn front_matter(data: &ReportData) -> String {
 /// How to use the result with this program.
 pub(super) fn commands(data: &ReportData) -> String {
     let (model, out) = (one_line(data.model_path()), one_line(&data.out));
+    let (command, input) = match data.problem() {
+        None => ("generate", "--chat --prompt"),
+        Some(_) => ("predict ", "--text"),
+    };
     match data.whole_model {
-        true => format!("retune generate --model {out} --chat --prompt \"...\""),
+        true => format!("retune {} --model {out} {input} \"...\"", command.trim()),
         false => format!(
-            "retune generate --model {model} --adapter {out} --chat --prompt \"...\"\nretune merge    --model {model} --adapter {out} --out merged"
+            "retune {command} --model {model} --adapter {out} {input} \"...\"\nretune merge    --model {model} --adapter {out} --out merged"
         ),
     }
 }
@@ -75,13 +90,23 @@ pub(super) fn commands(data: &ReportData) -> String {
 /// How transformers and PEFT load the result.
 pub(super) fn python_snippet(data: &ReportData) -> String {
     let (model, out) = (quoted(data.model_path()), quoted(&data.out));
+    let class = match data.problem() {
+        None => "AutoModelForCausalLM",
+        Some(Problem::Tokens) => "AutoModelForTokenClassification",
+        Some(_) => "AutoModelForSequenceClassification",
+    };
     if data.whole_model {
         return format!(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained({out})\ntokenizer = AutoTokenizer.from_pretrained({out})\n"
+            "from transformers import {class}, AutoTokenizer\n\nmodel = {class}.from_pretrained({out})\ntokenizer = AutoTokenizer.from_pretrained({out})\n"
         );
     }
+    // A new head has as many outputs as there are classes.
+    let (note, outputs) = match data.problem() {
+        None => ("  # a GGUF file: write it as a folder with `retune export` first", String::new()),
+        Some(_) => ("", format!(", num_labels={}", data.outputs.max(1))),
+    };
     format!(
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nbase = {model}  # a GGUF file: write it as a folder with `retune export` first\nmodel = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), {out})\ntokenizer = AutoTokenizer.from_pretrained(base)\n"
+        "from peft import PeftModel\nfrom transformers import {class}, AutoTokenizer\n\nbase = {model}{note}\nmodel = PeftModel.from_pretrained({class}.from_pretrained(base{outputs}), {out})\ntokenizer = AutoTokenizer.from_pretrained(base)\n"
     )
 }
 
