@@ -5,6 +5,7 @@
 //! Nothing here prints, follows a path found inside a file, or runs code found in one.
 #![forbid(unsafe_code)]
 
+pub mod adapter_hub;
 pub mod atomic;
 pub mod bytes;
 pub mod dtype;

@@ -49,7 +49,9 @@ pub fn identify(config: &Value) -> Producer {
     if let Some(peft_type) = text("peft_type") {
         return Producer::Peft(peft_type);
     }
-    if let (Some(Value::Object(_)), Some(version)) = (config.get("config"), text("version")) {
+    // The first versions of AdapterHub wrote no version.
+    let named = text("version").or_else(|| text("name").map(|_| "before adapters.0.1.0".into()));
+    if let (Some(Value::Object(_)), Some(version)) = (config.get("config"), named) {
         return Producer::AdapterHub(version);
     }
     match (text("fine_tune_type"), config.get("lora_parameters"), config.get("num_layers")) {
