@@ -297,3 +297,56 @@ fn problems_have_names() {
     assert_eq!("multi_label_classification".parse::<Problem>().unwrap(), Problem::MultiLabel);
     assert!("regresion".parse::<Problem>().unwrap_err().to_string().contains("did you mean \"regression\"?"));
 }
+
+/// Bytes overwritten, cut or doubled anywhere: an error or a data set that holds together, never a panic.
+#[test]
+fn damaged_files_are_refused_or_make_sense() {
+    let samples = [
+        ("d.jsonl", "{\"text\": \"x\", \"label\": [0, 1.0]}\n{\"text\": \"y\", \"labels\": [1, 0]}\n"),
+        ("d.json", r#"[{"premise": "x", "hypothesis": "y", "label": 1e3}, {"text": "z", "label": -0.5}]"#),
+        ("d.csv", "text,label\nx,\"a\"\ny,b\nz,a\n"),
+        ("d.conll", "Ada\tB-PER\nran\tO\n\nShe O\n"),
+        ("d.jsonl", r#"{"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}"#),
+    ];
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let problems = [None, Some(Problem::MultiLabel), Some(Problem::Regression), Some(Problem::Tokens)];
+    let dir = tempfile::tempdir().unwrap();
+    let mut read = 0;
+    for round in 0..500 {
+        let (name, text) = samples[random(samples.len())];
+        let mut bytes = text.as_bytes().to_vec();
+        for _ in 0..=random(3) {
+            let at = random(bytes.len());
+            match random(4) {
+                0 => bytes.truncate(at),
+                1 => bytes.extend_from_within(at..),
+                2 if !bytes.is_empty() => bytes[at] = b"\"[]{},:\n\t019.-eO \xff"[random(18)],
+                _ => {}
+            }
+        }
+        let path = dir.path().join(name);
+        std::fs::write(&path, &bytes).unwrap();
+        let options = Options { problem: problems[random(4)], ..Options::default() };
+        let Ok(dataset) = Dataset::load(&path, &options) else { continue };
+        read += 1;
+        for example in &dataset.examples {
+            assert!(!example.text.trim().is_empty(), "round {round}");
+            let classes = example.label.classes();
+            assert!(
+                classes.iter().all(|class| (*class as usize) < dataset.labels.names.len()),
+                "round {round}"
+            );
+            if let Label::Tags(tags) = &example.label {
+                assert_eq!(tags.len(), example.words.len(), "round {round}");
+            }
+        }
+        let rows = dataset.examples.len();
+        let (train, held) = dataset.split_stratified(0.5, round).unwrap();
+        assert_eq!(train.examples.len() + held.examples.len(), rows);
+    }
+    assert!(read > 50, "{read} of 500 could be read");
+}
