@@ -3,7 +3,7 @@
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use retune::export::{ExportDtype, ExportOptions, write_folder};
 use retune::models::Model;
 
@@ -26,6 +26,20 @@ pub struct OutputArgs {
 }
 
 impl OutputArgs {
+    /// The folder to write.
+    pub fn folder(&self) -> &Path {
+        &self.out
+    }
+
+    /// The folder to write, if nothing is in it or what is in it may be replaced.
+    pub fn new_folder(&self) -> Result<&Path> {
+        let taken = std::fs::read_dir(&self.out).is_ok_and(|mut entries| entries.next().is_some());
+        if taken && !self.overwrite {
+            bail!("{} holds files already: name another folder, or --overwrite", self.out.display());
+        }
+        Ok(&self.out)
+    }
+
     /// Writes the model, with its adapters merged into it or without them, and says what was written.
     pub fn write(&self, model: &Model, merge: bool, json: bool) -> Result<()> {
         let options =

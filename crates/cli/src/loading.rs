@@ -36,7 +36,7 @@ pub struct ModelArgs {
 }
 
 /// How the machine is used.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct MachineArgs {
     /// How the weights lie in memory: as-is keeps what the file stores
     #[arg(long, value_name = "f32|bf16|as-is", default_value = "as-is", value_parser = storage)]

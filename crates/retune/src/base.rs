@@ -78,7 +78,7 @@ impl BaseIdentity {
         })
     }
 
-    fn is(&self, other: &BaseIdentity) -> bool {
+    pub(crate) fn is(&self, other: &BaseIdentity) -> bool {
         let names = |id: &BaseIdentity| [Some(id.blake3.clone()), id.exported_from.clone()];
         let theirs = names(other);
         names(self).iter().flatten().any(|hash| theirs.iter().flatten().any(|other| other == hash))

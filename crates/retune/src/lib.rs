@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod base;
+pub mod combine;
 pub mod error;
 pub mod export;
 pub mod generate;
+pub mod linalg;
 pub mod methods;
 pub mod metrics;
 pub mod models;

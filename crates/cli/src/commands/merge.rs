@@ -1,10 +1,16 @@
-//! `retune merge`: adds adapters to their base and writes the result as a plain Hugging Face folder.
+//! `retune merge`: adds adapters to their base and writes the result as a plain Hugging Face folder; or combines several
+//! adapters into one.
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use retune::combine::{Combination, Combined, Majority, Options, combine};
+use retune::methods::Source;
 
 use crate::exit::UsageError;
 use crate::exporting::OutputArgs;
-use crate::loading::ModelArgs;
+use crate::loading::{MachineArgs, ModelArgs};
+use crate::style::bold;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -12,20 +18,131 @@ Examples:
   retune merge --model model --adapter out --out merged
   retune merge --model model.gguf --adapter out --out merged --dtype bf16
   retune merge --model model --adapter a --adapter b --weights 0.7,0.3 --out mixed
+  retune merge --adapter a --adapter b --combine ties --density 0.5 --out both
 
-The folder is a whole model that transformers loads; the base and the adapter stay as they are.")]
+With --model the folder is a whole model that transformers loads; without it, --combine writes an adapter folder that
+PEFT loads. The base and the adapters stay as they are.")]
 pub struct Args {
+    /// A Hugging Face folder or a GGUF file
+    #[arg(long, value_name = "PATH", required_unless_present = "combine")]
+    model: Option<PathBuf>,
+
+    /// An adapter folder. Of several, the last counts alone unless --weights or --combine are given
+    #[arg(long, value_name = "DIR", required = true)]
+    adapter: Vec<PathBuf>,
+
+    /// One weight for each --adapter, such as 0.7,0.3; with --combine each counts 1 without it
+    #[arg(long, value_name = "W,...", value_delimiter = ',', allow_negative_numbers = true)]
+    weights: Vec<f32>,
+
+    /// Use an adapter on another base than the one it was made for
+    #[arg(long)]
+    any_base: bool,
+
+    /// Make one LoRA of several, as PEFT's add_weighted_adapter does: linear, cat, svd, ties, dare_ties, dare_linear,
+    /// magnitude_prune, or one of the last four with _svd
+    #[arg(long, value_name = "HOW", value_parser = combination)]
+    combine: Option<Combination>,
+
+    /// The share of values that pruning keeps (ties, dare, magnitude_prune)
+    #[arg(long, value_name = "SHARE", requires = "combine")]
+    density: Option<f64>,
+
+    /// What decides a sign in ties: the sum of values, or how many adapters have it
+    #[arg(long, value_name = "total|frequency", default_value = "total", value_parser = majority)]
+    majority_sign_method: Majority,
+
+    /// The rank of the result (svd); without it, the largest of the adapters'
+    #[arg(long, value_name = "R", requires = "combine")]
+    svd_rank: Option<u32>,
+
+    /// Decides what dare drops
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    seed: u64,
+
     #[command(flatten)]
-    model: ModelArgs,
+    machine: MachineArgs,
 
     #[command(flatten)]
     output: OutputArgs,
 }
 
-pub fn run(args: &Args, json: bool) -> Result<()> {
-    if args.model.adapter.is_empty() {
-        let what = "no adapter: give --adapter DIR, or use `retune export` to write the model alone";
-        return Err(UsageError(what.into()).into());
+fn combination(text: &str) -> Result<Combination, String> {
+    Combination::parse(text).map_err(|e| e.to_string())
+}
+
+fn majority(text: &str) -> Result<Majority, String> {
+    match text {
+        "total" => Ok(Majority::Total),
+        "frequency" => Ok(Majority::Frequency),
+        _ => Err("one of total, frequency".into()),
     }
-    args.output.write(&args.model.load()?, true, json)
+}
+
+pub fn run(args: &Args, json: bool) -> Result<()> {
+    let Some(how) = args.combine else { return merge(args, &args.adapter, &args.weights, json) };
+    let options = Options {
+        how,
+        density: args.density,
+        majority: args.majority_sign_method,
+        svd_rank: args.svd_rank.map(|rank| rank as usize),
+        seed: args.seed,
+        any_base: args.any_base,
+    };
+    let sources = sources(args)?;
+    if args.model.is_none() {
+        let out = args.output.new_folder()?;
+        let combined = combine(&sources, &options, out)?;
+        return tell(args, how, &combined, json);
+    }
+    let folder = tempfile::tempdir().context("cannot make a folder for the combined adapter")?;
+    let combined = combine(&sources, &options, folder.path())?;
+    combined.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    merge(args, &[folder.path().to_path_buf()], &[], json)
+}
+
+/// Writes the model with the adapters added.
+fn merge(args: &Args, adapter: &[PathBuf], weights: &[f32], json: bool) -> Result<()> {
+    let model = ModelArgs {
+        model: args.model.clone().unwrap_or_default(),
+        adapter: adapter.to_vec(),
+        weights: weights.to_vec(),
+        any_base: args.any_base,
+        machine: args.machine.clone(),
+    };
+    args.output.write(&model.load()?, true, json)
+}
+
+/// The adapters with their weights in the combination.
+fn sources(args: &Args) -> Result<Vec<Source>> {
+    let (weights, adapters) = (args.weights.len(), args.adapter.len());
+    if weights != 0 && weights != adapters {
+        let what = format!("{weights} --weights for {adapters} adapters: give one for each");
+        return Err(UsageError(what).into());
+    }
+    let weight = |i| args.weights.get(i).copied().unwrap_or(1.0);
+    let named = args.adapter.iter().enumerate();
+    Ok(named.map(|(i, path)| Source { path: path.clone(), weight: weight(i) }).collect())
+}
+
+fn tell(args: &Args, how: Combination, combined: &Combined, json: bool) -> Result<()> {
+    let out = args.output.folder().display().to_string();
+    if json {
+        let Combined { rank, modules, notes } = combined;
+        let how = how.name();
+        println!(
+            "{}",
+            serde_json::json!({"out": out, "combination": how, "rank": rank, "modules": modules, "notes": notes})
+        );
+        return Ok(());
+    }
+    combined.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    let (adapters, modules) = (args.adapter.len(), combined.modules);
+    println!(
+        "{}  {adapters} adapters by {}: rank {}, {modules} modules",
+        bold(&out),
+        how.name(),
+        combined.rank
+    );
+    Ok(())
 }
