@@ -18,6 +18,6 @@ fn adapters_become_one_folder() {
     let done = merge(&["--combine", "ties", "--density", "0.5", "--weights", "0.7,-0.3"]).ok();
     assert!(done.stdout.contains("2 adapters by ties: rank 4, 2 modules"), "{}", done.stdout);
     assert!(out.join("adapter_model.safetensors").is_file());
-    merge(&["--combine", "cat"]).failed(1, &["--overwrite"]);
+    merge(&["--combine", "cat"]).failed(65, &["--overwrite"]);
     merge(&["--combine", "tias"]).failed(2, &["did you mean \"ties\"?"]);
 }
