@@ -8,6 +8,7 @@
 pub mod adapter_hub;
 pub mod atomic;
 pub mod bytes;
+pub mod delta;
 pub mod dtype;
 pub mod error;
 mod fields;

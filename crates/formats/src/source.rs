@@ -268,6 +268,12 @@ impl<'a> TensorOut<'a> {
         }
     }
 
+    /// What it will be in the file, but for its place.
+    pub(crate) fn info(&self) -> TensorInfo {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        TensorInfo { name, dtype: self.dtype, shape, offset: 0, bytes: 0, shard: 0 }
+    }
+
     /// Size of the stored bytes; checks name, shape, type and data against each other.
     pub(crate) fn check(&self, path: &Path) -> Result<u64> {
         let bad = |what: String| {

@@ -270,15 +270,7 @@ pub fn write_head<'a>(
     let tensors: Vec<TensorOut> = tensors.into_iter().collect();
     let value = config.to_json();
     HeadConfig::from_json(&path, value.as_object().unwrap_or(&Map::new()))?;
-    let info = |t: &TensorOut| TensorInfo {
-        name: t.name.clone(),
-        dtype: t.dtype,
-        shape: t.shape.clone(),
-        offset: 0,
-        bytes: 0,
-        shard: 0,
-    };
-    config.check(&weights, &tensors.iter().map(info).collect::<Vec<_>>())?;
+    config.check(&weights, &tensors.iter().map(TensorOut::info).collect::<Vec<_>>())?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
     safetensors::write(&weights, tensors, &[])?;
     atomic::write_bytes(&path, json_file::to_python_text(&value).as_bytes())
