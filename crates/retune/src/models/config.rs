@@ -3,9 +3,15 @@
 use std::path::PathBuf;
 
 use retune_formats::gguf::Metadata;
+use retune_tensor::ops::Activation;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::methods::targets::nearest;
+
+pub const MAX_LAYERS: usize = 1024;
+pub const MAX_VOCAB: usize = 4 << 20;
+pub const MAX_WIDTH: usize = 1 << 20;
 
 /// A `config.json` object and its path, for messages.
 pub struct Config<'a> {
@@ -59,4 +65,29 @@ pub fn gguf_size(metadata: &Metadata, path: &std::path::Path, key: &str, max: us
         path: path.to_path_buf(),
         what: format!("\"{key}\" is {value}; a whole number from 1 to {max} is needed"),
     })
+}
+
+/// The activation that `key` names, as it is written and as it is computed; `usual` where there is none.
+///
+/// # Errors
+/// If there is no such activation; the message names the nearest.
+pub fn activation(c: &Config, key: &str, usual: &str) -> Result<(String, Activation)> {
+    let name = match c.get(key) {
+        None => usual,
+        Some(Value::String(name)) => name,
+        Some(other) => {
+            return Err(c.fail(format!("\"{key}\" is {other}; the name of an activation is needed")));
+        }
+    };
+    let found = Activation::parse(name).map(|activation| (name.to_string(), activation));
+    found.ok_or_else(|| {
+        let near = nearest(name, Activation::NAMES.iter().copied()).unwrap_or_default();
+        let all = Activation::NAMES.join(", ");
+        c.fail(format!("\"{key}\" is \"{name}\"; did you mean \"{near}\"? There are {all}"))
+    })
+}
+
+/// An f32 as the shortest decimal that reads back as it, so that 1e-5 is not written as 9.99999974e-6.
+pub fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
 }

@@ -46,6 +46,10 @@ impl<'a> Draw<'a> {
         Ok(Draw { seed, std, residual: (&[], 1.0), left, limit, path: &config.path })
     }
 
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Tensors whose names end so are sums' `terms`: their standard deviation is divided by `sqrt(terms)`.
     pub fn with_residual(self, ends: &'static [&'static str], terms: usize) -> Draw<'a> {
         Draw { residual: (ends, 1.0 / (terms as f32).sqrt()), ..self }

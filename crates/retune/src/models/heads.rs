@@ -6,6 +6,7 @@ use retune_tensor::ops::Activation;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::models::config::Config;
 use crate::models::loader::Loader;
 use crate::models::{HeadRequest, ModelFiles};
 use crate::nn::{Classifier, Head, LanguageModelHead, Linear, Pooling, Problem};
@@ -164,19 +165,36 @@ fn described(files: Option<&ModelFiles>, tokens: bool) -> Result<(Problem, Vec<S
         path: files.map(|f| f.path().join("config.json")).unwrap_or_default(),
         what,
     };
-    let empty = Value::Null;
-    let value = config(files).unwrap_or(&empty);
-    let labels = labels_of(value).map_err(fail)?;
-    let problem = match value.get("problem_type").and_then(Value::as_str) {
+    described_in(config(files).unwrap_or(&Value::Null), tokens).map_err(fail)
+}
+
+fn described_in(config: &Value, tokens: bool) -> std::result::Result<(Problem, Vec<String>), String> {
+    let labels = labels_of(config)?;
+    let problem = match config.get("problem_type").and_then(Value::as_str) {
         _ if tokens => Problem::Tokens,
         Some("multi_label_classification") => Problem::MultiLabel,
         Some("regression") => Problem::Regression,
         Some("single_label_classification") => Problem::SingleLabel,
-        Some(other) => return Err(fail(format!("\"problem_type\" is \"{other}\", which is not known"))),
+        Some(other) => return Err(format!("\"problem_type\" is \"{other}\", which is not known")),
         None if labels.len() == 1 => Problem::Regression,
         None => Problem::SingleLabel,
     };
     Ok((problem, labels))
+}
+
+/// The head that the `architectures` of a new model's configuration name; a language model's if they name none.
+///
+/// # Errors
+/// If the labels make no sense.
+pub fn requested(config: &Config, seed: u64) -> Result<HeadRequest> {
+    let named = config.get("architectures").and_then(|all| all.get(0)?.as_str()).unwrap_or_default();
+    let tokens = named.ends_with("ForTokenClassification");
+    if !tokens && !named.ends_with("ForSequenceClassification") {
+        let bare = named.ends_with("Model") && !named.ends_with("LMHeadModel");
+        return Ok(if bare { HeadRequest::None } else { HeadRequest::LanguageModel });
+    }
+    let (problem, labels) = described_in(config.value, tokens).map_err(|what| config.fail(what))?;
+    Ok(HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed })
 }
 
 /// The names of the classes, in order; transformers' default is two.

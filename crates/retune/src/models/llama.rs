@@ -134,6 +134,7 @@ impl TextModel for Llama {
             layers: self.blocks.len(),
             vocab_size: self.config.vocab_size,
             context_length: self.config.max_position_embeddings,
+            learned_positions: false,
             decoder: true,
         }
     }

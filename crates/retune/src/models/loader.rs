@@ -13,9 +13,19 @@ use retune_tensor::{ParamId, Params, Tensor, Weight};
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
 use crate::models::fresh::Draw;
+use crate::nn::{LayerNorm, Linear};
 
 /// Standard deviation of a new head's weights.
 const HEAD_STD: f32 = 0.02;
+
+/// Ends of the names of tables that some writers save though they follow from the configuration.
+const BUFFERS: &[&str] = &[
+    "rotary_emb.inv_freq",
+    "attn.bias",
+    "attn.masked_bias",
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+];
 
 /// How the frozen weights are held in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -111,6 +121,11 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Whether tensors are made, not read.
+    pub fn is_fresh(&self) -> bool {
+        matches!(self.origin, Origin::Fresh(_))
+    }
+
     /// Marks a tensor as known though it is not used (a tied head that was saved all the same).
     pub fn ignore(&mut self, name: &str) {
         if let Origin::Files(files) = &mut self.origin {
@@ -188,6 +203,20 @@ impl<'a> Loader<'a> {
         let id = self.params.add(name, &[rows, cols], weight, false);
         self.params.get_mut(id).transposed = true;
         Ok(id)
+    }
+
+    /// A linear layer `[out, in]` at a module path.
+    pub fn linear(&mut self, path: &str, (out, inp): (usize, usize), bias: bool) -> Result<Linear> {
+        let weight = self.matrix(&format!("{path}.weight"), out, inp, None)?;
+        let bias = bias.then(|| self.vector(&format!("{path}.bias"), out, None)).transpose()?;
+        Ok(Linear::new(path, weight, bias, (out, inp)))
+    }
+
+    /// A layer norm over `dim` channels.
+    pub fn layer_norm(&mut self, path: &str, dim: usize, eps: f32) -> Result<LayerNorm> {
+        let weight = self.vector(&format!("{path}.weight"), dim, None)?;
+        let bias = self.vector(&format!("{path}.bias"), dim, None)?;
+        Ok(LayerNorm { path: path.into(), weight, bias, eps })
     }
 
     /// The parameters, if every tensor of the files was used; buffers that some writers add are let pass.
@@ -281,11 +310,7 @@ impl Files<'_> {
     }
 
     fn check_all_used(&self) -> Result<()> {
-        let buffer = |name: &str| {
-            name.ends_with("rotary_emb.inv_freq")
-                || name.ends_with("masked_bias")
-                || name.ends_with("attn.bias")
-        };
+        let buffer = |name: &str| BUFFERS.iter().any(|end| name.ends_with(end));
         let unused: Vec<&str> = self
             .source
             .tensors()

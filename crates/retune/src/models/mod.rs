@@ -1,5 +1,6 @@
 //! Architectures, one file each; a new one is a file and two adjacent lines here.
 
+pub mod bert;
 pub mod config;
 pub mod files;
 pub mod fresh;
@@ -35,6 +36,7 @@ pub struct Spec {
 /// All architectures.
 pub const MODELS: &[&Spec] = &[
     &llama::SPEC, //
+    &bert::SPEC,
 ];
 
 /// The head that a model is loaded with.
@@ -69,6 +71,8 @@ pub struct ModelInfo {
     pub vocab_size: usize,
     /// `max_position_embeddings`: the longest text the model was made for.
     pub context_length: usize,
+    /// Positions are rows of a table: there is none beyond the context.
+    pub learned_positions: bool,
     /// Each row sees those before it alone, so that text can be generated.
     pub decoder: bool,
 }
@@ -243,7 +247,9 @@ pub trait TextModel: Send + Sync {
     fn new_cache(&self, rows: usize, active: Active) -> KvCache {
         let layers = self.blocks();
         let cols = (0..layers).map(|l| &self.attention(l).shape).map(|s| s.kv_heads * s.head_dim).max();
-        let capacity = rows + self.virtual_rows(active.of(0));
+        let ModelInfo { context_length, learned_positions, .. } = self.info();
+        let most = if learned_positions { context_length } else { usize::MAX };
+        let capacity = (rows + self.virtual_rows(active.of(0))).min(most);
         KvCache::new(layers, capacity, cols.unwrap_or(0), active)
     }
 }
@@ -290,24 +296,35 @@ impl Model {
         (paths(self.net.linears()), paths(self.net.head().linears()))
     }
 
-    /// Checks ids before they index a table.
+    /// As [`check_ids`].
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         check_ids(self.net.as_ref(), ids)
     }
 }
 
-/// Checks ids before they index a table.
+/// Checks a text's ids before they, or their positions, index a table.
 ///
 /// # Errors
-/// If an id is not below the model's vocabulary size.
+/// If an id is not below the model's vocabulary size; where positions are learned, if the text and the virtual tokens of
+/// slot 0 are longer than the table.
 pub fn check_ids(net: &dyn TextModel, ids: &[u32]) -> Result<()> {
-    let vocab = net.info().vocab_size;
-    match ids.iter().find(|&&id| id as usize >= vocab) {
-        Some(id) => Err(Error::Input(format!(
-            "token id {id} is outside the model's vocabulary of {vocab}: the tokenizer is not this model's"
-        ))),
-        None => Ok(()),
+    let ModelInfo { vocab_size, context_length, learned_positions, .. } = net.info();
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+        return Err(Error::Input(format!(
+            "token id {id} is outside the model's vocabulary of {vocab_size}: the tokenizer is not this model's"
+        )));
     }
+    let virtual_rows = net.virtual_rows(Some(0));
+    if learned_positions && ids.len() + virtual_rows > context_length {
+        let beside =
+            if virtual_rows > 0 { format!(" and {virtual_rows} virtual ones") } else { String::new() };
+        return Err(Error::Input(format!(
+            "{} tokens{beside} are more than the {context_length} positions that the model has; set max_length to {} or less",
+            ids.len(),
+            context_length.saturating_sub(virtual_rows)
+        )));
+    }
+    Ok(())
 }
 
 /// The registered architecture of some files.

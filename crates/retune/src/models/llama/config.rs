@@ -4,12 +4,8 @@ use retune_formats::{TensorSource, gguf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::models::config::{Config, gguf_size};
+use crate::models::config::{Config, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, gguf_size, shortest};
 use crate::models::rope::RopeScaling;
-
-const MAX_LAYERS: usize = 1024;
-const MAX_VOCAB: usize = 4 << 20;
-const MAX_WIDTH: usize = 1 << 20;
 
 /// Field names as in transformers' `LlamaConfig`.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,11 +209,6 @@ impl LlamaConfig {
             _ => "Llama",
         }
     }
-}
-
-/// An f32 as the shortest decimal that reads back as it, so that 1e-5 is not written as 9.99999974e-6.
-fn shortest(x: f32) -> f64 {
-    x.to_string().parse().unwrap_or(f64::from(x))
 }
 
 /// Which layers have a sliding window, as transformers decides it.
