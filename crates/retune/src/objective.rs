@@ -1,6 +1,8 @@
 //! What training needs to know of the data and the loss: implemented by tasks, used by `train`.
 
-use retune_tensor::{Tape, Var};
+use retune_tensor::{Params, Tape, Var};
+
+use crate::metrics::Metrics;
 
 /// Why a loss could not be computed; shown to the user with the step and the examples added.
 pub type ObjectiveError = Box<dyn std::error::Error + Send + Sync>;
@@ -40,4 +42,24 @@ pub trait Objective: Sync {
         epoch: u64,
         denominator: f64,
     ) -> Result<Var, ObjectiveError>;
+
+    /// The examples as something to score, where the task has metrics besides the loss.
+    fn measured(&self) -> Option<&dyn Measured> {
+        None
+    }
+}
+
+/// Examples whose predictions can be scored.
+pub trait Measured: Sync {
+    /// The metrics of all examples, their mean loss among them. `progress` is told the number of examples done, and
+    /// answers whether to go on; if not, there is no result.
+    ///
+    /// # Errors
+    /// When the predictions cannot be computed or scored at all.
+    fn metrics(
+        &self,
+        params: &Params,
+        batch_size: usize,
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Option<Metrics>, ObjectiveError>;
 }

@@ -1,6 +1,7 @@
 //! The tokenizer inside a GGUF file: its token list, types, scores and merges (`tokenizer.ggml.*`).
 
 use super::error::{Error, Result};
+use super::frame::Frame;
 use super::hugging_face::{TURN_ENDS, VOCAB_MAX};
 use super::pretokenizers;
 use super::sentencepiece::SentencePiece;
@@ -167,6 +168,7 @@ fn byte_level(vocab: GgufVocab) -> Result<Parts> {
         pre_tokenizer: Some(rule.build().map_err(|e| wrong(e.to_string()))?),
         decoder: Some(ByteLevel::default().into()),
         ids: vocab.special_ids(rule.add_bos),
+        frame: Ok(Frame::default()),
         model_size: vocab.tokens.len(),
     })
 }
@@ -224,6 +226,7 @@ fn sentencepiece(vocab: GgufVocab) -> Result<Parts> {
         pre_tokenizer: None,
         decoder: Some(Decoders::new(decoder).into()),
         ids: vocab.special_ids(true),
+        frame: Ok(Frame::default()),
         model_size: vocab.tokens.len(),
         model: Vocabulary::SentencePiece {
             model: SentencePiece { pieces, bytes, unknown: vocab.unk },

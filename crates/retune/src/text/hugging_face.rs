@@ -1,6 +1,7 @@
 //! Reads `tokenizer.json`, and from the small files beside it which tokens begin and end a text.
 
 use super::error::{Error, Result};
+use super::frame::Frame;
 use super::tokenizer::{Parts, SpecialIds, TokenizerFiles, Vocabulary, contained};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -72,7 +73,9 @@ pub(super) fn parts(files: &TokenizerFiles<'_>) -> Result<Parts> {
     let model_size = vocabulary.values().copied().max().map_or(0, |id| id as usize + 1);
     let added = check_added(json.added_tokens, &mut vocabulary).map_err(wrong)?;
     let ids = special_ids(files, &vocabulary, json.post_processor.as_ref());
+    let frame = json.post_processor.as_ref().filter(|processor| !processor.is_null());
     Ok(Parts {
+        frame: frame.map_or_else(|| Ok(Frame::default()), Frame::read),
         model: Vocabulary::Library(Box::new(part::<ModelWrapper>("model", json.model).map_err(wrong)?)),
         added,
         normalizer: optional("normalizer", json.normalizer).map_err(wrong)?,

@@ -4,6 +4,7 @@
 
 mod error;
 mod export;
+mod frame;
 mod gguf_vocab;
 mod hugging_face;
 mod load;
@@ -18,6 +19,7 @@ mod train_bpe;
 pub(crate) mod tests;
 
 pub use error::{Error, Result};
+pub use frame::Framed;
 pub use gguf_vocab::GgufVocab;
 pub use load::Language;
 pub use pretokenizers::known_names as known_pretokenizers;

@@ -4,6 +4,7 @@
 //! template's output is one token), the other for letters (a user's text is never a command to the model).
 
 use super::error::{Error, Result};
+use super::frame::{Frame, not_understood};
 use super::gguf_vocab::{self, GgufVocab};
 use super::hugging_face;
 use super::sentencepiece::SentencePiece;
@@ -72,6 +73,8 @@ pub struct Tokenizer {
     /// Matches the name of any special token, the longest first; `None` if there is none.
     special_names: Option<Regex>,
     ids: SpecialIds,
+    /// What it puts around texts; why not, if its post-processor is not understood.
+    frame: std::result::Result<Frame, String>,
     vocab_size: usize,
 }
 
@@ -97,6 +100,7 @@ pub(super) struct Parts {
     pub pre_tokenizer: Option<PreTokenizerWrapper>,
     pub decoder: Option<DecoderWrapper>,
     pub ids: SpecialIds,
+    pub frame: std::result::Result<Frame, String>,
     /// One more than the highest id of `model`.
     pub model_size: usize,
 }
@@ -183,7 +187,7 @@ impl Tokenizer {
     }
 
     pub(super) fn assemble(parts: Parts) -> Result<Self> {
-        let Parts { origin, model, added, normalizer, pre_tokenizer, decoder, ids, model_size } = parts;
+        let Parts { origin, model, added, normalizer, pre_tokenizer, decoder, ids, frame, model_size } = parts;
         let highest_added = added.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0);
         let by_name = added.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
         let by_id = added.iter().map(|(id, token)| (*id, token.content.clone())).collect();
@@ -208,7 +212,17 @@ impl Tokenizer {
         let special_names = any_of(specials.keys())
             .map_err(|e| Error::Tokenizer { origin, problem: format!("special tokens: {e}") })?;
         let special_ids = specials.values().map(|(id, _)| *id).collect();
-        Ok(Self { parsing, literal, specials, special_ids, special_names, ids, vocab_size })
+        let bos = ids.bos.filter(|_| ids.add_bos);
+        let frame = frame.map(|frame| bos.map_or_else(|| frame.clone(), |bos| frame.clone().with_first(bos)));
+        let frame = frame.and_then(|frame| match frame.highest() {
+            Some(id) if id as usize >= vocab_size => Err(format!("it adds the id {id}, beyond the vocabulary")),
+            _ => Ok(frame),
+        });
+        Ok(Self { parsing, literal, specials, special_ids, special_names, ids, frame, vocab_size })
+    }
+
+    pub(super) fn frame(&self) -> Result<&Frame> {
+        self.frame.as_ref().map_err(|problem| not_understood(problem))
     }
 
     pub(super) fn encoder(&self) -> &Encoder {
