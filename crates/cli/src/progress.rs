@@ -146,6 +146,13 @@ fn step_line(event: &Event) -> Option<String> {
     ))
 }
 
+/// The few metrics that people quote.
+pub fn measured(metrics: &std::collections::BTreeMap<String, f64>) -> String {
+    const QUOTED: [&str; 5] = ["accuracy", "f1", "matthews", "spearman", "mse"];
+    let found = QUOTED.iter().filter_map(|name| Some((name, metrics.get(*name)?)));
+    found.map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ")
+}
+
 /// What is worth a line that stays.
 fn line(event: &Event) -> Option<String> {
     Some(match event {
@@ -161,9 +168,23 @@ fn line(event: &Event) -> Option<String> {
                 count(*trainable_parameters)
             )
         }
-        Event::Eval { step, loss, perplexity, best } => {
-            let best = if *best && *step > 0 { "  (the lowest so far)" } else { "" };
-            format!("step {step}: held-out loss {loss:.4}, perplexity {perplexity:.2}{best}")
+        Event::Eval { step, loss, perplexity, best, metrics } => {
+            let best = if *best { "  (the best so far)" } else { "" };
+            let measured = match measured(metrics) {
+                text if text.is_empty() => format!("perplexity {perplexity:.2}"),
+                text => text,
+            };
+            format!("step {step}: held-out loss {loss:.4}, {measured}{best}")
+        }
+        Event::StoppedEarly { step, steps, waited } => {
+            format!(
+                "stopped after step {step} of {steps}: the last {waited} evaluations were no better than the best"
+            )
+        }
+        Event::Finished { restored: Some(step), .. } => {
+            format!(
+                "the weights are those of step {step}, the best evaluation (keep_last = true keeps the last ones)"
+            )
         }
         Event::Saved { step, path, bytes } => {
             format!("step {step}: saved {} ({})", path.display(), mebibytes(*bytes))

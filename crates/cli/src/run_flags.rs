@@ -65,9 +65,12 @@ fn flag(key: &'static Key, defaults: Option<&toml::Value>) -> Arg {
 fn heading(key: &Key) -> &'static str {
     match (key.table, key.name) {
         ("lora", _) => "Method lora",
-        (_, "model" | "data" | "eval_data" | "out" | "method") => "What",
-        (_, "max_length" | "train_on") => "Data",
-        (_, "eval_every" | "save_every" | "keep") => "Along the way",
+        (_, "model" | "data" | "eval_data" | "out" | "method" | "task") => "What",
+        (_, "max_length" | "train_on" | "eval_share") => "Data",
+        (_, "labels" | "pooling" | "class_weights" | "keep_head") => "Classification",
+        (_, "metric" | "early_stopping_patience" | "keep_last" | "eval_every" | "save_every" | "keep") => {
+            "Along the way"
+        }
         (_, "threads" | "storage" | "checkpointing" | "memory_limit" | "on_nan") => "Machine",
         _ => "Training",
     }
@@ -80,7 +83,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Whole(..) => "N",
         Kind::Above(..) | Kind::Real(..) | Kind::Share | Kind::ShareOrWhole => "X",
         Kind::Switch => "true|false",
-        Kind::Targets => "NAMES",
+        Kind::Targets | Kind::Names => "NAMES",
         Kind::Size => "SIZE",
     }
 }

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::Metric;
+
 pub use read::{Problem, RunFileError};
 
 /// All settings of one training run.
@@ -27,6 +29,7 @@ pub struct RunFile {
     pub out: PathBuf,
     /// The method's name, as `retune methods` prints it.
     pub method: String,
+    pub task: TaskChoice,
 
     pub epochs: u32,
     /// Optimiser steps; wins over `epochs` when given.
@@ -48,7 +51,23 @@ pub struct RunFile {
     /// Tokens; longer rows are cut.
     pub max_length: u32,
     pub train_on: TrainOn,
+    /// The share of the training rows that is held out where `eval_data` is not given; `None`: the task's own.
+    pub eval_share: Option<f64>,
 
+    /// The names of the classes; `None`: those of the data.
+    pub labels: Option<Vec<String>>,
+    pub pooling: PoolingChoice,
+    /// `even`, `balanced`, or `positive=2,negative=0.5`.
+    pub class_weights: String,
+    /// The files' own classifier goes on, where it has the same labels; else a new one is drawn.
+    pub keep_head: bool,
+
+    /// What the best checkpoint is chosen by; `None`: the task's own.
+    pub metric: Option<Metric>,
+    /// Evaluations without an improvement that end the run.
+    pub early_stopping_patience: Option<u32>,
+    /// Write the last weights, not the best ones.
+    pub keep_last: bool,
     /// Steps between evaluations; `None`: before, after each epoch, and at the end.
     pub eval_every: Option<u64>,
     /// Steps between checkpoints; `None`: after each epoch, and at the end.
@@ -76,6 +95,7 @@ impl Default for RunFile {
             eval_data: None,
             out: PathBuf::from("out"),
             method: "lora".into(),
+            task: TaskChoice::Auto,
             epochs: 3,
             steps: None,
             batch_size: 8,
@@ -88,6 +108,14 @@ impl Default for RunFile {
             seed: 42,
             max_length: 1024,
             train_on: TrainOn::Answers,
+            eval_share: None,
+            labels: None,
+            pooling: PoolingChoice::Auto,
+            class_weights: "even".into(),
+            keep_head: true,
+            metric: None,
+            early_stopping_patience: None,
+            keep_last: false,
             eval_every: None,
             save_every: None,
             keep: 2,
@@ -145,6 +173,44 @@ impl Default for TargetModules {
     fn default() -> Self {
         TargetModules::Pattern("all-linear".into())
     }
+}
+
+/// What the model learns to do; the names are those of Hugging Face's pipelines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskChoice {
+    /// As the rows of data say: labelled ones are classified, others continued.
+    #[default]
+    Auto,
+    TextGeneration,
+    TextClassification,
+    TokenClassification,
+    Regression,
+    MaskedLm,
+}
+
+impl TaskChoice {
+    /// As it is written.
+    pub const NAMES: &[&str] = &[
+        "auto",
+        "text-generation",
+        "text-classification",
+        "token-classification",
+        "regression",
+        "masked-lm",
+    ];
+}
+
+/// Which of a text's rows a classifier reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolingChoice {
+    /// As transformers does for the architecture.
+    #[default]
+    Auto,
+    First,
+    Last,
+    Mean,
 }
 
 /// How the learning rate goes after warm-up.

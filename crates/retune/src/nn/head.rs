@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::nn::{LayerNorm, Linear, Rows, Site};
 
 /// What a classifier says of an example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Problem {
     /// One of some labels; transformers' `single_label_classification`.
+    #[default]
     SingleLabel,
     /// Any of some labels; `multi_label_classification`.
     MultiLabel,

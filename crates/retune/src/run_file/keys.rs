@@ -1,5 +1,7 @@
 //! The table of settings: name, flag, kind, range and one line of description each.
 
+use super::TaskChoice;
+
 /// One setting of the run file.
 pub struct Key {
     /// Its table in the file: "" for the top level, else `lora`.
@@ -32,6 +34,8 @@ pub enum Kind {
     /// A share in 0..1, or a whole number from 1.
     ShareOrWhole,
     Switch,
+    /// A list of names.
+    Names,
     Choice(&'static [&'static str]),
     /// `all-linear`, a list of names or a regular expression.
     Targets,
@@ -55,6 +59,7 @@ impl Kind {
             Kind::ShareOrWhole => "a share below 1, or a whole number of steps".into(),
             Kind::Switch => "true or false".into(),
             Kind::Choice(names) => format!("one of {}", names.join(", ")),
+            Kind::Names => "a list of names".into(),
             Kind::Targets => "\"all-linear\", a list of module names, or a regular expression".into(),
             Kind::Size => "a size such as \"2GiB\"".into(),
         }
@@ -84,6 +89,24 @@ const fn key(
     Key { table, name, flag, kind, doc, known_elsewhere_as }
 }
 
+/// The metrics by which a checkpoint may be the best.
+const METRICS: &[&str] = &[
+    "loss",
+    "accuracy",
+    "f1",
+    "precision",
+    "recall",
+    "macro_f1",
+    "micro_f1",
+    "weighted_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "mse",
+    "mae",
+    "r2",
+];
+
 /// Largest count of steps, epochs and the like: what a TOML integer holds.
 const MANY: u64 = i64::MAX as u64;
 
@@ -95,6 +118,8 @@ pub const KEYS: &[Key] = &[
     key("", "eval_data", "eval-data", Kind::Path, "held-out rows, never trained on", &["eval_dataset", "validation_file", "val_data", "valid_data", "eval_file"]),
     key("", "out", "out", Kind::Path, "the folder to write", &["output_dir", "output", "adapter_path", "out_dir"]),
     key("", "method", "method", Kind::Text, "how to fine-tune; `retune methods` lists them", &["peft_type", "fine_tune_type", "adapter"]),
+
+    key("", "task", "task", Kind::Choice(TaskChoice::NAMES), "what the model learns to do; auto: as the rows say", &["task_type", "problem_type", "pipeline_tag"]),
 
     key("", "epochs", "epochs", Kind::Whole(1, 100_000), "how often to go through the data", &["num_train_epochs", "num_epochs", "n_epochs"]),
     key("", "steps", "steps", Kind::Whole(1, MANY), "optimiser steps; wins over epochs", &["max_steps", "iters", "num_steps", "max_steps_per_epoch"]),
@@ -109,7 +134,16 @@ pub const KEYS: &[Key] = &[
 
     key("", "max_length", "max-length", Kind::Whole(2, 1 << 20), "tokens of one row; longer rows are cut", &["max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "block_size"]),
     key("", "train_on", "train-on", Kind::Choice(&["answers", "all"]), "which tokens carry loss", &["train_on_input", "mask_prompt", "train_on_inputs", "completion_only_loss"]),
+    key("", "eval_share", "eval-share", Kind::Share, "share of the rows held out where there is no eval_data; without it, 0.1 of labelled rows", &["val_split", "validation_split", "test_size", "val_set_size", "validation_split_percentage"]),
 
+    key("", "labels", "labels", Kind::Names, "names of the classes, in order; without it, those of the data", &["label_list", "label_names", "id2label"]),
+    key("", "pooling", "pooling", Kind::Choice(&["auto", "first", "last", "mean"]), "which rows of a text its class is read from", &["pooling_mode", "pooling_strategy", "pooler"]),
+    key("", "class_weights", "class-weights", Kind::Text, "what each class counts: even, balanced, or positive=2,negative=0.5", &["class_weight", "weights", "label_weights"]),
+    key("", "keep_head", "keep-head", Kind::Switch, "go on with the model's own classifier where it has these labels", &["ignore_mismatched_sizes"]),
+
+    key("", "metric", "metric", Kind::Choice(METRICS), "what the best checkpoint is chosen by; without it, the task's own", &["metric_for_best_model", "eval_metric"]),
+    key("", "early_stopping_patience", "patience", Kind::Whole(1, 100_000), "evaluations without an improvement that end the run", &["early_stopping", "early_stopping_rounds", "patience"]),
+    key("", "keep_last", "keep-last", Kind::Switch, "write the last weights, not the best ones", &["load_best_model_at_end"]),
     key("", "eval_every", "eval-every", Kind::Whole(1, MANY), "steps between evaluations; without it, once an epoch", &["eval_steps", "steps_per_eval"]),
     key("", "save_every", "save-every", Kind::Whole(1, MANY), "steps between checkpoints; without it, once an epoch", &["save_steps", "save_every_n_steps", "checkpoint_every"]),
     key("", "keep", "keep", Kind::Whole(2, 10_000), "checkpoints kept on disk", &["save_total_limit"]),

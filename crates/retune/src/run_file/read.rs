@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 use super::keys::{KEYS, Key, Kind};
-use super::{RunFile, parse_bytes};
+use super::{RunFile, TaskChoice, parse_bytes};
 
 /// A run file is a page of text; anything larger is another file given by mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -193,9 +193,17 @@ impl Reader {
                 );
             }
         }
-        if let (Some(place), None) = (self.place_of("eval_every"), &run.eval_data) {
-            let place = place.to_owned();
-            self.problem(place, "eval_every is given, but no eval_data to evaluate on".into());
+        let no_eval = run.eval_data.is_none() && run.eval_share.unwrap_or_default() == 0.0;
+        // Labelled rows are split if nobody says otherwise; whether rows are labelled is seen when they are read.
+        if no_eval && matches!(run.task, TaskChoice::TextGeneration | TaskChoice::MaskedLm) {
+            for name in ["eval_every", "metric", "early_stopping_patience"] {
+                if let Some(place) = self.place_of(name).map(str::to_owned) {
+                    self.problem(
+                        place,
+                        format!("{name} is given, but no eval_data (or eval_share) to evaluate on"),
+                    );
+                }
+            }
         }
         if let (Some(steps), Some(place)) = (run.steps, self.place_of("warmup"))
             && run.warmup >= 1.0
@@ -304,6 +312,9 @@ fn value_in_flag(key: &Key, text: &str) -> Result<Value, String> {
             Value::Float(text.parse().map_err(|_| wrong())?)
         }
         Kind::Switch => Value::Boolean(text.parse().map_err(|_| wrong())?),
+        Kind::Names => {
+            Value::Array(text.split(',').map(|name| Value::String(name.trim().to_owned())).collect())
+        }
         Kind::Targets => targets_in_flag(text),
     };
     checked(key, value).map_err(|why| why.unwrap_or_else(wrong))
@@ -335,6 +346,9 @@ fn checked(key: &Key, value: Value) -> Result<Value, Option<String>> {
         Kind::ShareOrWhole => number.is_some_and(|n| n >= 0.0 && (n < 1.0 || n.fract() == 0.0) && n <= 1e12),
         Kind::Switch => value.is_bool(),
         Kind::Choice(names) => return choice(key, names, value),
+        Kind::Names => value.as_array().is_some_and(|names| {
+            !names.is_empty() && names.iter().all(|n| n.as_str().is_some_and(|n| !n.is_empty()))
+        }),
         Kind::Targets => match &value {
             Value::Array(names) => {
                 !names.is_empty() && names.iter().all(|n| n.as_str().is_some_and(|n| !n.is_empty()))
@@ -482,8 +496,8 @@ mod tests {
     fn contradictions_and_missing_settings() {
         assert_eq!(messages("").len(), 2);
         assert!(
-            messages(&format!("{GOOD}eval_every = 3"))[0]
-                .starts_with("run.toml:3: eval_every is given, but no eval_data")
+            messages(&format!("{GOOD}task = \"text-generation\"\neval_every = 3"))[0]
+                .starts_with("run.toml:4: eval_every is given, but no eval_data")
         );
         assert!(
             messages(&format!("{GOOD}steps = 5\nwarmup = 9"))[0]

@@ -82,6 +82,10 @@ mod tests {
             save_every: Some(1),
             threads: Some(1),
             memory_limit: Some(1),
+            eval_share: Some(0.5),
+            labels: Some(vec!["a".into()]),
+            metric: Some(crate::metrics::Metric::F1),
+            early_stopping_patience: Some(1),
             ..RunFile::default()
         };
         let mut fields = Vec::new();

@@ -134,7 +134,8 @@ fn template(processor: &Value) -> std::result::Result<Frame, String> {
     let texts = |pieces: &[Piece], second: bool| {
         pieces.iter().filter(|p| matches!(p, Piece::Text { second: s, .. } if *s == second)).count()
     };
-    let counts = [(&frame.single, false), (&frame.pair, false), (&frame.pair, true)].map(|(p, s)| texts(p, s));
+    let counts =
+        [(&frame.single, false), (&frame.pair, false), (&frame.pair, true)].map(|(p, s)| texts(p, s));
     if counts != [1, 1, 1] {
         return Err("post_processor: a template names each text once".into());
     }
@@ -169,7 +170,7 @@ fn longest_first(a: usize, b: usize, room: usize) -> (usize, usize) {
     if a + b <= room {
         return (a, b);
     }
-    let (short, long) = (a.min(b), a.max(b));
+    let short = a.min(b);
     let long = if short > room { short } else { short.max(room - short) };
     let (short, long) = if short + long > room { (room / 2, room / 2 + room % 2) } else { (short, long) };
     if a > b { (long, short) } else { (short, long) }
@@ -223,7 +224,8 @@ mod tests {
 
     #[test]
     fn the_longer_text_loses_first() {
-        let cases = [(0, 9, 7, (0, 7)), (2, 4, 7, (2, 4)), (2, 9, 7, (2, 5)), (9, 2, 7, (5, 2)), (9, 9, 7, (3, 4))];
+        let cases =
+            [(0, 9, 7, (0, 7)), (2, 4, 7, (2, 4)), (2, 9, 7, (2, 5)), (9, 2, 7, (5, 2)), (9, 9, 7, (3, 4))];
         for (a, b, room, want) in cases {
             assert_eq!(longest_first(a, b, room), want, "{a} {b} {room}");
         }

@@ -187,7 +187,8 @@ impl Tokenizer {
     }
 
     pub(super) fn assemble(parts: Parts) -> Result<Self> {
-        let Parts { origin, model, added, normalizer, pre_tokenizer, decoder, ids, frame, model_size } = parts;
+        let Parts { origin, model, added, normalizer, pre_tokenizer, decoder, ids, frame, model_size } =
+            parts;
         let highest_added = added.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0);
         let by_name = added.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
         let by_id = added.iter().map(|(id, token)| (*id, token.content.clone())).collect();
@@ -215,7 +216,9 @@ impl Tokenizer {
         let bos = ids.bos.filter(|_| ids.add_bos);
         let frame = frame.map(|frame| bos.map_or_else(|| frame.clone(), |bos| frame.clone().with_first(bos)));
         let frame = frame.and_then(|frame| match frame.highest() {
-            Some(id) if id as usize >= vocab_size => Err(format!("it adds the id {id}, beyond the vocabulary")),
+            Some(id) if id as usize >= vocab_size => {
+                Err(format!("it adds the id {id}, beyond the vocabulary"))
+            }
             _ => Ok(frame),
         });
         Ok(Self { parsing, literal, specials, special_ids, special_names, ids, frame, vocab_size })

@@ -17,6 +17,7 @@ use super::error::{Error, Result};
 use super::folder::RunFolder;
 use super::guard::Guard;
 use super::optimizer::Optimizer;
+use crate::metrics::{Metric, Metrics};
 
 const WEIGHTS: &str = "weights.safetensors";
 const MOMENTS: &str = "moments.safetensors";
@@ -31,7 +32,6 @@ const JSON_BYTES: u64 = 4 << 20;
 
 /// All that a run knows besides weights and moments.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// Steps done (skipped ones included): the place in the data and in the schedule.
     pub step: u64,
@@ -43,11 +43,26 @@ pub struct State {
     /// The evaluation before the first step.
     pub eval_before: Option<f64>,
     pub eval_last: Option<Evaluation>,
-    /// The lowest evaluation loss so far, whether a checkpoint was saved then or not.
-    pub eval_lowest: Option<f64>,
     pub best: Option<Best>,
+    /// Evaluations since the best one.
+    #[serde(default)]
+    pub eval_waited: u32,
+    /// The metrics of the evaluation before the first step, of the last one and of the best one.
+    #[serde(default)]
+    pub metrics_before: Option<Metrics>,
+    #[serde(default)]
+    pub metrics_last: Option<Metrics>,
+    #[serde(default)]
+    pub metrics_best: Option<Metrics>,
     /// The settings that the numbers depend on.
     pub settings: BTreeMap<String, String>,
+}
+
+impl Best {
+    /// The number that it is the best by.
+    pub fn value(&self) -> f64 {
+        self.value.unwrap_or(self.loss)
+    }
 }
 
 /// One evaluation's result.
@@ -58,11 +73,17 @@ pub struct Evaluation {
     pub loss: Option<f64>,
 }
 
-/// The checkpoint with the lowest evaluation loss.
+/// The best evaluation after the first step; its checkpoint is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub step: u64,
     pub loss: f64,
+    /// What it is the best by.
+    #[serde(default)]
+    pub metric: Metric,
+    /// Its value; without one, the loss.
+    #[serde(default)]
+    pub value: Option<f64>,
     /// Name of its folder within `checkpoints/`.
     pub name: String,
 }

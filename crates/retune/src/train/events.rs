@@ -1,11 +1,13 @@
 //! What a run tells its caller while it goes on. One event is one line of `metrics.jsonl` and of `--json`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Best;
 use super::plan::Plan;
+use crate::metrics::Metrics;
 
 /// Something that happened. Steps count from 1; a step is one update (or a skipped one).
 ///
@@ -57,9 +59,14 @@ pub enum Event {
         loss: f64,
         #[serde(deserialize_with = "null_is_nan")]
         perplexity: f64,
-        /// The lowest loss so far.
+        /// The best so far, the one before the first step aside.
         best: bool,
+        /// What was measured besides, by name.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        metrics: BTreeMap<String, f64>,
     },
+    /// The last `waited` evaluations were no better than the best: the run ends before its last step.
+    StoppedEarly { step: u64, steps: u64, waited: u32 },
     /// A checkpoint is on the disk for good.
     Saved { step: u64, path: PathBuf, bytes: u64 },
     /// A loss or gradient was not finite: weights and moments are as before.
@@ -90,6 +97,9 @@ pub enum Event {
         eval_before: Option<f64>,
         eval_after: Option<f64>,
         best: Option<Best>,
+        /// The step whose weights, the best ones, are those at the end; `None`: the last ones are.
+        #[serde(default)]
+        restored: Option<u64>,
         tokens: u64,
         /// Of this process.
         seconds: f64,
@@ -111,6 +121,7 @@ impl Event {
             | Event::Step { step, .. }
             | Event::Evaluating { step, .. }
             | Event::Eval { step, .. }
+            | Event::StoppedEarly { step, .. }
             | Event::Saved { step, .. }
             | Event::Skipped { step, .. }
             | Event::Spike { step, .. }
@@ -158,11 +169,18 @@ pub struct Outcome {
     pub steps: u64,
     /// Mean loss of the last update.
     pub loss: Option<f64>,
-    /// Evaluation loss before the first step, and at the last evaluation.
+    /// Evaluation loss before the first step, and of the weights at the end.
     pub eval_before: Option<f64>,
     pub eval_after: Option<f64>,
-    /// The saved checkpoint with the lowest evaluation loss.
+    /// Metrics before the first step, and of the weights at the end.
+    pub metrics_before: Option<Metrics>,
+    pub metrics_after: Option<Metrics>,
+    /// The best evaluation.
     pub best: Option<Best>,
+    /// The step whose weights, the best ones, the parameters hold now; `None`: they hold the last ones.
+    pub restored: Option<u64>,
+    /// The run ended since its evaluations got no better.
+    pub stopped_early: bool,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
     /// Rows (tokens) trained on since the run's beginning, over all restarts.
@@ -182,7 +200,8 @@ mod tests {
 
     #[test]
     fn events_are_flat_json_objects_and_come_back() {
-        let event = Event::Eval { step: 3, loss: 1.5, perplexity: 4.25, best: true };
+        let event =
+            Event::Eval { step: 3, loss: 1.5, perplexity: 4.25, best: true, metrics: BTreeMap::new() };
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(text, r#"{"event":"eval","step":3,"loss":1.5,"perplexity":4.25,"best":true}"#);
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
@@ -190,7 +209,13 @@ mod tests {
 
     #[test]
     fn a_loss_that_is_not_finite_is_null() {
-        let event = Event::Eval { step: 3, loss: f64::NAN, perplexity: f64::INFINITY, best: false };
+        let event = Event::Eval {
+            step: 3,
+            loss: f64::NAN,
+            perplexity: f64::INFINITY,
+            best: false,
+            metrics: BTreeMap::new(),
+        };
         let text = serde_json::to_string(&event).unwrap();
         assert!(text.contains(r#""loss":null"#), "{text}");
         let Event::Eval { loss, .. } = serde_json::from_str::<Event>(&text).unwrap() else { panic!() };

@@ -72,7 +72,8 @@ mod tests {
     fn resuming_forgets_what_comes_after_the_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let eval = |step| Event::Eval { step, loss: 1.0, perplexity: 2.5, best: false };
+        let eval =
+            |step| Event::Eval { step, loss: 1.0, perplexity: 2.5, best: false, metrics: Default::default() };
         let mut log = MetricsLog::create(&path).unwrap();
         for step in [0, 4, 8] {
             log.write(&eval(step)).unwrap();

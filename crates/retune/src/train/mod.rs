@@ -26,7 +26,7 @@ pub use metrics::MetricsLog;
 pub use optimizer::Optimizer;
 pub use order::{Order, Window, largest_batch};
 pub use plan::{ActivationProfile, Plan, PlanRequest};
-pub use run::{evaluate, train};
+pub use run::{Measured, evaluate, measure, train};
 pub use settings::TrainSettings;
 
 pub use crate::run_file::{Checkpointing, OnNan, Schedule};

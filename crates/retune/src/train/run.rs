@@ -3,6 +3,7 @@
 //! A step is a window of `batch x accumulation` examples. Its loss is the sum of all weighted losses over the sum of all
 //! weights of the window, so that k passes of b examples are one batch of k x b. What a step does depends on its number alone.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ use super::folder::{RunFolder, Start};
 use super::optimizer::Optimizer;
 use super::order::{Order, Window};
 use super::settings::TrainSettings;
+use crate::metrics::{Metric, Metrics};
 use crate::objective::{Objective, ObjectiveError};
 use crate::run_file::OnNan;
 
@@ -45,8 +47,8 @@ pub fn train(
         if run.stopping {
             return run.interrupt();
         }
-        if run.state.step >= run.steps {
-            return Ok(run.finish());
+        if run.state.step >= run.steps || run.is_out_of_patience() {
+            return run.finish();
         }
         if let Some(why) = run.step()? {
             return Ok(run.diverge(why));
@@ -66,10 +68,57 @@ pub fn evaluate(
     batch_size: usize,
     progress: &mut dyn FnMut(usize) -> Control,
 ) -> Result<Option<f64>> {
+    Ok(measure(params, objective, batch_size, progress)?.map(|measured| measured.loss))
+}
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The mean loss per target; NaN if any example's is.
+    pub loss: f64,
+    /// Where the task has any; the loss is among them.
+    pub metrics: Option<Metrics>,
+}
+
+impl Measured {
+    /// A number of it; NaN where it is undefined.
+    fn value(&self, metric: Metric) -> f64 {
+        match (metric, &self.metrics) {
+            (Metric::Loss, _) => self.loss,
+            (metric, Some(metrics)) => metrics.get(metric).unwrap_or(f64::NAN),
+            (_, None) => f64::NAN,
+        }
+    }
+
+    /// Its numbers by name, without the loss.
+    pub fn scalars(&self) -> BTreeMap<String, f64> {
+        let Some(metrics) = &self.metrics else { return BTreeMap::new() };
+        let known = Metric::of(metrics.problem).iter().filter(|metric| **metric != Metric::Loss);
+        known.filter_map(|metric| Some((metric.to_string(), metrics.get(*metric)?))).collect()
+    }
+}
+
+/// As [`evaluate`], with the metrics of the task.
+///
+/// # Errors
+/// As [`evaluate`]; if predictions cannot be scored.
+pub fn measure(
+    params: &Params,
+    objective: &dyn Objective,
+    batch_size: usize,
+    progress: &mut dyn FnMut(usize) -> Control,
+) -> Result<Option<Measured>> {
     let examples: Vec<usize> = (0..objective.len()).filter(|&e| objective.weight(e) > 0.0).collect();
     let denominator: f64 = examples.iter().map(|&e| objective.weight(e)).sum();
     if examples.is_empty() {
         return Err(Error::NothingToLearn { examples: objective.len() });
+    }
+    if let Some(measured) = objective.measured() {
+        let found = measured.metrics(params, batch_size, &mut |done| progress(done) == Control::Continue);
+        let metrics = found.map_err(failed(objective, &examples, 0))?;
+        let measured =
+            |metrics: Metrics| Measured { loss: metrics.loss.unwrap_or(f64::NAN), metrics: Some(metrics) };
+        return Ok(metrics.map(measured));
     }
     let (mut loss, mut done) = (0.0, 0);
     for batch in examples.chunks(batch_size.max(1)) {
@@ -79,7 +128,7 @@ pub fn evaluate(
             return Ok(None);
         }
     }
-    Ok(Some(loss))
+    Ok(Some(Measured { loss, metrics: None }))
 }
 
 struct Run<'a> {
@@ -205,49 +254,62 @@ impl<'a> Run<'a> {
         }
         let (events, examples) = (&mut *self.events, eval.len() as u64);
         let mut progress = |done| events(Event::Evaluating { step, done: done as u64, examples });
-        let Some(loss) = evaluate(self.params, eval, self.settings.batch_size, &mut progress)? else {
+        let Some(found) = measure(self.params, eval, self.settings.batch_size, &mut progress)? else {
             self.stopping = true;
             return Ok(());
         };
+        let loss = found.loss;
+        let finite = Some(loss).filter(|loss| loss.is_finite());
         if step == 0 {
-            self.state.eval_before = Some(loss).filter(|loss| loss.is_finite());
+            self.state.eval_before = finite;
+            self.state.metrics_before = found.metrics.clone();
         }
-        let lowest = self.state.eval_lowest.unwrap_or(f64::INFINITY);
-        let best = loss < lowest;
-        if best {
-            self.state.eval_lowest = Some(loss);
+        self.state.eval_last = Some(Evaluation { step, loss: finite });
+        self.state.metrics_last = found.metrics.clone();
+        let best = step > 0 && self.note_best(&found);
+        let metrics = found.scalars();
+        self.tell(Event::Eval { step, loss, perplexity: loss.exp(), best, metrics });
+        // The best weights must be on the disk, whenever the next checkpoint is due.
+        if best { self.save() } else { Ok(()) }
+    }
+
+    /// Takes the evaluation after this step for the best so far if it is; says whether.
+    fn note_best(&mut self, found: &Measured) -> bool {
+        let (step, metric) = (self.state.step, self.settings.metric);
+        let value = found.value(metric);
+        let earlier = self.state.best.as_ref().map_or(f64::NAN, Best::value);
+        if !(value.is_finite() && found.loss.is_finite() && metric.better(value, earlier)) {
+            self.state.eval_waited += 1;
+            return false;
         }
-        self.state.eval_last = Some(Evaluation { step, loss: Some(loss).filter(|loss| loss.is_finite()) });
-        self.tell(Event::Eval { step, loss, perplexity: loss.exp(), best });
-        Ok(())
+        let name = self.folder.map(|folder| folder.checkpoint_path(step));
+        let name = name.as_deref().and_then(std::path::Path::file_name).unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
+        self.state.best = Some(Best { step, loss: found.loss, metric, value: Some(value), name });
+        self.state.metrics_best = found.metrics.clone();
+        self.state.eval_waited = 0;
+        true
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        self.settings.patience.is_some_and(|patience| self.state.eval_waited >= patience)
     }
 
     fn save_if_due(&mut self) -> Result<()> {
-        if self.state.step > 0 && self.is_due(self.settings.save_every) { self.save() } else { Ok(()) }
+        let due = self.is_due(self.settings.save_every) || self.is_out_of_patience();
+        if self.state.step > 0 && due { self.save() } else { Ok(()) }
     }
 
     /// Saves, unless the newest checkpoint is of this very step.
     fn save(&mut self) -> Result<()> {
         let step = self.state.step;
         let Some(folder) = self.folder.filter(|_| self.saved != Some(step)) else { return Ok(()) };
-        self.note_best(folder);
         self.state.updates = self.optimizer.updates();
         let (path, bytes) = checkpoint::save(folder, &self.state, self.params, &self.optimizer)?;
         self.saved = Some(step);
         checkpoint::prune(folder, self.settings.keep, self.state.best.as_ref())?;
         self.tell(Event::Saved { step, path, bytes });
         Ok(())
-    }
-
-    /// The best checkpoint is the one with the lowest evaluation loss among those that were evaluated when saved.
-    fn note_best(&mut self, folder: &RunFolder) {
-        let step = self.state.step;
-        let Some(loss) = self.state.eval_last.filter(|e| e.step == step).and_then(|e| e.loss) else { return };
-        if self.state.best.as_ref().is_none_or(|best| loss < best.loss) {
-            let path = folder.checkpoint_path(step);
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            self.state.best = Some(Best { step, loss, name });
-        }
     }
 
     /// One step: the gradient of a window, and an update if all is finite. Returns why the run cannot go on, if so.
@@ -365,41 +427,76 @@ impl<'a> Run<'a> {
         }
         let (step, checkpoint) = (self.state.step, self.newest());
         self.tell(Event::Interrupted { step, checkpoint });
-        Ok(self.outcome(OutcomeEnd::Interrupted))
+        Ok(self.outcome(OutcomeEnd::Interrupted, None))
     }
 
     fn diverge(mut self, why: String) -> Outcome {
         let (step, checkpoint) = (self.state.step, self.newest());
         self.tell(Event::Diverged { step, why: why.clone(), checkpoint });
-        self.outcome(OutcomeEnd::Diverged { why })
+        self.outcome(OutcomeEnd::Diverged { why }, None)
     }
 
-    fn finish(mut self) -> Outcome {
+    fn finish(mut self) -> Result<Outcome> {
+        if self.state.step < self.steps {
+            let (step, waited) = (self.state.step, self.state.eval_waited);
+            self.tell(Event::StoppedEarly { step, steps: self.steps, waited });
+        }
+        let restored = self.restore_best()?;
         self.tell(Event::Finished {
             step: self.state.step,
             eval_before: self.state.eval_before,
-            eval_after: self.state.eval_last.and_then(|e| e.loss),
+            eval_after: self.eval_after(restored),
             best: self.state.best.clone(),
+            restored,
             tokens: self.state.tokens,
             seconds: self.began.elapsed().as_secs_f64(),
             peak_bytes: memory::peak_bytes() as u64,
         });
-        self.outcome(OutcomeEnd::Finished)
+        Ok(self.outcome(OutcomeEnd::Finished, restored))
+    }
+
+    /// Goes back to the weights of the best evaluation, unless they are the last ones or these are wanted; says to which
+    /// step. A checkpoint that is not whole leaves the last ones.
+    fn restore_best(&mut self) -> Result<Option<u64>> {
+        let best =
+            self.state.best.clone().filter(|best| !self.settings.keep_last && best.step != self.state.step);
+        let (Some(folder), Some(best)) = (self.folder, best) else { return Ok(None) };
+        let path = folder.checkpoint_path(best.step);
+        match checkpoint::load_weights(&path, self.params) {
+            Ok(()) => Ok(Some(best.step)),
+            Err(error) if error.is_io() && path.exists() => Err(error),
+            Err(error) => {
+                self.tell(Event::CheckpointRejected { path, why: error.to_string() });
+                Ok(None)
+            }
+        }
+    }
+
+    fn eval_after(&self, restored: Option<u64>) -> Option<f64> {
+        match (restored, &self.state.best) {
+            (Some(_), Some(best)) => Some(best.loss),
+            _ => self.state.eval_last.and_then(|e| e.loss),
+        }
     }
 
     fn newest(&self) -> Option<PathBuf> {
         Some(self.folder?.checkpoint_path(self.saved?))
     }
 
-    fn outcome(self, end: OutcomeEnd) -> Outcome {
+    fn outcome(self, end: OutcomeEnd, restored: Option<u64>) -> Outcome {
+        let after = if restored.is_some() { &self.state.metrics_best } else { &self.state.metrics_last };
         Outcome {
             end,
             step: self.state.step,
             steps: self.steps,
             loss: self.loss,
             eval_before: self.state.eval_before,
-            eval_after: self.state.eval_last.and_then(|e| e.loss),
+            eval_after: self.eval_after(restored),
+            metrics_before: self.state.metrics_before.clone(),
+            metrics_after: after.clone(),
             checkpoint: self.newest(),
+            restored,
+            stopped_early: self.state.step < self.steps && self.is_out_of_patience(),
             best: self.state.best,
             tokens: self.state.tokens,
             seconds: self.began.elapsed().as_secs_f64(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::{Error, Result};
 use super::schedule;
+use crate::metrics::Metric;
 use crate::run_file::{OnNan, RunFile, Schedule};
 
 /// What the training loop needs to know. [`Default`] is the run file's defaults.
@@ -38,6 +39,12 @@ pub struct TrainSettings {
     pub save_every: Option<u64>,
     /// Checkpoints kept on disk, at least 2; the best one is kept besides.
     pub keep: usize,
+    /// What the best checkpoint is chosen by.
+    pub metric: Metric,
+    /// Evaluations in a row that are no better than the best, after which the run ends; `None`: never.
+    pub patience: Option<u32>,
+    /// The weights at the end are the last ones, not the best ones.
+    pub keep_last: bool,
     pub on_nan: OnNan,
     /// Steps in a row without finite numbers that end the run.
     pub nan_steps_max: u32,
@@ -69,6 +76,9 @@ impl TrainSettings {
             eval_every: run.eval_every,
             save_every: run.save_every,
             keep: run.keep as usize,
+            metric: run.metric.unwrap_or_default(),
+            patience: run.early_stopping_patience,
+            keep_last: run.keep_last,
             on_nan: run.on_nan,
             nan_steps_max: 3,
         }
@@ -123,6 +133,7 @@ impl TrainSettings {
                 "`keep` must be at least 2, so that a damaged newest checkpoint has a predecessor",
                 self.keep as f64,
             ),
+            (self.patience != Some(0), "`early_stopping_patience` must be at least 1", 0.0),
             (self.nan_steps_max > 0, "`nan_steps_max` must be at least 1", 0.0),
         ];
         let wrong: Vec<String> = rules
@@ -151,6 +162,9 @@ impl TrainSettings {
         .into_iter()
         .map(|(key, value)| (key.to_string(), value))
         .collect();
+        if self.metric != Metric::Loss {
+            map.insert("metric".into(), self.metric.to_string());
+        }
         // A constant rate does not know how long the run will be, so such a run may be made longer.
         if self.schedule != Schedule::Constant {
             map.insert("steps".into(), steps_total.to_string());

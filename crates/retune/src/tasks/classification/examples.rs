@@ -119,7 +119,11 @@ impl Examples {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.report.warnings();
         if self.truncated > 0 {
-            warnings.push(format!("{} of {} rows are cut at max_length", self.truncated, self.examples.len()));
+            warnings.push(format!(
+                "{} of {} rows are cut at max_length",
+                self.truncated,
+                self.examples.len()
+            ));
         }
         warnings
     }

@@ -2,37 +2,26 @@
 
 mod data;
 mod error;
+mod examples;
 mod labels;
+mod objective;
 mod rows;
 mod split;
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 pub use data::{DataReport, Dataset, Label, LabelledText, Options};
 pub use error::{BadRow, Error, Result, Source};
+pub use examples::{Example, Examples, Tokens};
 pub use labels::{CLASSES_MAX, ClassWeights, Labels, balanced};
+pub use objective::{Classification, argmax, classifier, logits, word_rows};
 pub use rows::{RawLabel, Row, read_rows, read_texts};
 pub use split::HELD_OUT;
 
-use crate::methods::targets::nearest;
+pub use crate::nn::Problem;
 
-/// What is predicted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Problem {
-    /// One class a row.
-    #[default]
-    SingleLabel,
-    /// Any number of labels a row, none included.
-    MultiLabel,
-    /// A number a row.
-    Regression,
-    /// A tag a word.
-    Tokens,
-}
+use crate::methods::targets::nearest;
 
 use Problem::*;
 
