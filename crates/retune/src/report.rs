@@ -106,7 +106,8 @@ pub struct Answer {
 }
 
 impl ReportData {
-    /// Takes the curves and the peak memory from the text of a `metrics.jsonl`; lines that aren't events are passed over.
+    /// Takes the curves (of [`ReportData::metric`] too) and the peak memory from the text of a `metrics.jsonl`; lines that
+    /// aren't events are passed over.
     pub fn read_metrics(&mut self, text: &str) {
         for event in text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok()) {
             match event {
@@ -115,7 +116,10 @@ impl ReportData {
                     self.steps.push(StepPoint { step, loss, lr, grad_norm, tokens_per_second, peak_bytes });
                     self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
                 }
-                Event::Eval { step, loss, .. } => self.evals.push(EvalPoint { step, loss, metric: None }),
+                Event::Eval { step, loss, metrics, .. } => {
+                    let metric = self.metric.and_then(|metric| metrics.get(metric.name()).copied());
+                    self.evals.push(EvalPoint { step, loss, metric });
+                }
                 Event::Finished { peak_bytes, .. } => {
                     self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
                 }
