@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter_hub;
+pub mod adapters;
 pub mod atomic;
 pub mod bytes;
 pub mod delta;
@@ -14,12 +15,15 @@ pub mod error;
 mod fields;
 pub mod folder;
 pub mod gguf;
+pub mod gguf_lora;
 pub mod gguf_write;
 pub mod hash;
 pub mod ia3_config;
 pub mod json;
 pub mod limits;
 pub mod lora_config;
+pub mod lora_tensors;
+pub mod mlx;
 pub mod modules;
 pub mod peft;
 pub mod peft_common;

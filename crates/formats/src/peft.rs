@@ -424,7 +424,7 @@ fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f64)> {
     }
 }
 
-fn no_config(folder: &Path) -> Error {
+pub(crate) fn no_config(folder: &Path) -> Error {
     let inner =
         std::fs::read_dir(folder).into_iter().flatten().flatten().find(|e| is_adapter_folder(&e.path()));
     match inner {
