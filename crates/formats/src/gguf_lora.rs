@@ -205,7 +205,11 @@ pub fn from_interleaved(module: &LoraModule, head_dim: usize) -> Option<LoraModu
 
 /// Row i of each head becomes row `from(i)` of what was.
 fn reorder(module: &LoraModule, head_dim: usize, from: impl Fn(usize) -> usize) -> Option<LoraModule> {
-    if head_dim == 0 || head_dim % 2 != 0 || !module.outputs.is_multiple_of(head_dim) || !module.is_whole() {
+    if head_dim == 0
+        || !head_dim.is_multiple_of(2)
+        || !module.outputs.is_multiple_of(head_dim)
+        || !module.is_whole()
+    {
         return None;
     }
     let row = |i: usize| {

@@ -75,6 +75,7 @@ impl HeadConfig {
             let found = f.count(key, most)?;
             found.ok_or_else(|| Error::MissingKey { path: path.into(), key: key.into(), nearest: None })
         };
+        let of_texts = head_type.ends_with("classification");
         let config = HeadConfig {
             model,
             head_type,
@@ -82,8 +83,8 @@ impl HeadConfig {
             layers: count(&mut f, "layers", LAYERS)?,
             activation_function: f.string("activation_function")?,
             label2id: labels(&mut f)?,
-            use_pooler: f.map.contains_key("use_pooler").then(|| f.flag("use_pooler")).transpose()?,
-            bias: f.map.contains_key("bias").then(|| f.flag_or("bias", true)).transpose()?,
+            use_pooler: of_texts.then(|| f.flag("use_pooler")).transpose()?,
+            bias: of_texts.then(|| f.flag_or("bias", true)).transpose()?,
             dropout_prob: f.share("dropout_prob")?,
             unknown: f.map.into_iter().collect(),
         };
@@ -209,6 +210,7 @@ pub struct HubHead {
     folder: PathBuf,
     config: HeadConfig,
     source: Box<dyn TensorSource>,
+    notes: Vec<String>,
 }
 
 impl fmt::Debug for HubHead {
@@ -233,7 +235,12 @@ impl HubHead {
         for info in source.tensors() {
             peft::check_finite(&source, info)?;
         }
-        Ok(HubHead { folder: folder.to_path_buf(), config, source: Box::new(source) })
+        let odd: Vec<&str> =
+            config.unknown.keys().chain(config.model.unknown.keys()).map(String::as_str).collect();
+        let notes = (!odd.is_empty())
+            .then(|| format!("{HEAD_CONFIG} has keys that are not known and not used: {}", odd.join(", ")));
+        let (folder, notes) = (folder.to_path_buf(), notes.into_iter().collect());
+        Ok(HubHead { folder, config, source: Box::new(source), notes })
     }
 
     /// The folder.
@@ -254,6 +261,11 @@ impl HubHead {
     /// The weights as a file of named tensors.
     pub fn source(&self) -> &dyn TensorSource {
         &*self.source
+    }
+
+    /// What is odd about the files but no error; worth showing.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 
