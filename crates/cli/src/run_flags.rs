@@ -65,6 +65,10 @@ fn flag(key: &'static Key, defaults: Option<&toml::Value>) -> Arg {
 fn heading(key: &Key) -> &'static str {
     match (key.table, key.name) {
         ("lora", _) => "Method lora",
+        ("full", _) => "Method full",
+        ("partial", _) => "Method partial",
+        ("bitfit", _) => "Method bitfit",
+        ("sparse", _) => "Method sparse",
         (_, "model" | "data" | "eval_data" | "out" | "method" | "task") => "What",
         (_, "max_length" | "train_on" | "eval_share") => "Data",
         (_, "labels" | "pooling" | "class_weights" | "keep_head") => "Classification",

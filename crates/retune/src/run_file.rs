@@ -85,6 +85,11 @@ pub struct RunFile {
     pub on_nan: OnNan,
 
     pub lora: Lora,
+
+    pub full: Full,
+    pub partial: Partial,
+    pub bitfit: BitFit,
+    pub sparse: Sparse,
 }
 
 impl Default for RunFile {
@@ -125,6 +130,10 @@ impl Default for RunFile {
             memory_limit: None,
             on_nan: OnNan::Skip,
             lora: Lora::default(),
+            full: Full::default(),
+            partial: Partial::default(),
+            bitfit: BitFit::default(),
+            sparse: Sparse::default(),
         }
     }
 }
@@ -211,6 +220,76 @@ pub enum PoolingChoice {
     First,
     Last,
     Mean,
+}
+
+/// Settings of `method = "full"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Full {
+    /// Write the tensors that differ from the base's instead of the whole model.
+    pub only_changed: bool,
+}
+
+/// Settings of `method = "partial"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Partial {
+    /// Blocks that are trained, with the last norm and the head.
+    pub last_blocks: u32,
+    /// Names of parameters, or patterns with `*`; where there are any, they alone are trained.
+    pub train: Vec<String>,
+}
+
+impl Default for Partial {
+    fn default() -> Self {
+        Partial { last_blocks: 2, train: Vec::new() }
+    }
+}
+
+/// Settings of `method = "bitfit"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BitFit {
+    /// Give each linear of the trunk that has no bias one of zeros.
+    pub add_biases: bool,
+}
+
+/// Settings of `method = "sparse"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sparse {
+    pub selection: Selection,
+    /// Share of each weight's entries; of a random selection, as near as a whole `r` comes to it.
+    pub share: f64,
+    /// PEFT's SHiRA: r (in + out) entries of each weight; wins over `share` when given.
+    pub r: Option<u32>,
+    pub target_modules: TargetModules,
+    /// Training examples whose gradients choose the entries (`selection = "fisher"`).
+    pub fisher_examples: u32,
+}
+
+impl Default for Sparse {
+    fn default() -> Self {
+        Sparse {
+            selection: Selection::Random,
+            share: 0.01,
+            r: None,
+            target_modules: TargetModules::default(),
+            fisher_examples: 256,
+        }
+    }
+}
+
+/// Which entries of a weight are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// Drawn from the seed.
+    Random,
+    /// The largest.
+    Magnitude,
+    /// Those with the largest squared gradients, summed over examples.
+    Fisher,
 }
 
 /// How the learning rate goes after warm-up.

@@ -189,6 +189,7 @@ pub fn attach(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<Attac
         trainable: trainable_count(model),
         cost,
         save: Some(Box::new(move |model, folder, readme| save(model, &config, folder, readme))),
+        ..Attached::default()
     })
 }
 

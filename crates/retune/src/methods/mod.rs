@@ -1,13 +1,24 @@
 //! The fine-tuning methods, one file each; a new one is a file and two adjacent lines here.
 
+pub mod bitfit;
+pub mod delta;
+mod folder;
 pub mod full;
+pub mod head;
 pub mod lora;
+pub mod partial;
+pub(crate) mod replace;
+pub mod sparse;
 pub mod targets;
 
 use std::path::{Path, PathBuf};
 
+use retune_formats::{json, limits, peft};
+use retune_tensor::Params;
+
 use crate::error::{Error, Result};
 use crate::models::{Model, OnModel};
+use crate::objective::Objective;
 use crate::run_file::RunFile;
 
 /// A method as help texts and tables show it.
@@ -29,6 +40,10 @@ pub struct Spec {
 pub const METHODS: &[&Spec] = &[
     &lora::SPEC, //
     &full::SPEC,
+    &partial::SPEC,
+    &bitfit::SPEC,
+    &sparse::SPEC,
+    &head::SPEC,
 ];
 
 /// The method of this name, or an error that names the nearest.
@@ -46,6 +61,10 @@ pub fn find(name: &str) -> Result<&'static Spec> {
 
 /// Writes what was trained into a folder; the text is its model card.
 pub type Save = Box<dyn Fn(&Model, &Path, Option<&str>) -> Result<()> + Send + Sync>;
+
+/// Makes a method ready with the training data: choosing what is trained by its gradients, say. The parameters are the same
+/// afterwards, but for the method's own.
+pub type Prepare = Box<dyn Fn(&mut Params, &dyn Objective) -> Result<()> + Send + Sync>;
 
 /// What a method costs in memory while training, in f32 elements per row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +85,8 @@ pub struct Attached {
     pub cost: Cost,
     /// `None`: the whole model is what was trained.
     pub save: Option<Save>,
+    /// To be called once before the first step, where the method needs the training data to be ready.
+    pub prepare: Option<Prepare>,
 }
 
 impl Attached {
@@ -91,13 +112,33 @@ pub struct Source {
 /// # Errors
 /// If a folder is damaged, or is for another model, or of a method that cannot be added up. The model is unchanged then.
 pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
-    lora::load(model, sources, slot)
+    let deltas = sources.iter().filter(|source| folder::is_delta(&source.path)).count();
+    match deltas {
+        0 if sources.first().is_some_and(|source| is_peft(&source.path, "SHIRA")) => {
+            sparse::load_shira(model, sources, slot)
+        }
+        0 => lora::load(model, sources, slot),
+        n if n == sources.len() => delta::load(model, sources, slot),
+        _ => {
+            let what =
+                "adapters of different kinds cannot be added up: merge one of them into the base first";
+            Err(Error::Method(what.into()))
+        }
+    }
+}
+
+/// Is there a PEFT adapter of this `peft_type`? What is wrong with it is told when it is opened.
+fn is_peft(folder: &Path, peft_type: &str) -> bool {
+    let path = folder.join(peft::CONFIG);
+    let config = json::read(&path, limits::CONFIG_BYTES).ok();
+    config.is_some_and(|config| peft::identify(&config) == peft::Producer::Peft(peft_type.into()))
 }
 
 /// Remembers what was put on a model: once for each slot.
 pub(crate) fn remember(model: &mut Model, slot: usize, method: &'static str, unmergeable: Option<&str>) {
     model.adapters.retain(|on| on.slot != slot);
-    model.adapters.push(OnModel { slot, method, unmergeable: unmergeable.map(String::from) });
+    let unmergeable = unmergeable.map(String::from);
+    model.adapters.push(OnModel { slot, method, unmergeable, changes_base: false });
 }
 
 /// The name of a parameter of an adapter in a slot, from its name in the adapter's files.

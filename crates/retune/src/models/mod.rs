@@ -261,6 +261,8 @@ pub struct OnModel {
     pub method: &'static str,
     /// Why it cannot become part of the weights, if it cannot.
     pub unmergeable: Option<String>,
+    /// It overwrote parameters of the base in memory: nothing else can be mixed with it.
+    pub changes_base: bool,
 }
 
 /// A loaded model: its parameters, its network, where it came from, and what was put on it.

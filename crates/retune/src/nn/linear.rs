@@ -4,7 +4,7 @@ use retune_tensor::ops;
 use retune_tensor::{ParamId, Params, Tape, Tensor, Var, kernel};
 
 use crate::error::Result;
-use crate::nn::{Rows, Slots};
+use crate::nn::{Active, Rows, Slots};
 
 /// What a method puts into [`Linear::deltas`].
 pub trait LinearDelta: Send + Sync {
@@ -23,6 +23,11 @@ pub trait LinearDelta: Send + Sync {
         weight: &mut Tensor,
         bias: Option<&mut Tensor>,
     ) -> Result<()>;
+
+    /// The weight `[N, K]` that stands in for the layer's own, where that is all that the method does.
+    fn weight(&self) -> Option<ParamId> {
+        None
+    }
 }
 
 /// A linear layer at a module path.
@@ -68,6 +73,16 @@ impl Linear {
             Some(delta) => delta.forward(tape, rows, self, x),
             None => self.plain(tape, x),
         })
+    }
+
+    /// The weight whose product is all that the layer does in a pass; `None` if there is a bias or a method does more.
+    pub fn only_weight(&self, active: &Active) -> Option<ParamId> {
+        match active {
+            _ if self.bias.is_some() => None,
+            _ if self.deltas.is_empty() => Some(self.weight),
+            Active::PerExample(_) => None,
+            one => self.deltas.get(one.of(0)).map_or(Some(self.weight), |delta| delta.weight()),
+        }
     }
 
     /// The layer without any method.

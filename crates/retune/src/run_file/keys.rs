@@ -39,6 +39,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `all-linear`, a list of names or a regular expression.
     Targets,
+    /// A list of texts.
+    Names,
     /// Bytes with a unit.
     Size,
 }
@@ -61,6 +63,7 @@ impl Kind {
             Kind::Choice(names) => format!("one of {}", names.join(", ")),
             Kind::Names => "a list of names".into(),
             Kind::Targets => "\"all-linear\", a list of module names, or a regular expression".into(),
+            Kind::Names => "a list of names in quotes".into(),
             Kind::Size => "a size such as \"2GiB\"".into(),
         }
     }
@@ -159,4 +162,17 @@ pub const KEYS: &[Key] = &[
     key("lora", "lora_dropout", "dropout", Kind::Share, "dropout on the adapter's input", &["dropout"]),
     key("lora", "target_modules", "targets", Kind::Targets, "which linears: all-linear, names, or a regular expression", &["targets", "lora_target_modules", "lora_target", "lora_modules"]),
     key("lora", "use_rslora", "rslora", Kind::Switch, "scale by alpha / sqrt(rank) instead", &["rslora"]),
+
+    key("full", "only_changed", "only-changed", Kind::Switch, "write the tensors that changed instead of the whole model", &[]),
+
+    key("partial", "last_blocks", "last-blocks", Kind::Whole(0, 100_000), "train this many blocks from the end, the last norm and the head", &["num_layers", "unfrozen_layers", "num_layers_unfrozen"]),
+    key("partial", "train", "train-params", Kind::Names, "train these parameters instead: names, parts of names, or patterns with *", &["trainable", "trainable_parameters", "unfrozen_parameters"]),
+
+    key("bitfit", "add_biases", "add-biases", Kind::Switch, "give linears without a bias one of zeros", &[]),
+
+    key("sparse", "selection", "selection", Kind::Choice(&["random", "magnitude", "fisher"]), "which entries of the weights are trained", &["mask_type"]),
+    key("sparse", "share", "share", Kind::Above(0.0, 0.5), "share of each weight's entries", &["sparsity", "density"]),
+    key("sparse", "r", "sparse-r", Kind::Whole(1, 4096), "r (in + out) entries of each weight instead of a share, as PEFT counts", &[]),
+    key("sparse", "target_modules", "sparse-targets", Kind::Targets, "which linears: all-linear, names, or a regular expression", &[]),
+    key("sparse", "fisher_examples", "fisher-examples", Kind::Whole(1, 1 << 30), "examples whose gradients choose the entries", &[]),
 ];

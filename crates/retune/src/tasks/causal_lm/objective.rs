@@ -59,10 +59,9 @@ fn pack(examples: &[&Example], prompt_rows: usize, denominator: f64) -> (Vec<u32
 
 /// The loss of a language model's head over hidden rows: fused and in chunks, unless a method sits on the head.
 pub(crate) fn head_loss(tape: &Tape, head: &LanguageModelHead, hidden: &Hidden, labels: &LossRows) -> Var {
-    let linear = &head.linear;
-    if linear.deltas.is_empty() && linear.bias.is_none() {
+    if let Some(weight) = head.linear.only_weight(&hidden.rows.active) {
         let x = head.transform(tape, &hidden.rows, &hidden.x);
-        return ops::linear_cross_entropy(tape, &x, &tape.weight(linear.weight), labels);
+        return ops::linear_cross_entropy(tape, &x, &tape.weight(weight), labels);
     }
     // Dropout masks are those of the whole batch: the head runs on all rows.
     let logits = head.forward(tape, &hidden.rows, &hidden.x);

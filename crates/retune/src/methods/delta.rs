@@ -1,0 +1,328 @@
+//! Adapters that PEFT has no name for: some of the base's own parameters with other values, or a few entries of them.
+//!
+//! Saved as a delta (`retune_formats::delta`): new values under the tensors' Hugging Face names, or the places and differences
+//! of single entries. In slot 0 new values overwrite the copy in memory; in other slots they stand beside it, where a linear
+//! or a token table can hold them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use retune_tensor::ops::SparsePattern;
+use retune_tensor::{Param, ParamId, Params, Tensor, Weight};
+use serde::Serialize;
+
+use super::folder::{self, Change, Values};
+use super::replace::Replaced;
+use super::sparse::{Places, SparseDelta};
+use super::{Attached, Save, Source, param_name, remember, targets::nearest, trainable_count};
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::nn::{Head, Site};
+
+/// Marks parameters trainable, and no other.
+///
+/// # Errors
+/// If one is not held in f32: quantised or half-precision weights cannot take an optimiser's small steps.
+pub(super) fn train(model: &mut Model, method: &str, ids: &[ParamId]) -> Result<()> {
+    for &id in ids {
+        let param = model.params.get(id);
+        if let Weight::Stored(storage) = &param.weight {
+            return Err(Error::Method(format!(
+                "{method} fine-tuning changes the weights themselves, which are held in {} here ({}); use --storage f32",
+                storage.format(),
+                param.name
+            )));
+        }
+    }
+    ids.iter().for_each(|&id| model.params.get_mut(id).trainable = true);
+    Ok(())
+}
+
+pub(super) fn names(model: &Model, ids: &[ParamId]) -> Vec<String> {
+    ids.iter().map(|&id| model.params.get(id).name.clone()).collect()
+}
+
+/// The parameters of a head without what belongs to the pre-trained trunk (BERT's pooler, a tied table).
+pub(super) fn head_params(model: &Model) -> Vec<ParamId> {
+    let linears = match model.net.head() {
+        Head::Classifier(head) => {
+            let own = head.dense.iter().map(|(dense, _)| dense).filter(|d| !d.path.ends_with("pooler.dense"));
+            own.chain([&head.out]).collect()
+        }
+        Head::LanguageModel(_) => model.net.head().linears(),
+        Head::None => Vec::new(),
+    };
+    let tables: Vec<ParamId> = model.net.embeddings().iter().map(|table| table.weight).collect();
+    let all = linears.into_iter().flat_map(|linear| [Some(linear.weight), linear.bias]).flatten();
+    all.filter(|id| !tables.contains(id)).collect()
+}
+
+/// The same of a classifier; nothing for other heads.
+pub(super) fn classifier_params(model: &Model) -> Vec<ParamId> {
+    match model.net.head() {
+        Head::Classifier(_) => head_params(model),
+        _ => Vec::new(),
+    }
+}
+
+/// How a method saves some parameters.
+pub(super) fn saver(method: &'static str, settings: &impl Serialize, ids: Vec<ParamId>) -> Save {
+    let settings = serde_json::to_value(settings).unwrap_or_default();
+    Box::new(move |model, folder, readme| save(model, method, &settings, &ids, folder, readme))
+}
+
+/// Writes the values of some parameters as a delta.
+///
+/// # Errors
+/// If a value is not finite or the folder cannot be written.
+pub(super) fn save(
+    model: &Model,
+    method: &str,
+    settings: &serde_json::Value,
+    ids: &[ParamId],
+    folder: &Path,
+    readme: Option<&str>,
+) -> Result<()> {
+    let changes = ids.iter().map(|&id| dense(model.params.get(id))).collect();
+    folder::write(folder, method, settings, changes, readme)
+}
+
+/// A parameter's values as its file holds them.
+pub(super) fn dense(param: &Param) -> Change {
+    let values = param.weight.to_tensor();
+    let (values, shape) = match param.transposed {
+        true => (values.transposed(), param.shape.iter().rev().copied().collect()),
+        false => (values, param.shape.clone()),
+    };
+    Change { name: param.name.clone(), shape, values: Values::Dense(values.data().to_vec()) }
+}
+
+/// Where a tensor of a delta goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// Over a parameter in memory.
+    Param(ParamId),
+    /// Beside a linear's own weight.
+    Weight(String),
+    /// Beside a linear's bias, or where it has none.
+    Bias(String),
+    /// Beside a token table.
+    Table(String),
+}
+
+/// What goes to one place: from each adapter, with the weight it counts with.
+struct Planned {
+    place: Place,
+    /// Of the parameter as the model sees it: `[rows, cols]`.
+    shape: (usize, usize),
+    transposed: bool,
+    /// What the new values replace; `None` for a bias that is added.
+    base: Option<ParamId>,
+    parts: Vec<(f32, Change)>,
+}
+
+/// Puts one or more deltas into a slot of a model. Several are added up as differences from the base, each with its weight.
+///
+/// # Errors
+/// If a file is damaged, a tensor is unknown or of a shape that does not fit the model, or cannot stand beside the base in
+/// another slot than 0. The model is unchanged then.
+pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
+    let mut planned: BTreeMap<String, Planned> = BTreeMap::new();
+    let mut method = None;
+    for source in sources {
+        let delta = folder::read(&source.path)?;
+        method.get_or_insert(super::find(&delta.method).map_or("delta", |spec| spec.name));
+        for change in delta.changes {
+            add_to_plan(model, slot, source, change, &mut planned)?;
+        }
+    }
+    model.params.freeze_all();
+    let modules = planned.keys().cloned().collect();
+    let plans: Vec<Planned> = planned.into_values().collect();
+    let changes_base = plans.iter().any(|plan| matches!(plan.place, Place::Param(_)));
+    let added = plans.iter().any(|plan| plan.base.is_none());
+    apply(model, slot, plans);
+    remember(model, slot, method.unwrap_or("delta"), added.then_some(super::bitfit::NO_PLACE));
+    if let Some(on) = model.adapters.last_mut() {
+        on.changes_base = changes_base;
+    }
+    Ok(Attached { modules, trainable: trainable_count(model), ..Attached::default() })
+}
+
+fn add_to_plan(
+    model: &mut Model,
+    slot: usize,
+    source: &Source,
+    change: Change,
+    planned: &mut BTreeMap<String, Planned>,
+) -> Result<()> {
+    let fail = |what: String| Error::Adapter { path: source.path.clone(), what };
+    let sparse = matches!(change.values, Values::Sparse { .. });
+    let found = find(model, &change.name, slot, sparse).map_err(&fail)?;
+    let (rows, cols) = found.shape;
+    let file_shape = |p: &Planned| if p.transposed { (cols, rows) } else { (rows, cols) };
+    let (outer, inner) = file_shape(&found);
+    let stored = if outer == 1 && change.shape.len() == 1 { vec![inner] } else { vec![outer, inner] };
+    if change.shape != stored {
+        let what = format!(
+            "tensor \"{}\" is {:?}, this model has {stored:?}. Is it for another base?",
+            change.name, change.shape
+        );
+        return Err(fail(what));
+    }
+    let entry = planned.entry(change.name.clone()).or_insert(found);
+    if let Some((_, other)) = entry.parts.first()
+        && matches!(other.values, Values::Sparse { .. }) != sparse
+    {
+        let what =
+            format!("\"{}\" has single entries in one adapter and whole values in another", change.name);
+        return Err(fail(format!("{what}: they cannot be added up; merge one of them first")));
+    }
+    entry.parts.push((source.weight, change));
+    Ok(())
+}
+
+/// Finds where a tensor of this name goes.
+fn find(model: &mut Model, name: &str, slot: usize, sparse: bool) -> std::result::Result<Planned, String> {
+    let plan = |params: &Params, place, base: Option<ParamId>, shape| {
+        let transposed = base.is_some_and(|id| params.get(id).transposed);
+        Planned { place, shape, transposed, base, parts: Vec::new() }
+    };
+    let own = model.params.find(name).filter(|&id| !model.params.get(id).adapter);
+    if let (Some(id), 0, false) = (own, slot, sparse) {
+        let weight = &model.params.get(id).weight;
+        let shape = (weight.rows(), weight.cols());
+        return Ok(plan(&model.params, Place::Param(id), Some(id), shape));
+    }
+    let Model { params, net, .. } = model;
+    let mut found = None;
+    net.visit_sites(&mut |site| match site {
+        Site::Linear(layer) if name.strip_suffix(".weight") == Some(&layer.path) => {
+            let shape = (layer.out_features, layer.in_features);
+            found = Some(plan(params, Place::Weight(layer.path.clone()), Some(layer.weight), shape));
+        }
+        Site::Linear(layer) if !sparse && name.strip_suffix(".bias") == Some(&layer.path) => {
+            found = Some(plan(params, Place::Bias(layer.path.clone()), layer.bias, (1, layer.out_features)));
+        }
+        Site::Embedding(table) if !sparse && name.strip_suffix(".weight") == Some(&table.path) => {
+            found = Some(plan(
+                params,
+                Place::Table(table.path.clone()),
+                Some(table.weight),
+                (table.vocab_size, table.dim),
+            ));
+        }
+        _ => {}
+    });
+    found.ok_or_else(|| match own {
+        Some(_) if sparse => format!("\"{name}\" is no linear's weight: single entries of it cannot be changed"),
+        Some(_) => format!(
+            "it changes \"{name}\", which is neither at a linear nor a token table, so that it cannot be one of several adapters \
+             in memory; give it as the only --adapter"
+        ),
+        None => {
+            let near = nearest(name, model.params.iter().map(|(_, p)| p.name.as_str())).unwrap_or_default();
+            format!("tensor \"{name}\" is for a parameter that this model has not; the nearest is \"{near}\"")
+        }
+    })
+}
+
+impl Planned {
+    /// The new values: of one adapter at full weight its own, else the base with all differences.
+    fn values(&self, params: &Params) -> Tensor {
+        let (rows, cols) = self.shape;
+        let own = |change: &Change| {
+            let Values::Dense(values) = &change.values else { return Tensor::zeros(rows, cols) };
+            match self.transposed {
+                true => Tensor::from_slice(cols, rows, values).transposed(),
+                false => Tensor::from_slice(rows, cols, values),
+            }
+        };
+        if let [(1.0, change)] = self.parts.as_slice() {
+            return own(change);
+        }
+        let base =
+            self.base.map_or_else(|| Tensor::zeros(rows, cols), |id| params.get(id).weight.to_tensor());
+        let mut sum = base.clone();
+        for (weight, change) in &self.parts {
+            let values = own(change);
+            let each = sum.data_mut().iter_mut().zip(values.data().iter().zip(base.data()));
+            each.for_each(|(sum, (new, old))| *sum += weight * (new - old));
+        }
+        sum
+    }
+
+    /// Single entries of a linear's weight, one part for each adapter.
+    fn entries(&self) -> Vec<(SparsePattern, Tensor, f32)> {
+        let (rows, cols) = self.shape;
+        let place = |at: &u64| match self.transposed {
+            true => ((at % rows as u64) as u32, (at / rows as u64) as u32),
+            false => ((at / cols as u64) as u32, (at % cols as u64) as u32),
+        };
+        let part = |(weight, change): &(f32, Change)| {
+            let Values::Sparse { indices, values } = &change.values else { return None };
+            // The reader has checked that all places lie within the shape.
+            let pattern = SparsePattern::new(rows, cols, indices.iter().map(place).collect()).ok()?;
+            Some((pattern, Tensor::from_slice(1, values.len(), values), *weight))
+        };
+        self.parts.iter().filter_map(part).collect()
+    }
+}
+
+/// Does what was planned.
+fn apply(model: &mut Model, slot: usize, plans: Vec<Planned>) {
+    let mut beside: BTreeMap<String, Replaced> = BTreeMap::new();
+    let mut sparse: BTreeMap<String, Vec<(Places, ParamId, f32)>> = BTreeMap::new();
+    let Model { params, net, .. } = model;
+    for plan in plans {
+        let name = plan.parts.first().map(|(_, change)| change.name.clone()).unwrap_or_default();
+        if let (Place::Weight(path), [(_, Change { values: Values::Sparse { .. }, .. }), ..]) =
+            (&plan.place, plan.parts.as_slice())
+        {
+            for (i, (pattern, values, weight)) in plan.entries().into_iter().enumerate() {
+                let name = param_name(slot, &format!("{}{name}.values", prefix(i)));
+                let values = params.add_adapter(name, &[pattern.len()], values);
+                sparse.entry(path.clone()).or_default().push((Places::known(pattern), values, weight));
+            }
+            continue;
+        }
+        let values = plan.values(params);
+        if let Place::Param(id) = plan.place {
+            let param = params.get_mut(id);
+            (param.weight, param.trainable) = (Weight::F32(values), true);
+            continue;
+        }
+        let shape = match &plan.place {
+            Place::Bias(_) => vec![values.len()],
+            _ => vec![values.rows(), values.cols()],
+        };
+        let id = params.add_adapter(param_name(slot, &name), &shape, values);
+        params.get_mut(id).transposed = plan.transposed;
+        match plan.place {
+            Place::Weight(path) | Place::Table(path) => beside.entry(path).or_default().weight = Some(id),
+            Place::Bias(path) => beside.entry(path).or_default().bias = Some(id),
+            Place::Param(_) => {}
+        }
+    }
+    net.visit_sites(&mut |site| match site {
+        Site::Linear(layer) => {
+            if let Some(replaced) = beside.remove(&layer.path) {
+                layer.deltas.put(slot, Box::new(replaced));
+            }
+            if let Some(parts) = sparse.remove(&layer.path) {
+                layer.deltas.put(slot, Box::new(SparseDelta { parts }));
+            }
+        }
+        Site::Embedding(table) => {
+            if let Some(replaced) = beside.remove(&table.path) {
+                table.deltas.put(slot, Box::new(replaced));
+            }
+        }
+        _ => {}
+    });
+}
+
+/// Tells the adapters of one slot apart.
+fn prefix(index: usize) -> String {
+    if index == 0 { String::new() } else { format!("{index}+") }
+}
