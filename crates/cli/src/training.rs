@@ -109,7 +109,8 @@ impl Prepared {
         identity.insert("max_length".into(), self.run.max_length.to_string());
         identity.insert("train_on".into(), format!("{:?}", self.run.train_on).to_lowercase());
         identity.insert("storage".into(), format!("{:?}", self.run.storage).to_lowercase());
-        identity.insert("lora".into(), format!("{:?}", self.run.lora));
+        let settings = toml::Value::try_from(&self.run)?.get(&self.run.method).map(toml::Value::to_string);
+        identity.insert("settings of the method".into(), settings.unwrap_or_default());
         Ok(identity)
     }
 
@@ -132,9 +133,13 @@ impl Prepared {
 
         let questions = self.questions()?;
         let before = self.answers(&questions)?;
-        let Prepared { model: Model { params, net, .. }, run, data, eval, settings, .. } = &mut self;
+        let Prepared { model: Model { params, net, .. }, run, data, eval, settings, attached, .. } =
+            &mut self;
         let net = net.as_ref();
         let objective = CausalLm { net, data, dropout_seed: Some(run.seed), checkpoint: plan.checkpointing };
+        if let Some(prepare) = attached.prepare.take() {
+            prepare(params, &objective)?;
+        }
         let eval = eval.as_ref().map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false });
         let mut sink =
             Sink { out: &out, run_file: &run_file, log: None, plan: Some(&plan), progress, failure: None };

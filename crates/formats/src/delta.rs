@@ -1,8 +1,8 @@
 //! Retune's own format for what is no PEFT adapter: the new values of some of a model's parameters.
 //!
 //! `delta.safetensors` holds, for each changed parameter, either all its new values under its own (Hugging Face) name, or
-//! for a few entries `NAME.indices` (flat row-major positions, rising, i32 or i64) and `NAME.values` (the new values,
-//! not differences: applying them twice changes nothing). `delta.json` says which method made it, for which base, and
+//! for a few entries `NAME.indices` (flat row-major positions, rising, i32 or i64) and `NAME.values` (what is added there,
+//! so that it is exact over any storage of the base, a quantised one too). `delta.json` says which method made it, for which base, and
 //! names every parameter with its kind and shape.
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub fn is_delta_folder(path: &Path) -> bool {
 pub enum Kind {
     /// All its values.
     Dense,
-    /// The values of some positions.
+    /// What is added at some positions.
     Sparse,
 }
 
@@ -305,7 +305,7 @@ impl Delta {
         self.file.read_f32(name)
     }
 
-    /// The positions (flat, row-major, rising, within the shape) of a sparse parameter and their new values.
+    /// The positions (flat, row-major, rising, within the shape) of a sparse parameter and what is added there.
     pub fn read_sparse(&self, name: &str) -> Result<(Vec<u64>, Vec<f32>)> {
         Ok((self.read_indices(name)?, self.file.read_f32(&format!("{name}{VALUES}"))?))
     }
@@ -340,7 +340,7 @@ impl Delta {
 pub enum DeltaOut<'a> {
     /// All its values, under its own name.
     Dense(TensorOut<'a>),
-    /// Some of its values: flat row-major positions, rising, and as many values.
+    /// What is added to some of its values: flat row-major positions, rising, and as many values.
     Sparse { name: String, shape: Vec<usize>, indices: Vec<u64>, values: Vec<f32> },
 }
 

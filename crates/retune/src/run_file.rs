@@ -236,13 +236,13 @@ pub struct Full {
 pub struct Partial {
     /// Blocks that are trained, with the last norm and the head.
     pub last_blocks: u32,
-    /// Names of parameters, or patterns with `*`; where there are any, they alone are trained.
-    pub train: Vec<String>,
+    /// Names of parameters, or patterns with `*`; where they are given, they alone are trained.
+    pub train: Option<Vec<String>>,
 }
 
 impl Default for Partial {
     fn default() -> Self {
-        Partial { last_blocks: 2, train: Vec::new() }
+        Partial { last_blocks: 2, train: None }
     }
 }
 

@@ -34,7 +34,7 @@ fn cases() -> Vec<Case> {
         case("only-changed", "full", true, |run| run.full.only_changed = true),
         case("last block", "partial", true, |run| run.partial.last_blocks = 1),
         case("by name", "partial", true, |run| {
-            run.partial.train = vec!["*norm*".into(), "layers.0.mlp.up_proj".into()];
+            run.partial.train = Some(vec!["*norm*".into(), "layers.0.mlp.up_proj".into()]);
         }),
         case("added biases", "bitfit", false, |run| run.bitfit.add_biases = true),
         case("random", "sparse", false, |_| {}),
@@ -352,7 +352,7 @@ fn fisher_chooses_the_largest_squares() {
     let file = open(&folder.path().join("delta.safetensors"));
     let bytes = file.read(&format!("{name}.indices")).expect("indices");
     let chosen: Vec<usize> =
-        bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as usize).collect();
+        bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")) as usize).collect();
     assert_eq!(chosen.len(), (sums.len() as f64 * 0.01).round() as usize);
     let least = chosen.iter().map(|&i| sums[i]).fold(f32::INFINITY, f32::min);
     let larger = sums.iter().enumerate().filter(|(i, s)| **s > least && !chosen.contains(i)).count();
@@ -410,7 +410,7 @@ fn refusals_name_the_remedy() {
     }
     let text = refusal(llama, StorageChoice::F32, &|run| {
         run.method = "partial".into();
-        run.partial.train = vec!["up_porj".into()];
+        run.partial.train = Some(vec!["up_porj".into()]);
     });
     assert!(text.contains("up_porj") && text.contains("did you mean \"up_proj\""), "{text}");
     let text = refusal(llama, StorageChoice::F32, &|run| {

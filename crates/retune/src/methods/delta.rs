@@ -84,7 +84,7 @@ pub(super) fn save(
     readme: Option<&str>,
 ) -> Result<()> {
     let changes = ids.iter().map(|&id| dense(model.params.get(id))).collect();
-    folder::write(folder, method, settings, changes, readme)
+    folder::write(model, folder, method, settings, changes, readme)
 }
 
 /// A parameter's values as its file holds them.

@@ -13,6 +13,7 @@ pub mod targets;
 
 use std::path::{Path, PathBuf};
 
+use retune_formats::delta::is_delta_folder;
 use retune_formats::{json, limits, peft};
 use retune_tensor::Params;
 
@@ -112,7 +113,7 @@ pub struct Source {
 /// # Errors
 /// If a folder is damaged, or is for another model, or of a method that cannot be added up. The model is unchanged then.
 pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
-    let deltas = sources.iter().filter(|source| folder::is_delta(&source.path)).count();
+    let deltas = sources.iter().filter(|source| is_delta_folder(&source.path)).count();
     match deltas {
         0 if sources.first().is_some_and(|source| is_peft(&source.path, "SHIRA")) => {
             sparse::load_shira(model, sources, slot)

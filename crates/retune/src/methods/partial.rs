@@ -24,9 +24,9 @@ pub const SPEC: Spec = Spec {
 /// If there are not so many blocks, a pattern matches nothing (the message names the nearest), or a weight is not held in
 /// f32.
 pub fn attach(model: &mut Model, settings: &run_file::Partial) -> Result<Attached> {
-    let ids = match settings.train.is_empty() {
-        true => last_blocks(model, settings.last_blocks as usize)?,
-        false => named(model, &settings.train)?,
+    let ids = match &settings.train {
+        None => last_blocks(model, settings.last_blocks as usize)?,
+        Some(patterns) => named(model, patterns)?,
     };
     model.params.freeze_all();
     delta::train(model, SPEC.name, &ids)?;

@@ -39,8 +39,6 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `all-linear`, a list of names or a regular expression.
     Targets,
-    /// A list of texts.
-    Names,
     /// Bytes with a unit.
     Size,
 }
@@ -63,7 +61,6 @@ impl Kind {
             Kind::Choice(names) => format!("one of {}", names.join(", ")),
             Kind::Names => "a list of names".into(),
             Kind::Targets => "\"all-linear\", a list of module names, or a regular expression".into(),
-            Kind::Names => "a list of names in quotes".into(),
             Kind::Size => "a size such as \"2GiB\"".into(),
         }
     }

@@ -316,7 +316,6 @@ fn value_in_flag(key: &Key, text: &str) -> Result<Value, String> {
             Value::Array(text.split(',').map(|name| Value::String(name.trim().to_owned())).collect())
         }
         Kind::Targets => targets_in_flag(text),
-        Kind::Names => Value::Array(text.split(',').map(|name| Value::String(name.trim().into())).collect()),
     };
     checked(key, value).map_err(|why| why.unwrap_or_else(wrong))
 }
@@ -359,9 +358,6 @@ fn checked(key: &Key, value: Value) -> Result<Value, Option<String>> {
             }
             _ => false,
         },
-        Kind::Names => value.as_array().is_some_and(|names| {
-            names.iter().all(|n| n.as_str().is_some_and(|n| !n.is_empty() && n.len() <= 4096))
-        }),
         Kind::Size => return size(value),
     };
     if !ok {

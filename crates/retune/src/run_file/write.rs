@@ -52,7 +52,7 @@ fn write_key(text: &mut String, key: &Key, values: &toml::Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Lora, Sparse, TargetModules};
+    use super::super::{Lora, Partial, Sparse, TargetModules};
     use super::*;
 
     #[test]
@@ -86,6 +86,7 @@ mod tests {
             labels: Some(vec!["a".into()]),
             metric: Some(crate::metrics::Metric::F1),
             early_stopping_patience: Some(1),
+            partial: Partial { train: Some(vec!["a".into()]), ..Partial::default() },
             sparse: Sparse { r: Some(1), ..Sparse::default() },
             ..RunFile::default()
         };

@@ -153,7 +153,7 @@ fn save_delta(
         });
     }
     changes.extend(whole.iter().map(|&id| delta::dense(model.params.get(id))));
-    folder::write(folder, SPEC.name, settings, changes, readme)
+    folder::write(model, folder, SPEC.name, settings, changes, readme)
 }
 
 /// One layer's entries of one adapter.
