@@ -117,7 +117,8 @@ fn module(file: &File, name: &str, pair: [Option<&TensorInfo>; 2], alpha: f64) -
 /// Writes a file. What the one alpha cannot say goes into B: scales of rsLoRA, alphas by pattern.
 ///
 /// # Errors
-/// If there is nothing to write, a module has DoRA's magnitude, or the file cannot be written.
+/// If there is nothing to write, a module does not go by its GGUF name, has DoRA's magnitude, or the file cannot be
+/// written.
 pub fn write(path: &Path, architecture: &str, lora: &LoraTensors) -> Result<()> {
     let (metadata, tensors) = plan(path, architecture, lora)?;
     let metadata: Vec<(&str, Value)> = metadata.into_iter().collect();
@@ -130,6 +131,10 @@ fn plan<'a>(
     lora: &'a LoraTensors,
 ) -> Result<(Vec<(&'static str, Value)>, Vec<TensorOut<'a>>)> {
     lora.check(path)?;
+    if let Some(odd) = lora.modules.keys().find(|m| !m.starts_with("blk.") && *m != "output") {
+        let what = format!("module {} has not the name of a tensor in a GGUF file", quote(odd));
+        return Err(Error::unsupported(&lora.path, what, "names like `blk.0.attn_q` were expected"));
+    }
     if let Some((name, _)) = lora.modules.iter().find(|(_, m)| m.magnitude.is_some()) {
         let what = format!("module {} has DoRA's magnitude, which llama.cpp cannot apply", quote(name));
         return Err(Error::unsupported(&lora.path, what, "merge the adapter into the model instead"));
@@ -295,6 +300,8 @@ mod tests {
         }
         let mut dora = named();
         dora.modules.values_mut().for_each(|m| m.magnitude = Some(vec![1.0; 2]));
+        let message = write(Path::new("x"), "llama", &example()).unwrap_err().to_string();
+        assert!(message.contains("names like `blk.0.attn_q`"), "{message}");
         let message = write(Path::new("x"), "llama", &dora).unwrap_err().to_string();
         assert!(message.contains("DoRA") && message.contains("merge"), "{message}");
     }

@@ -139,10 +139,19 @@ fn read_finite(source: &dyn TensorSource, info: &crate::TensorInfo) -> Result<Ve
 /// into B. `layers` is the number of layers of the base (mlx-lm counts from the last); `model` its name.
 ///
 /// # Errors
-/// If there is nothing to write, only some modules have DoRA's magnitudes, or the folder cannot be written.
+/// If there is nothing to write, a module is not named as in Llama-like models (the only ones whose names are the same in
+/// mlx-lm), only some modules have DoRA's magnitudes, or the folder cannot be written.
 pub fn write(folder: &Path, lora: &LoraTensors, layers: Option<usize>, model: Option<&str>) -> Result<()> {
     let weights = folder.join(WEIGHTS);
     lora.check(&weights)?;
+    if let Some(odd) = lora.modules.keys().find(|m| !m.starts_with("model.layers.") && *m != "lm_head") {
+        let what = format!("mlx-lm's name of module {} is not known", quote(odd));
+        return Err(Error::unsupported(
+            &lora.path,
+            what,
+            "adapters of Llama-like models can be written for it",
+        ));
+    }
     let dora = lora.all_or_no_magnitudes()?;
     let rank = lora.modules.values().map(|m| m.r).max().unwrap_or(1);
     let scale =
@@ -215,6 +224,15 @@ mod tests {
         let file = safetensors::File::open(dir.path().join(WEIGHTS)).unwrap();
         assert_eq!(file.get("model.layers.1.mlp.up_proj.lora_a").unwrap().shape, [3, 3]);
         assert_eq!(file.get("model.layers.1.mlp.up_proj.lora_b").unwrap().shape, [3, 2]);
+    }
+
+    #[test]
+    fn modules_that_mlx_names_otherwise_are_refused() {
+        let mut lora = example();
+        let module = lora.modules.pop_first().unwrap().1;
+        lora.modules.insert("transformer.h.0.attn.c_attn".into(), module);
+        let message = write(Path::new("nowhere"), &lora, None, None).unwrap_err().to_string();
+        assert!(message.contains("transformer.h.0.attn.c_attn"), "{message}");
     }
 
     #[test]

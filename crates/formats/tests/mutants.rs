@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use mutants::{Rng, mutate};
 use retune_formats::adapter_hub::{HeadConfig, HubAdapter, HubConfig, HubHead};
+use retune_formats::adapters::{AdapterKind, kind_of};
 use retune_formats::delta::{self, Delta, DeltaConfig, DeltaOut};
 use retune_formats::lora_tensors::LoraTensors;
 use retune_formats::mlx;
@@ -151,6 +152,36 @@ struct Kind {
     open: fn(&Files) -> Result<Shape>,
 }
 
+/// Opens a folder on disk as the program does.
+fn open_folder(path: &Path) -> Result<()> {
+    match kind_of(path)? {
+        AdapterKind::Peft => PeftAdapter::open(path).map(drop),
+        AdapterKind::AdapterHub => HubAdapter::open(path).map(drop),
+        AdapterKind::HubHead => HubHead::open(path).map(drop),
+        AdapterKind::Mlx => mlx::read(path).map(drop),
+        AdapterKind::Delta => Delta::open(path).map(drop),
+        AdapterKind::GgufLora => gguf_lora::read(&gguf::File::open(path)?).map(drop),
+    }
+}
+
+/// The same spoilt adapter in a folder is accepted or refused as it was in memory.
+fn judge_on_disk(folder: &Path, files: &Files, accepted: bool) {
+    for (name, bytes) in files {
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+    let path = if files.len() == 1 { folder.join(files[0].0) } else { folder.to_path_buf() };
+    match open_folder(&path) {
+        Ok(()) => assert!(accepted, "refused in memory, accepted as a folder"),
+        Err(e) => {
+            assert!(!accepted, "accepted in memory, refused as a folder: {e}");
+            assert!(
+                e.to_string().starts_with(&folder.display().to_string()),
+                "the message names no file: {e}"
+            );
+        }
+    }
+}
+
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data").join(path)
 }
@@ -185,8 +216,11 @@ fn kinds() -> Vec<Kind> {
     kinds
 }
 
-fn lora() -> LoraTensors {
-    LoraTensors::from_peft(&PeftAdapter::open(data("formats/lora_gpt2")).unwrap()).unwrap()
+/// A small LoRA under the names of a Llama (or of its GGUF).
+fn lora(name: fn(usize) -> String) -> LoraTensors {
+    let lora = LoraTensors::from_peft(&PeftAdapter::open(data("formats/lora_gpt2")).unwrap()).unwrap();
+    let modules = lora.modules.into_values().enumerate().map(|(i, module)| (name(i), module)).collect();
+    LoraTensors { modules, ..lora }
 }
 
 fn delta_kind() -> Kind {
@@ -210,7 +244,7 @@ fn delta_kind() -> Kind {
 
 fn mlx_kind() -> Kind {
     let dir = tempfile::tempdir().unwrap();
-    mlx::write(dir.path(), &lora(), None, None).unwrap();
+    mlx::write(dir.path(), &lora(|i| format!("model.layers.{i}.self_attn.q_proj")), None, None).unwrap();
     let files = [mlx::CONFIG, mlx::WEIGHTS].map(|file| (file, fs::read(dir.path().join(file)).unwrap()));
     Kind { name: "mlx", files: files.to_vec(), open: open_mlx }
 }
@@ -218,7 +252,7 @@ fn mlx_kind() -> Kind {
 fn gguf_kind() -> Kind {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("adapter.gguf");
-    gguf_lora::write(&path, "gpt2", &lora()).unwrap();
+    gguf_lora::write(&path, "llama", &lora(|i| format!("blk.{i}.attn_q"))).unwrap();
     Kind { name: "gguf", files: vec![("adapter.gguf", fs::read(path).unwrap())], open: open_gguf }
 }
 
@@ -245,9 +279,15 @@ fn judge(kind: &Kind, good: &Shape, files: &Files, spoilt: usize) -> bool {
 
 fn run(kind: &Kind, cases: usize, seed: u64) -> (usize, usize) {
     let good = (kind.open)(&kind.files).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
+    let folder = tempfile::tempdir().unwrap();
     let (mut accepted, mut total) = (0, 0);
     let mut check = |case: &str, files: &Files, spoilt: usize| {
-        let outcome = catch_unwind(AssertUnwindSafe(|| judge(kind, &good, files, spoilt)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            if total % 50 == 0 {
+                judge_on_disk(folder.path(), files, (kind.open)(files).is_ok());
+            }
+            judge(kind, &good, files, spoilt)
+        }));
         match outcome {
             Ok(yes) => accepted += usize::from(yes),
             Err(cause) => {
