@@ -13,7 +13,11 @@ use crate::text::Language;
 pub fn model(model: &Model, plan: &Plan, language: Option<&Language>) -> Result<Value> {
     let mut config = match &model.files {
         // Nothing that the original says is lost, known to us or not.
-        ModelFiles::Folder(folder) => folder.config().clone(),
+        ModelFiles::Folder(folder) => {
+            let mut config = folder.config().clone();
+            name_head(&model.net.config_json(), &mut config);
+            config
+        }
         ModelFiles::Gguf(file) => {
             let mut config = model.net.config_json();
             if let Some(info) = file.find("rope_freqs.weight") {
@@ -46,6 +50,23 @@ pub fn model(model: &Model, plan: &Plan, language: Option<&Language>) -> Result<
         }
     }
     Ok(config)
+}
+
+/// What the head is may differ from the original: a classifier on a bare trunk, other labels.
+fn name_head(own: &Value, config: &mut Value) {
+    let Some(fields) = config.as_object_mut() else { return };
+    let classifies = own.get("id2label").is_some();
+    for key in ["architectures", "id2label", "label2id", "problem_type", "num_labels"] {
+        match own.get(key) {
+            Some(value) => {
+                fields.insert(key.into(), value.clone());
+            }
+            None if classifies => {
+                fields.remove(key);
+            }
+            None => {}
+        }
+    }
 }
 
 fn torch_name(dtype: Dtype) -> &'static str {

@@ -254,7 +254,9 @@ impl<'a> Plan<'a> {
 fn is_coarser<'a>(model: &Model, base: impl Iterator<Item = &'a Param>) -> bool {
     let mut held = base.filter(|param| param.weight.storage().format() == "bf16");
     match &model.files {
-        ModelFiles::Folder(_) => held.any(|param| source_dtype(model, &param.name) != Some(Dtype::BF16)),
+        ModelFiles::Folder(_) => {
+            held.any(|param| source_dtype(model, &param.name).is_some_and(|dtype| dtype != Dtype::BF16))
+        }
         // Its names are others, but as it lies no more can be bf16 than in the file.
         ModelFiles::Gguf(file) => {
             held.count() > file.tensors().iter().filter(|info| info.dtype == Dtype::BF16).count()
@@ -262,12 +264,11 @@ fn is_coarser<'a>(model: &Model, base: impl Iterator<Item = &'a Param>) -> bool 
     }
 }
 
-/// The type of a tensor in a folder's files, by its Hugging Face name.
+/// The type of a tensor in a folder's files, by its Hugging Face name; files of a trunk alone leave out the first part.
 fn source_dtype(model: &Model, name: &str) -> Option<Dtype> {
-    match &model.files {
-        ModelFiles::Folder(folder) => folder.weights().find(name).map(|info| info.dtype),
-        ModelFiles::Gguf(_) => None,
-    }
+    let ModelFiles::Folder(folder) = &model.files else { return None };
+    let find = |name: &str| folder.weights().find(name).map(|info| info.dtype);
+    find(name).or_else(|| find(name.split_once('.')?.1))
 }
 
 /// What the values of a tensor come to while they are written.

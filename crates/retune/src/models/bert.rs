@@ -225,7 +225,7 @@ impl TextModel for Bert {
             // The sum before the first norm, and the last rows.
             shared_per_row: 2 * hidden,
             input_per_row: hidden,
-            logits: if self.language_model().is_some() { c.vocab_size } else { 0 },
+            logits: self.head.linears().last().map_or(1, |last| last.out_features),
         }
     }
 }

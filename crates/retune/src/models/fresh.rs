@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use retune_formats::source::Data;
 use retune_formats::{Dtype, TensorOut, atomic, json, safetensors};
+use retune_tensor::params::Param;
 use retune_tensor::rng::Stream;
 use retune_tensor::{Params, Tensor};
 use serde_json::Value;
@@ -153,6 +154,17 @@ fn stage(dir: &Path) -> Result<PathBuf> {
     Ok(staged)
 }
 
+/// A parameter's name, shape and values as files hold them.
+fn in_files(param: &Param) -> (&str, Vec<usize>, Tensor) {
+    let values = param.weight.to_tensor();
+    if !param.transposed {
+        return (&param.name, param.shape.clone(), values);
+    }
+    let (rows, cols) = (values.rows(), values.cols());
+    let turned = Tensor::from_fn(cols, rows, |r, c| values.row(c)[r]);
+    (&param.name, vec![cols, rows], turned)
+}
+
 fn write_files(
     folder: &Path,
     params: &Params,
@@ -160,12 +172,11 @@ fn write_files(
     config: &Value,
     more: &[(String, Vec<u8>)],
 ) -> Result<Vec<String>> {
-    let tensors: Vec<(&str, &[usize], Tensor)> =
-        params.iter().map(|(_, p)| (p.name.as_str(), &p.shape[..], p.weight.to_tensor())).collect();
+    let tensors: Vec<(&str, Vec<usize>, Tensor)> = params.iter().map(|(_, param)| in_files(param)).collect();
     let out = tensors.iter().map(|(name, shape, values)| TensorOut {
         name: name.to_string(),
         dtype,
-        shape: shape.to_vec(),
+        shape: shape.clone(),
         data: Data::F32(values.data().into()),
     });
     safetensors::write(&folder.join(WEIGHTS), out, &[("format", "pt")])?;
@@ -210,6 +221,34 @@ mod tests {
             let _ = [&a, &b, &c].map(|dir| std::fs::remove_dir_all(dir).unwrap());
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was left behind");
+    }
+
+    #[test]
+    fn encoders_and_gpt2_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let bert = json!({
+            "model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "vocab_size": 60, "max_position_embeddings": 40
+        });
+        let mut classifier = bert.clone();
+        classifier["architectures"] = json!(["BertForSequenceClassification"]);
+        classifier["id2label"] = json!({"0": "no", "1": "yes", "2": "perhaps"});
+        let mut tagger = classifier.clone();
+        tagger["architectures"] = json!(["BertForTokenClassification"]);
+        let mut roberta = bert.clone();
+        roberta["model_type"] = "roberta".into();
+        let distil = json!({
+            "model_type": "distilbert", "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": 60
+        });
+        let gpt2 = json!({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60});
+        let all = [(bert, 60), (classifier, 3), (tagger, 3), (roberta, 60), (distil, 60), (gpt2, 60)];
+        for (i, (config, width)) in all.iter().enumerate() {
+            let dir = folder.path().join(i.to_string());
+            write(config, 1, &dir).unwrap_or_else(|e| panic!("{config}: {e}"));
+            let model = Model::load(&dir, StorageChoice::F32).unwrap_or_else(|e| panic!("{config}: {e}"));
+            let last = model.net.head().linears().last().map(|linear| linear.out_features);
+            assert_eq!(last, Some(*width), "{config}");
+        }
     }
 
     #[test]

@@ -222,7 +222,7 @@ impl TextModel for Llama {
             // Cosines and sines, the input and the output of the last norm.
             shared_per_row: c.head_dim + 2 * hidden,
             input_per_row: c.hidden_size,
-            logits: c.vocab_size,
+            logits: self.head.linears().last().map_or(1, |last| last.out_features),
         }
     }
 }

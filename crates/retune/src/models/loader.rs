@@ -212,6 +212,19 @@ impl<'a> Loader<'a> {
         Ok(Linear::new(path, weight, bias, (out, inp)))
     }
 
+    /// transformers' `Conv1D` at a module path, with its bias: folders hold the weight as `[in, out]`, GGUF files as
+    /// `[out, in]`.
+    pub fn conv1d(&mut self, path: &str, (out, inp): (usize, usize), gguf: bool) -> Result<Linear> {
+        let name = format!("{path}.weight");
+        let weight = match gguf {
+            true => self.matrix(&name, out, inp, None)?,
+            false => self.matrix_transposed(&name, out, inp)?,
+        };
+        self.params.get_mut(weight).transposed = true;
+        let bias = self.vector(&format!("{path}.bias"), out, None)?;
+        Ok(Linear { fan_in_fan_out: true, ..Linear::new(path, weight, Some(bias), (out, inp)) })
+    }
+
     /// A layer norm over `dim` channels.
     pub fn layer_norm(&mut self, path: &str, dim: usize, eps: f32) -> Result<LayerNorm> {
         let weight = self.vector(&format!("{path}.weight"), dim, None)?;

@@ -4,6 +4,7 @@ pub mod bert;
 pub mod config;
 pub mod files;
 pub mod fresh;
+pub mod gpt2;
 pub mod heads;
 pub mod llama;
 pub mod loader;
@@ -37,6 +38,7 @@ pub struct Spec {
 pub const MODELS: &[&Spec] = &[
     &llama::SPEC, //
     &bert::SPEC,
+    &gpt2::SPEC,
 ];
 
 /// The head that a model is loaded with.

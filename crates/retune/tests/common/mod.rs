@@ -1,6 +1,9 @@
 //! Reads the reference numbers under `tests/data` and compares ours with them.
 #![allow(dead_code)]
 
+pub mod batch;
+pub mod gguf;
+
 use std::path::{Path, PathBuf};
 
 use retune::models::{Model, StorageChoice, TextInput};

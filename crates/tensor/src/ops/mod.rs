@@ -25,6 +25,7 @@ pub mod rope;
 pub mod scale_columns;
 pub mod segment_mean;
 pub mod select_rows;
+pub mod slice_columns;
 pub mod sparse_delta;
 pub mod swiglu;
 
@@ -59,5 +60,6 @@ pub use rope::{RopeTable, rope};
 pub use scale_columns::scale_columns;
 pub use segment_mean::segment_mean;
 pub use select_rows::select_rows;
+pub use slice_columns::slice_columns;
 pub use sparse_delta::{PatternError, SparsePattern, sparse_linear_delta};
 pub use swiglu::swiglu;
