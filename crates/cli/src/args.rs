@@ -36,6 +36,8 @@ pub enum Command {
     Eval(commands::eval::Args),
     /// Add adapters to their base and write a whole model
     Merge(commands::merge::Args),
+    /// Write an adapter as another tool's files
+    Convert(commands::convert::Args),
     /// Write a model, such as a GGUF file, as a Hugging Face folder
     Export(commands::export::Args),
     /// Say how much memory a run would take, before it starts

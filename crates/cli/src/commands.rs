@@ -1,5 +1,6 @@
 //! One command a file: its flags, and what it does with them.
 
+pub mod convert;
 pub mod eval;
 pub mod export;
 pub mod fetch;

@@ -36,6 +36,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Generate(args) => commands::generate::run(args, cli.json),
         Command::Eval(args) => commands::eval::run(args, cli.json),
         Command::Merge(args) => commands::merge::run(args, cli.json),
+        Command::Convert(args) => commands::convert::run(args, cli.json),
         Command::Export(args) => commands::export::run(args, cli.json),
         Command::Plan(args) => commands::plan::run(args, cli.json),
         Command::Preview(args) => commands::preview::run(args, cli.json),

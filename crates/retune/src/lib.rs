@@ -3,6 +3,7 @@
 
 pub mod base;
 pub mod combine;
+pub mod convert;
 pub mod error;
 pub mod export;
 pub mod generate;
