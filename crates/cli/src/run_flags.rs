@@ -69,6 +69,7 @@ fn heading(key: &Key) -> &'static str {
         ("partial", _) => "Method partial",
         ("bitfit", _) => "Method bitfit",
         ("sparse", _) => "Method sparse",
+        ("ia3", _) => "Method ia3",
         (_, "model" | "data" | "eval_data" | "out" | "method" | "task") => "What",
         (_, "max_length" | "train_on" | "eval_share") => "Data",
         (_, "labels" | "pooling" | "class_weights" | "keep_head") => "Classification",
@@ -88,6 +89,9 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Above(..) | Kind::Real(..) | Kind::Share | Kind::ShareOrWhole => "X",
         Kind::Switch => "true|false",
         Kind::Targets | Kind::Names => "NAMES",
+        Kind::Wholes => "N,N",
+        Kind::WholeByName(..) | Kind::AboveByName(..) => "NAME=N",
+        Kind::Init => "NAME",
         Kind::Size => "SIZE",
     }
 }

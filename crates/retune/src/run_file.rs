@@ -4,15 +4,18 @@
 //! one-line descriptions live. Help texts, flags, the commented file and the checks are all printed from these two.
 
 pub mod keys;
+mod lora;
 mod read;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metric;
 
+pub use lora::{Ia3, LoraBias};
 pub use read::{Problem, RunFileError};
 
 /// All settings of one training run.
@@ -90,6 +93,7 @@ pub struct RunFile {
     pub partial: Partial,
     pub bitfit: BitFit,
     pub sparse: Sparse,
+    pub ia3: Ia3,
 }
 
 impl Default for RunFile {
@@ -134,6 +138,7 @@ impl Default for RunFile {
             partial: Partial::default(),
             bitfit: BitFit::default(),
             sparse: Sparse::default(),
+            ia3: Ia3::default(),
         }
     }
 }
@@ -155,6 +160,24 @@ pub struct Lora {
     pub target_modules: TargetModules,
     /// Scale by alpha / sqrt(rank) instead of alpha / rank.
     pub use_rslora: bool,
+    /// Learn the length of each row of the adapted weight, too.
+    pub use_dora: bool,
+    /// Give B a bias.
+    pub lora_bias: bool,
+    pub bias: LoraBias,
+    /// `true`, `false`, or one of PEFT's names.
+    pub init_lora_weights: String,
+    /// Ranks of the modules whose path ends in a match of a pattern.
+    pub rank_pattern: BTreeMap<String, u32>,
+    /// The same for `lora_alpha`.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    pub exclude_modules: Option<Vec<String>>,
+    /// `None`: all.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Modules that are trained whole.
+    pub modules_to_save: Option<Vec<String>>,
+    /// What is done to a tied token table is done to the head, too.
+    pub ensure_weight_tying: bool,
 }
 
 impl Default for Lora {
@@ -165,6 +188,16 @@ impl Default for Lora {
             lora_dropout: 0.0,
             target_modules: TargetModules::default(),
             use_rslora: false,
+            use_dora: false,
+            lora_bias: false,
+            bias: LoraBias::None,
+            init_lora_weights: "true".into(),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            exclude_modules: None,
+            layers_to_transform: None,
+            modules_to_save: None,
+            ensure_weight_tying: false,
         }
     }
 }

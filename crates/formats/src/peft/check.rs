@@ -128,7 +128,10 @@ fn check_module(module: &Module, config: &PeftConfig, rules: &Rules) -> Result<(
             return module.bad(format!("has {} of {}, wanted {wanted}", part.param.suffix(), part.dtype));
         }
     }
-    if adapted && rules.matcher().is_target(module.name) == Some(false) {
+    // A head that is tied to a targeted table shares its factors, and PEFT writes them there, too.
+    let tied = matches!(config, PeftConfig::Lora(c) if c.ensure_weight_tying);
+    let shared = tied && is_one_of(module.name, UNEMBEDDINGS);
+    if adapted && !shared && rules.matcher().is_target(module.name) == Some(false) {
         return module.bad(format!("is not among the target_modules of {CONFIG}"));
     }
     match rules {
@@ -244,7 +247,9 @@ pub(super) fn half_of_tied(module: &str, param: &Param) -> Option<bool> {
 /// A parameter of the base model must have a reason to be in the file.
 fn check_plain(module: &Module, config: &PeftConfig, rules: &Rules, param: &str) -> Result<()> {
     let name = module.name;
-    let head = config.common().classifies() && name.split('.').any(|p| p == "classifier" || p == "score");
+    // PEFT matches these names as ends: DistilBERT's `pre_classifier` is one, too.
+    let is_head = |part: &str| part == "score" || part.ends_with("classifier");
+    let head = config.common().classifies() && name.split('.').any(is_head);
     let embedding = is_one_of(name, EMBEDDINGS) || is_one_of(name, UNEMBEDDINGS);
     let base = name.strip_suffix(".base_layer");
     let bias = match config {

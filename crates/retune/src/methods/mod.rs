@@ -5,20 +5,26 @@ pub mod delta;
 mod folder;
 pub mod full;
 pub mod head;
+pub mod ia3;
 pub mod lora;
 pub mod partial;
 pub(crate) mod replace;
+pub(crate) mod saved;
 pub mod sparse;
 pub mod targets;
+pub(crate) mod values;
 
 use std::path::{Path, PathBuf};
 
+use retune_formats::bytes::Bytes;
 use retune_formats::delta::is_delta_folder;
-use retune_formats::{json, limits, peft};
+use retune_formats::peft::{self, Producer};
+use retune_formats::{json, limits};
 use retune_tensor::Params;
 
 use crate::error::{Error, Result};
 use crate::models::{Model, OnModel};
+use crate::nn::Site;
 use crate::objective::Objective;
 use crate::run_file::RunFile;
 
@@ -40,6 +46,7 @@ pub struct Spec {
 /// All methods.
 pub const METHODS: &[&Spec] = &[
     &lora::SPEC, //
+    &ia3::SPEC,
     &full::SPEC,
     &partial::SPEC,
     &bitfit::SPEC,
@@ -114,25 +121,66 @@ pub struct Source {
 /// If a folder is damaged, or is for another model, or of a method that cannot be added up. The model is unchanged then.
 pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
     let deltas = sources.iter().filter(|source| is_delta_folder(&source.path)).count();
-    match deltas {
-        0 if sources.first().is_some_and(|source| is_peft(&source.path, "SHIRA")) => {
-            sparse::load_shira(model, sources, slot)
-        }
-        0 => lora::load(model, sources, slot),
-        n if n == sources.len() => delta::load(model, sources, slot),
-        _ => {
-            let what =
-                "adapters of different kinds cannot be added up: merge one of them into the base first";
-            Err(Error::Method(what.into()))
-        }
+    if deltas > 0 {
+        return match deltas == sources.len() {
+            true => delta::load(model, sources, slot),
+            false => {
+                let what =
+                    "adapters of different kinds cannot be added up: merge one of them into the base first";
+                Err(Error::Method(what.into()))
+            }
+        };
+    }
+    let mut kinds = Vec::new();
+    for source in sources {
+        kinds.push(kind(&source.path)?);
+    }
+    if kinds.first() == Some(&Producer::Peft("SHIRA".into())) {
+        return sparse::load_shira(model, sources, slot);
+    }
+    match kinds.iter().find_map(alone) {
+        Some(load) => load(model, alone_in(sources)?, slot),
+        None => lora::load(model, sources, slot),
     }
 }
 
-/// Is there a PEFT adapter of this `peft_type`? What is wrong with it is told when it is opened.
-fn is_peft(folder: &Path, peft_type: &str) -> bool {
+type LoadOne = fn(&mut Model, &Source, usize) -> Result<Attached>;
+
+/// Who wrote an adapter folder, and what it is.
+fn kind(folder: &Path) -> Result<Producer> {
     let path = folder.join(peft::CONFIG);
-    let config = json::read(&path, limits::CONFIG_BYTES).ok();
-    config.is_some_and(|config| peft::identify(&config) == peft::Producer::Peft(peft_type.into()))
+    if !path.is_file() {
+        return Ok(Producer::Unknown);
+    }
+    let text = Bytes::open(&path)?.read_text("configuration", limits::CONFIG_BYTES)?;
+    Ok(peft::identify(&json::parse(&path, &text)?))
+}
+
+/// How adapters are loaded whose method does not add up.
+fn alone(kind: &Producer) -> Option<LoadOne> {
+    let Producer::Peft(peft_type) = kind else { return None };
+    match peft_type.as_str() {
+        "IA3" => Some(ia3::load),
+        _ => None,
+    }
+}
+
+/// The only one of some sources.
+///
+/// # Errors
+/// If there are several, or its weight is not 1: what such a method does is no sum.
+fn alone_in(sources: &[Source]) -> Result<&Source> {
+    let (path, what) = match sources {
+        [one] if one.weight == 1.0 => return Ok(one),
+        [one] => (&one.path, format!("its weight is {}, but what its method does is not linear", one.weight)),
+        _ => {
+            let odd = sources.iter().find(|s| matches!(kind(&s.path), Ok(kind) if alone(&kind).is_some()));
+            let path = odd.or(sources.first()).map(|s| &s.path);
+            let what = "what its method does cannot be added to other adapters: load it alone, in a place of its own";
+            return Err(Error::Adapter { path: path.cloned().unwrap_or_default(), what: what.into() });
+        }
+    };
+    Err(Error::Adapter { path: path.clone(), what })
 }
 
 /// Remembers what was put on a model: once for each slot.
@@ -142,9 +190,27 @@ pub(crate) fn remember(model: &mut Model, slot: usize, method: &'static str, unm
     model.adapters.push(OnModel { slot, method, unmergeable, changes_base: false });
 }
 
+/// [`remember`] of a method that can become part of the weights, and may have changed the base in memory.
+pub(crate) fn remember_mergeable(model: &mut Model, slot: usize, method: &'static str, changes_base: bool) {
+    remember(model, slot, method, None);
+    model.adapters.iter_mut().filter(|on| on.slot == slot).for_each(|on| on.changes_base = changes_base);
+}
+
 /// The name of a parameter of an adapter in a slot, from its name in the adapter's files.
 pub(crate) fn param_name(slot: usize, name: &str) -> String {
     if slot == 0 { name.to_string() } else { format!("{slot}:{name}") }
+}
+
+/// Takes what is in a slot out of every site.
+pub(crate) fn clear(model: &mut Model, slot: usize) {
+    model.net.visit_sites(&mut |site| match site {
+        Site::Linear(at) => drop(at.deltas.remove(slot)),
+        Site::Embedding(at) => drop(at.deltas.remove(slot)),
+        Site::Attention(at) => drop(at.prefix.remove(slot)),
+        Site::SubLayer(at) => drop(at.after.remove(slot)),
+        Site::Prompt(at) => drop(at.rows.remove(slot)),
+    });
+    model.adapters.retain(|on| on.slot != slot);
 }
 
 /// Counts what is trainable now.

@@ -17,7 +17,7 @@ use retune_tensor::{Param, ParamId, Params, Tape, Tensor, Var};
 
 pub(super) use files::load_shira;
 
-use super::targets::choose;
+use super::targets::{Known, choose};
 use super::{Attached, Spec, delta, param_name, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -109,14 +109,13 @@ pub(super) struct Part {
 /// # Errors
 /// If a target is misspelt or nothing is chosen, or more entries are asked for than a weight has.
 pub fn attach(model: &mut Model, settings: &run_file::Sparse, run: &RunFile) -> Result<Attached> {
-    let (paths, heads) = model.linear_paths();
     let targets = match &settings.target_modules {
         TargetModules::Pattern(text) if text == "all-linear" => Modules::AllLinear,
         TargetModules::Pattern(text) => Modules::Pattern(text.clone()),
         TargetModules::Names(names) => Modules::List(names.clone()),
     };
     let config = LoraConfig { target_modules: Some(targets), ..LoraConfig::default() };
-    let chosen = choose(&config, &paths, &heads, &[])?;
+    let chosen = choose(&config, Known::linears_of(model))?;
     let layers: Vec<&Linear> =
         model.net.linears().into_iter().filter(|layer| chosen.modules.contains(&layer.path)).collect();
     let r = rank(settings, &layers);

@@ -1,64 +1,250 @@
-//! Which modules a LoRA acts on: PEFT's rules, made strict. PEFT lets a misspelt name beside a right one pass
+//! Which modules an adapter acts on: PEFT's rules, made strict. PEFT lets a misspelt name beside a right one pass
 //! silently; here every name and pattern must match something.
 
 use std::path::Path;
 
 use retune_formats::lora_config::{LoraConfig, Matcher, Modules};
+use retune_formats::peft::{self, Param, PeftAdapter};
 
 use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::nn::Head;
+
+/// What PEFT takes for an architecture when a configuration names nothing.
+pub struct Usual {
+    model_types: &'static [&'static str],
+    /// `TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`.
+    pub lora: &'static [&'static str],
+    /// `TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING`.
+    pub ia3: &'static [&'static str],
+    /// `TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING`.
+    pub feedforward: &'static [&'static str],
+}
+
+const USUAL: &[Usual] = &[
+    Usual {
+        model_types: &["llama", "mistral"],
+        lora: &["q_proj", "v_proj"],
+        ia3: &["k_proj", "v_proj", "down_proj"],
+        feedforward: &["down_proj"],
+    },
+    Usual {
+        model_types: &["qwen2", "qwen3"],
+        lora: &["q_proj", "v_proj"],
+        ia3: &["q_proj", "v_proj", "down_proj"],
+        feedforward: &["down_proj"],
+    },
+    Usual {
+        model_types: &["gpt2"],
+        lora: &["c_attn"],
+        ia3: &["c_attn", "mlp.c_proj"],
+        feedforward: &["mlp.c_proj"],
+    },
+    Usual {
+        model_types: &["bert", "roberta", "xlm-roberta"],
+        lora: &["query", "value"],
+        ia3: &["key", "value", "output.dense"],
+        feedforward: &["output.dense"],
+    },
+    // PEFT has no entry for it; these are the counterparts of BERT's.
+    Usual {
+        model_types: &["distilbert"],
+        lora: &["q_lin", "v_lin"],
+        ia3: &["k_lin", "v_lin", "ffn.lin2"],
+        feedforward: &["ffn.lin2"],
+    },
+];
+
+/// The modules of one model that an adapter may act on, and how its files name them.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub model_type: String,
+    /// Paths of the linears, those of the head last.
+    pub linears: Vec<String>,
+    /// Those of the head.
+    pub heads: Vec<String>,
+    /// Paths of the token tables.
+    pub tables: Vec<String>,
+    /// What the adapter's files leave out in front of a path: PEFT over a bare trunk (`AutoModel`) writes
+    /// `encoder.layer.0...`, over a model with a head `bert.encoder.layer.0...`.
+    left_out: Option<String>,
+}
+
+impl Known {
+    /// The modules of a model; files of a trunk without a head leave its name out.
+    pub fn of(model: &Model) -> Known {
+        let mut known = Known::all(model);
+        if matches!(model.net.head(), Head::None) {
+            known.left_out = known.trunk();
+        }
+        known
+    }
+
+    /// [`Known::of`] without the token tables, for methods that are for linears alone.
+    pub fn linears_of(model: &Model) -> Known {
+        Known { tables: Vec::new(), ..Known::of(model) }
+    }
+
+    /// The modules of a model as an adapter's files name them.
+    pub fn in_files(model: &Model, adapter: &PeftAdapter) -> Known {
+        let mut known = Known::all(model);
+        let own = || adapter.tensors().iter().filter(|t| !matches!(t.param, Param::Plain(_)));
+        let has = |path: &str| known.linears.iter().chain(&known.tables).any(|p| p == path);
+        if own().any(|t| !has(&t.module)) {
+            known.left_out =
+                known.trunk().filter(|trunk| own().all(|t| has(&format!("{trunk}{}", t.module))));
+        }
+        known
+    }
+
+    fn all(model: &Model) -> Known {
+        let (linears, heads) = model.linear_paths();
+        Known {
+            model_type: model.net.info().model_type,
+            linears,
+            heads,
+            tables: model.net.embeddings().iter().map(|table| table.path.clone()).collect(),
+            left_out: None,
+        }
+    }
+
+    /// `bert.`, if all linears of the trunk are inside it.
+    fn trunk(&self) -> Option<String> {
+        let body = || self.linears.iter().filter(|path| !self.heads.contains(path));
+        let trunk = format!("{}.", body().next()?.split('.').next()?);
+        body().all(|path| path.starts_with(&trunk)).then_some(trunk)
+    }
+
+    /// A module's path in the adapter's files.
+    pub fn name<'a>(&self, path: &'a str) -> &'a str {
+        self.left_out.as_deref().and_then(|front| path.strip_prefix(front)).unwrap_or(path)
+    }
+
+    /// The key of a module's parameter in the adapter's files.
+    pub fn key(&self, path: &str, param: &Param) -> String {
+        peft::key(self.name(path), param)
+    }
+
+    /// What PEFT takes for this architecture when a configuration names nothing.
+    ///
+    /// # Errors
+    /// If nothing is known of the architecture.
+    pub fn usual(&self) -> Result<&'static Usual> {
+        USUAL.iter().find(|usual| usual.model_types.contains(&self.model_type.as_str())).ok_or_else(|| {
+            Error::Method(format!(
+                "no usual target_modules are known for \"{}\"; name some of {}",
+                self.model_type,
+                short_names(&self.linears).join(", ")
+            ))
+        })
+    }
+
+    /// All names that a configuration may mean, as the files have them.
+    fn names(&self) -> Vec<String> {
+        self.linears.iter().chain(&self.tables).map(|path| self.name(path).to_string()).collect()
+    }
+
+    /// Spells targets out for this model: `all-linear` becomes names that choose every linear but those of the head.
+    ///
+    /// # Errors
+    /// If a name matches nothing; the message names the nearest module.
+    pub fn spell_out(&self, key: &str, modules: &mut Option<Modules>, usual: &[&str]) -> Result<()> {
+        match modules {
+            Some(Modules::AllLinear) => *modules = Some(Modules::List(self.body_names())),
+            None => *modules = Some(Modules::List(usual.iter().map(|n| n.to_string()).collect())),
+            Some(Modules::List(names)) => self.check_names(key, names)?,
+            Some(Modules::Pattern(_)) => {}
+        }
+        Ok(())
+    }
+
+    /// The shortest ends of the trunk's paths that are no ends of the head's, once each.
+    fn body_names(&self) -> Vec<String> {
+        let heads: Vec<&str> = self.heads.iter().map(|path| self.name(path)).collect();
+        let mut names: Vec<String> = Vec::new();
+        for path in self.linears.iter().filter(|path| !self.heads.contains(path)) {
+            let path = self.name(path);
+            let starts = path.rmatch_indices('.').map(|(dot, _)| dot + 1).chain([0]);
+            let ends = starts.map(|start| &path[start..]);
+            let end = ends.into_iter().find(|end| !heads.iter().any(|head| ends_in(head, end)));
+            let end = end.unwrap_or(path);
+            if !names.iter().any(|name| name == end) {
+                names.push(end.to_string());
+            }
+        }
+        names
+    }
+
+    /// # Errors
+    /// If a name is no module's; the message names the nearest.
+    pub fn check_names(&self, key: &str, names: &[String]) -> Result<()> {
+        let modules = self.names();
+        let Some(odd) = names.iter().find(|name| !modules.iter().any(|path| ends_in(path, name))) else {
+            return Ok(());
+        };
+        let known = short_names(&modules);
+        Err(Error::Method(format!(
+            "{key} names \"{odd}\", which this model has not; did you mean \"{}\"? It has {}",
+            nearest(odd, known.iter().map(String::as_str)).unwrap_or_default(),
+            known.join(", ")
+        )))
+    }
+
+    /// The paths that a test of names in files chooses.
+    ///
+    /// # Errors
+    /// If it chooses none.
+    pub fn chosen(&self, is_target: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let all = self.linears.iter().chain(&self.tables);
+        let chosen: Vec<String> = all.filter(|path| is_target(self.name(path))).cloned().collect();
+        if chosen.is_empty() {
+            let known = short_names(&self.names()).join(", ");
+            return Err(Error::Method(format!("target_modules chooses no module; this model has {known}")));
+        }
+        Ok(chosen)
+    }
+}
 
 /// A configuration whose targets are spelt out for one model, and the modules that they choose.
 pub struct Chosen {
     pub config: LoraConfig,
     pub matcher: Matcher,
+    /// Their paths in the model.
     pub modules: Vec<String>,
+    pub known: Known,
 }
 
-/// The modules that `config` chooses among `modules`; `heads` are not part of "all-linear", and `usual` are the names
-/// that PEFT takes for this architecture when the configuration names none.
+impl Chosen {
+    /// The rank of a module.
+    pub fn rank(&self, path: &str) -> usize {
+        self.matcher.rank(self.known.name(path))
+    }
+
+    /// What a module's branch is multiplied with.
+    pub fn scale(&self, path: &str) -> f32 {
+        self.matcher.scale(self.known.name(path)) as f32
+    }
+}
+
+/// The modules that `config` chooses; without targets, those that PEFT takes for the architecture.
 ///
 /// # Errors
 /// If a name matches nothing (the message names the nearest module), or nothing at all is chosen.
-pub fn choose(config: &LoraConfig, modules: &[String], heads: &[String], usual: &[&str]) -> Result<Chosen> {
+pub fn choose(config: &LoraConfig, known: Known) -> Result<Chosen> {
     let mut config = config.clone();
-    match &config.target_modules {
-        Some(Modules::AllLinear) => {
-            let body: Vec<String> = modules.iter().filter(|m| !heads.contains(m)).cloned().collect();
-            config.target_modules = Some(Modules::List(short_names(&body)));
-        }
-        None => config.target_modules = Some(Modules::List(usual.iter().map(|n| n.to_string()).collect())),
-        Some(Modules::List(names)) => check_names("target_modules", names, modules)?,
-        Some(Modules::Pattern(_)) => {}
-    }
+    let usual = if config.target_modules.is_none() { known.usual()?.lora } else { &[] };
+    known.spell_out("target_modules", &mut config.target_modules, usual)?;
     if let Some(Modules::List(names)) = &config.exclude_modules {
-        check_names("exclude_modules", names, modules)?;
+        known.check_names("exclude_modules", names)?;
     }
     let matcher = config.matcher(Path::new("LoRA settings"))?;
-    let chosen: Vec<String> =
-        modules.iter().filter(|m| matcher.is_target(m) == Some(true)).cloned().collect();
-    if chosen.is_empty() {
-        let known = short_names(modules).join(", ");
-        return Err(Error::Method(format!("target_modules chooses no module; this model has {known}")));
-    }
-    Ok(Chosen { config, matcher, modules: chosen })
+    let modules = known.chosen(|name| matcher.is_target(name) == Some(true))?;
+    Ok(Chosen { config, matcher, modules, known })
 }
 
-fn check_names(key: &str, names: &[String], modules: &[String]) -> Result<()> {
-    let known = short_names(modules);
-    for name in names {
-        let matches = |path: &String| {
-            path.strip_suffix(name.as_str()).is_some_and(|front| front.is_empty() || front.ends_with('.'))
-        };
-        if modules.iter().any(matches) {
-            continue;
-        }
-        return Err(Error::Method(format!(
-            "{key} names \"{name}\", which this model has not; did you mean \"{}\"? It has {}",
-            nearest(name, known.iter().map(String::as_str)).unwrap_or_default(),
-            known.join(", ")
-        )));
-    }
-    Ok(())
+/// Is a path this name, or does it end in `.name`?
+fn ends_in(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 /// The most similar of some names.
@@ -82,31 +268,52 @@ pub fn short_names(modules: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn modules() -> Vec<String> {
-        [
-            "model.layers.0.self_attn.q_proj",
-            "model.layers.1.self_attn.v_proj",
-            "model.layers.0.mlp.up_proj",
-            "lm_head",
-        ]
-        .map(String::from)
-        .to_vec()
+    fn known() -> Known {
+        let texts = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
+        Known {
+            model_type: "llama".into(),
+            linears: texts(&[
+                "model.layers.0.self_attn.q_proj",
+                "model.layers.1.self_attn.v_proj",
+                "model.layers.0.mlp.up_proj",
+                "lm_head",
+            ]),
+            heads: texts(&["lm_head"]),
+            tables: texts(&["model.embed_tokens"]),
+            left_out: None,
+        }
     }
 
     fn pick(targets: Modules) -> Result<Vec<String>> {
         let config = LoraConfig { target_modules: Some(targets), ..LoraConfig::default() };
-        Ok(choose(&config, &modules(), &["lm_head".into()], &["q_proj"])?.modules)
+        Ok(choose(&config, known())?.modules)
     }
 
     #[test]
     fn all_linear_leaves_the_head_out() {
-        assert_eq!(pick(Modules::AllLinear).expect("chosen"), modules()[..3]);
+        assert_eq!(pick(Modules::AllLinear).expect("chosen"), known().linears[..3]);
+        let texts = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect();
+        let bert = Known {
+            linears: texts(&["bert.layer.0.key", "bert.layer.0.output.dense", "bert.pooler.dense"]),
+            heads: texts(&["bert.pooler.dense"]),
+            ..known()
+        };
+        let config = LoraConfig { target_modules: Some(Modules::AllLinear), ..LoraConfig::default() };
+        let chosen = choose(&config, bert.clone()).expect("chosen");
+        assert_eq!(chosen.modules, bert.linears[..2]);
+        assert_eq!(
+            chosen.config.target_modules,
+            Some(Modules::List(vec!["key".into(), "output.dense".into()]))
+        );
     }
 
     #[test]
     fn no_targets_means_the_usual_ones() {
-        let chosen = choose(&LoraConfig::default(), &modules(), &[], &["q_proj"]).expect("chosen");
-        assert_eq!(chosen.modules, modules()[..1]);
+        let chosen = choose(&LoraConfig::default(), known()).expect("chosen");
+        assert_eq!(chosen.modules, known().linears[..2]);
+        let other = Known { model_type: "gpt9".into(), ..known() };
+        let message = choose(&LoraConfig::default(), other).err().expect("unknown").to_string();
+        assert!(message.contains("gpt9"), "{message}");
     }
 
     #[test]
@@ -130,7 +337,19 @@ mod tests {
             layers_to_transform: Some(vec![1]),
             ..LoraConfig::default()
         };
-        let chosen = choose(&config, &modules(), &["lm_head".into()], &[]).expect("chosen");
+        let chosen = choose(&config, known()).expect("chosen");
         assert_eq!(chosen.modules, ["model.layers.1.self_attn.v_proj"]);
+    }
+
+    #[test]
+    fn files_of_a_bare_trunk_leave_its_name_out() {
+        let bare = Known { left_out: Some("model.".into()), ..known() };
+        assert_eq!(bare.name("model.layers.0.self_attn.q_proj"), "layers.0.self_attn.q_proj");
+        assert_eq!(known().trunk().as_deref(), Some("model."));
+        let config = LoraConfig {
+            target_modules: Some(Modules::Pattern(r"layers\.\d+\.self_attn\.q_proj".into())),
+            ..LoraConfig::default()
+        };
+        assert_eq!(choose(&config, bare).expect("chosen").modules, known().linears[..1]);
     }
 }

@@ -39,6 +39,14 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `all-linear`, a list of names or a regular expression.
     Targets,
+    /// A list of whole numbers.
+    Wholes,
+    /// Whole numbers by name, each from..=to.
+    WholeByName(u64, u64),
+    /// Numbers by name, each above..=to.
+    AboveByName(f64, f64),
+    /// `true`, `false` or a name of PEFT's for how a LoRA starts.
+    Init,
     /// Bytes with a unit.
     Size,
 }
@@ -61,6 +69,16 @@ impl Kind {
             Kind::Choice(names) => format!("one of {}", names.join(", ")),
             Kind::Names => "a list of names".into(),
             Kind::Targets => "\"all-linear\", a list of module names, or a regular expression".into(),
+            Kind::Wholes => "a list of whole numbers".into(),
+            Kind::WholeByName(from, to) => {
+                format!(
+                    "a table of names and whole numbers from {from} to {to}, such as {{ q_proj = {from} }}"
+                )
+            }
+            Kind::AboveByName(from, to) => {
+                format!("a table of names and numbers above {from}, at most {to}, such as {{ q_proj = 8.0 }}")
+            }
+            Kind::Init => "true, false, \"gaussian\", \"pissa\", \"pissa_niter_4\" or \"olora\"".into(),
             Kind::Size => "a size such as \"2GiB\"".into(),
         }
     }
@@ -159,6 +177,21 @@ pub const KEYS: &[Key] = &[
     key("lora", "lora_dropout", "dropout", Kind::Share, "dropout on the adapter's input", &["dropout"]),
     key("lora", "target_modules", "targets", Kind::Targets, "which linears: all-linear, names, or a regular expression", &["targets", "lora_target_modules", "lora_target", "lora_modules"]),
     key("lora", "use_rslora", "rslora", Kind::Switch, "scale by alpha / sqrt(rank) instead", &["rslora"]),
+    key("lora", "use_dora", "dora", Kind::Switch, "learn the length of each row of the adapted weight, too", &["dora"]),
+    key("lora", "init_lora_weights", "init", Kind::Init, "how it starts; pissa and olora start from the weight's strongest part", &["init_weights"]),
+    key("lora", "bias", "lora-train-bias", Kind::Choice(&["none", "all", "lora_only"]), "which of the model's biases are trained", &[]),
+    key("lora", "lora_bias", "lora-bias", Kind::Switch, "give B a bias", &[]),
+    key("lora", "rank_pattern", "rank-pattern", Kind::WholeByName(1, 4096), "ranks of modules by the end of their names: { q_proj = 4 }", &[]),
+    key("lora", "alpha_pattern", "alpha-pattern", Kind::AboveByName(0.0, 1e6), "the same for lora_alpha", &[]),
+    key("lora", "exclude_modules", "exclude", Kind::Names, "modules that are no targets though they match", &[]),
+    key("lora", "layers_to_transform", "layers", Kind::Wholes, "the numbers of the layers; without it, all", &["lora_layers"]),
+    key("lora", "modules_to_save", "modules-to-save", Kind::Names, "modules that are trained whole and saved with the adapter", &["lora_modules_to_save"]),
+    key("lora", "ensure_weight_tying", "tie", Kind::Switch, "what is done to a tied token table is done to the head, too", &[]),
+
+    key("ia3", "target_modules", "ia3-targets", Kind::Targets, "which linears; without it, those that are usual for the architecture", &[]),
+    key("ia3", "feedforward_modules", "ia3-feedforward", Kind::Names, "the targets whose input is scaled; without it, the usual ones", &[]),
+    key("ia3", "exclude_modules", "ia3-exclude", Kind::Names, "modules that are no targets though they match", &[]),
+    key("ia3", "modules_to_save", "ia3-modules-to-save", Kind::Names, "modules that are trained whole and saved with the adapter", &[]),
 
     key("full", "only_changed", "only-changed", Kind::Switch, "write the tensors that changed instead of the whole model", &[]),
 

@@ -277,20 +277,31 @@ pub(crate) fn closeness(a: &str, b: &str) -> f64 {
 
 fn value_in_file(key: &Key, value: &Spanned<DeValue>) -> Result<Value, String> {
     let wrong = || format!("{} must be {}, not {}", key.name, key.kind.expects(), shown(value.get_ref()));
-    let plain: Value = match value.get_ref() {
+    let plain = plain_value(value.get_ref()).ok_or_else(wrong)?;
+    checked(key, plain).map_err(|why| why.unwrap_or_else(wrong))
+}
+
+/// A value of the file without its places; `None` for what no setting is.
+fn plain_value(value: &DeValue) -> Option<Value> {
+    Some(match value {
         DeValue::String(text) => Value::String(text.to_string()),
         DeValue::Boolean(on) => Value::Boolean(*on),
         DeValue::Integer(number) => {
-            Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).map_err(|_| wrong())?)
+            Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).ok()?)
         }
-        DeValue::Float(number) => Value::Float(number.as_str().parse().map_err(|_| wrong())?),
+        DeValue::Float(number) => Value::Float(number.as_str().parse().ok()?),
         DeValue::Array(items) => {
-            let texts = items.iter().map(|item| item.get_ref().as_str().map(|s| Value::String(s.into())));
-            Value::Array(texts.collect::<Option<_>>().ok_or_else(wrong)?)
+            Value::Array(items.iter().map(|i| plain_value(i.get_ref())).collect::<Option<_>>()?)
         }
-        _ => return Err(wrong()),
-    };
-    checked(key, plain).map_err(|why| why.unwrap_or_else(wrong))
+        DeValue::Table(items) => {
+            let item = |(name, value): (&Spanned<_>, &Spanned<DeValue>)| {
+                let name: &std::borrow::Cow<str> = name.get_ref();
+                Some((name.to_string(), plain_value(value.get_ref())?))
+            };
+            Value::Table(items.iter().map(item).collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
 }
 
 fn shown(value: &DeValue) -> String {
@@ -316,8 +327,28 @@ fn value_in_flag(key: &Key, text: &str) -> Result<Value, String> {
             Value::Array(text.split(',').map(|name| Value::String(name.trim().to_owned())).collect())
         }
         Kind::Targets => targets_in_flag(text),
+        Kind::Wholes => {
+            let numbers = text.split(',').map(|n| n.trim().parse().map(Value::Integer));
+            Value::Array(numbers.collect::<Result<_, _>>().map_err(|_| wrong())?)
+        }
+        Kind::WholeByName(..) | Kind::AboveByName(..) => by_name_in_flag(text).ok_or_else(wrong)?,
+        Kind::Init => match text.parse() {
+            Ok(on) => Value::Boolean(on),
+            Err(_) => Value::String(text.into()),
+        },
     };
     checked(key, value).map_err(|why| why.unwrap_or_else(wrong))
+}
+
+/// `q_proj=4,v_proj=8`
+fn by_name_in_flag(text: &str) -> Option<Value> {
+    let pair = |pair: &str| {
+        let (name, number) = pair.split_once('=')?;
+        let number = number.trim();
+        let value = number.parse().map(Value::Integer).or_else(|_| number.parse().map(Value::Float)).ok()?;
+        Some((name.trim().to_owned(), value))
+    };
+    Some(Value::Table(text.split(',').map(pair).collect::<Option<_>>()?))
 }
 
 /// `q_proj,v_proj` and `q_proj` are names; `all-linear` and what has regular-expression signs is a pattern.
@@ -358,6 +389,15 @@ fn checked(key: &Key, value: Value) -> Result<Value, Option<String>> {
             }
             _ => false,
         },
+        Kind::Wholes => value.as_array().is_some_and(|numbers| {
+            numbers.iter().all(|n| n.as_integer().is_some_and(|n| u32::try_from(n).is_ok()))
+        }),
+        Kind::WholeByName(from, to) => value.as_table().is_some_and(|table| {
+            let whole = |v: &Value| v.as_integer().and_then(|n| u64::try_from(n).ok());
+            table.values().all(|v| whole(v).is_some_and(|n| (from..=to).contains(&n)))
+        }),
+        Kind::AboveByName(from, to) => return above_by_name(value, from, to).map(Value::Table).ok_or(None),
+        Kind::Init => return init(&value).map(Value::String).ok_or(None),
         Kind::Size => return size(value),
     };
     if !ok {
@@ -366,6 +406,24 @@ fn checked(key: &Key, value: Value) -> Result<Value, Option<String>> {
     // serde wants a float where the field is one; people write `warmup = 20`.
     let is_float = matches!(key.kind, Kind::Above(..) | Kind::Real(..) | Kind::Share | Kind::ShareOrWhole);
     Ok(if is_float { Value::Float(number.unwrap_or_default()) } else { value })
+}
+
+fn above_by_name(value: Value, from: f64, to: f64) -> Option<Table> {
+    let Value::Table(table) = value else { return None };
+    let number = |v: Value| v.as_float().or_else(|| v.as_integer().map(|n| n as f64));
+    let item = |(name, v)| Some((name, Value::Float(number(v).filter(|n| *n > from && *n <= to)?)));
+    table.into_iter().map(item).collect()
+}
+
+/// How a LoRA starts: a truth value or one of the names.
+fn init(value: &Value) -> Option<String> {
+    let text = match value {
+        Value::Boolean(on) => on.to_string(),
+        other => other.as_str()?.to_owned(),
+    };
+    let rounds = text.strip_prefix("pissa_niter_").map(str::parse::<u16>);
+    let known = ["true", "false", "gaussian", "pissa", "olora"].contains(&text.as_str());
+    (known || matches!(rounds, Some(Ok(_)))).then_some(text)
 }
 
 fn choice(key: &Key, names: &[&str], value: Value) -> Result<Value, Option<String>> {
@@ -423,7 +481,7 @@ mod tests {
     #[test]
     fn all_problems_at_once_with_lines_and_nearest_names() {
         let found = messages(
-            "model = \"m\"\ndata = 3\nlearing_rate = 1e-4\nepochs = 0\nschedule = \"cosin\"\nzzzzqqq = 1\nrank = 8\n[lora]\nrank = 9999\nlora_dropout = 1.0\nuse_dora = true\n",
+            "model = \"m\"\ndata = 3\nlearing_rate = 1e-4\nepochs = 0\nschedule = \"cosin\"\nzzzzqqq = 1\nrank = 8\n[lora]\nrank = 9999\nlora_dropout = 1.0\nuse_dorra = true\n",
         );
         assert_eq!(
             found,
@@ -436,7 +494,7 @@ mod tests {
                 "run.toml:7: \"rank\" belongs into the table [lora]",
                 "run.toml:9: rank must be a whole number from 1 to 4096, not 9999",
                 "run.toml:10: lora_dropout must be a number from 0 up to, but not, 1, not 1.0",
-                "run.toml:11: unknown key \"lora.use_dora\", did you mean \"use_rslora\"?",
+                "run.toml:11: unknown key \"lora.use_dorra\", did you mean \"use_dora\"?",
             ]
         );
     }
@@ -490,6 +548,37 @@ mod tests {
                 "--storage: storage must be one of f32, bf16, as-is; did you mean \"bf16\" by \"bf-16\"?",
             ]
         );
+    }
+
+    #[test]
+    fn lists_and_tables_by_name() {
+        let text = format!(
+            "{GOOD}[lora]\nrank_pattern = {{ q_proj = 4 }}\nalpha_pattern = {{ \"layers.0.v_proj\" = 3 }}\n\
+             layers_to_transform = [0, 2]\nmodules_to_save = [\"norm\"]\ninit_lora_weights = false\n"
+        );
+        let run = RunFile::from_toml("run.toml", &text).unwrap();
+        assert_eq!(run.lora.rank_pattern["q_proj"], 4);
+        assert_eq!(run.lora.alpha_pattern["layers.0.v_proj"], 3.0);
+        assert_eq!(run.lora.layers_to_transform, Some(vec![0, 2]));
+        assert_eq!(run.lora.init_lora_weights, "false");
+        assert_eq!(RunFile::from_toml("run.toml", &run.to_toml()).unwrap(), run);
+        let flag = |name, text: &str| (Key::find("lora", name).unwrap(), text.to_owned());
+        let mut flags = vec![flag("rank_pattern", "q_proj=4"), flag("alpha_pattern", "layers.0.v_proj=3")];
+        flags.extend([flag("layers_to_transform", "0, 2"), flag("modules_to_save", "norm")]);
+        flags.extend([flag("init_lora_weights", "false")]);
+        let more =
+            [("model", "m"), ("data", "d.jsonl")].map(|(k, v)| (Key::find("", k).unwrap(), v.to_owned()));
+        assert_eq!(RunFile::load(None, &[more.to_vec(), flags].concat()).unwrap(), run);
+        for (bad, what) in [
+            ("rank_pattern = { q_proj = 0 }", "rank_pattern must be a table"),
+            ("rank_pattern = 4", "rank_pattern must be a table"),
+            ("alpha_pattern = { q_proj = -1 }", "alpha_pattern must be a table"),
+            ("layers_to_transform = [-1]", "must be a list of whole numbers"),
+            ("init_lora_weights = \"pissa_niter_x\"", "init_lora_weights must be true, false"),
+        ] {
+            let found = messages(&format!("{GOOD}[lora]\n{bad}\n"));
+            assert!(found[0].contains(what), "{found:?}");
+        }
     }
 
     #[test]

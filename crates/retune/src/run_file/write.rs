@@ -52,7 +52,7 @@ fn write_key(text: &mut String, key: &Key, values: &toml::Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Lora, Partial, Sparse, TargetModules};
+    use super::super::{Ia3, Lora, Partial, Sparse, TargetModules};
     use super::*;
 
     #[test]
@@ -88,6 +88,18 @@ mod tests {
             early_stopping_patience: Some(1),
             partial: Partial { train: Some(vec!["a".into()]), ..Partial::default() },
             sparse: Sparse { r: Some(1), ..Sparse::default() },
+            lora: Lora {
+                exclude_modules: Some(Vec::new()),
+                layers_to_transform: Some(Vec::new()),
+                modules_to_save: Some(Vec::new()),
+                ..Lora::default()
+            },
+            ia3: Ia3 {
+                target_modules: Some(TargetModules::default()),
+                feedforward_modules: Some(Vec::new()),
+                exclude_modules: Some(Vec::new()),
+                modules_to_save: Some(Vec::new()),
+            },
             ..RunFile::default()
         };
         let mut fields = Vec::new();

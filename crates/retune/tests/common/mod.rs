@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod gguf;
+pub mod texts;
 
 use std::path::{Path, PathBuf};
 
@@ -138,6 +139,11 @@ impl Trainer {
 
     pub fn step(&mut self, model: &mut Model, inputs: &Inputs) -> f32 {
         let (loss, gradients) = loss_and_gradients(model, inputs, &Pass::default());
+        self.update(model, &gradients);
+        loss
+    }
+
+    pub fn update(&mut self, model: &mut Model, gradients: &Gradients) {
         self.step += 1;
         for (id, g) in gradients.iter() {
             let zeros = || Tensor::zeros(g.rows(), g.cols());
@@ -146,6 +152,5 @@ impl Trainer {
             let o = AdamW { lr: 1e-2, ..AdamW::default() };
             adamw_step(o, self.step, 1.0, p.data_mut(), g.data(), m.data_mut(), v.data_mut());
         }
-        loss
     }
 }

@@ -1,135 +1,184 @@
 //! LoRA adapters on disk, as PEFT writes and reads them.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use retune_formats::lora_config::{Init, LoraConfig};
+use retune_formats::peft::{Param, PeftAdapter, PeftConfig};
+use retune_formats::{TensorOut, peft};
+use retune_tensor::{ParamId, Tensor};
 
-use retune_formats::TensorOut;
-use retune_formats::lora_config::LoraConfig;
-use retune_formats::peft::{self, LoraParam, PeftAdapter, PeftConfig};
-use retune_tensor::Tensor;
-
-use super::{LoraDelta, SPEC, USUAL_TARGETS, add_branch, check_supported, choose, key};
+use super::init::Start;
+use super::plan::{Applied, Counted, Plan, apply};
+use super::{SPEC, check_supported};
 use crate::error::{Error, Result};
-use crate::methods::{Attached, Source, param_name, remember, trainable_count};
+use crate::methods::targets::{Known, choose};
+use crate::methods::values::{Values, tensor_out};
+use crate::methods::{Attached, Save, Source, remember_mergeable, trainable_count};
 use crate::models::Model;
-use crate::nn::Site;
-
-/// Writes the model's LoRA parameters as a PEFT adapter folder; `readme` is the model card.
-///
-/// # Errors
-/// If the folder cannot be written, or a value is not finite.
-pub(super) fn save(model: &Model, config: &LoraConfig, folder: &Path, readme: Option<&str>) -> Result<()> {
-    let mut tensors = Vec::new();
-    for (_, param) in model.params.iter().filter(|(_, p)| p.adapter && p.name.starts_with(peft::PREFIX)) {
-        let values = param.weight.to_tensor();
-        if !values.all_finite() {
-            let what = format!("{} is not finite and is not written", param.name);
-            return Err(Error::Adapter { path: folder.to_path_buf(), what });
-        }
-        tensors.push(TensorOut::f32(param.name.clone(), &param.shape, values.data().to_vec()));
-    }
-    Ok(peft::write(folder, &PeftConfig::Lora(config.clone()), tensors, readme)?)
-}
 
 /// Puts one or more adapters into a slot of a model, side by side, each scaled with its weight. The base is frozen; the
 /// adapters' own parameters are trainable, so that training may go on.
 ///
 /// # Errors
-/// If a file is damaged, a tensor is missing, unexpected or of a shape that does not fit the model, or the adapter
-/// asks for what is not supported. The model is unchanged then.
+/// If a file is damaged, a tensor is missing, unexpected or of a shape that does not fit the model, the adapter asks for
+/// what is not supported, or it cannot be weighted or added to others. The model is unchanged then.
 pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
     let adapters = sources.iter().map(|s| Ok(PeftAdapter::open(&s.path)?)).collect::<Result<Vec<_>>>()?;
-    let (paths, heads) = model.linear_paths();
     let mut plans = Vec::new();
-    for adapter in &adapters {
-        plans.push(plan(model, adapter, &paths, &heads)?);
-    }
-    model.params.freeze_all();
-    let mut by_module: BTreeMap<String, Vec<(String, Part)>> = BTreeMap::new();
-    for (index, (source, plan)) in sources.iter().zip(plans).enumerate() {
-        let prefix = if sources.len() == 1 { String::new() } else { format!("{index}+") };
-        let prefix = param_name(slot, &prefix);
-        for (module, mut part) in plan {
-            part.scale *= source.weight;
-            by_module.entry(module).or_default().push((prefix.clone(), part));
-        }
-    }
-    let modules: Vec<String> = by_module.keys().cloned().collect();
-    let Model { params, net, .. } = model;
-    net.visit_sites(&mut |site| {
-        let Site::Linear(layer) = site else { return };
-        let Some(parts) = by_module.remove(&layer.path) else { return };
-        let add = |(prefix, part): (String, Part)| {
-            add_branch(params, &prefix, layer, (part.a, part.b), part.scale, part.dropout)
+    let mut alone = None;
+    for (index, (source, adapter)) in sources.iter().zip(&adapters).enumerate() {
+        let named = |e: Error| match e {
+            Error::Method(what) => Error::Adapter { path: source.path.clone(), what },
+            other => other,
         };
-        let branches = parts.into_iter().map(add).collect();
-        layer.deltas.put(slot, Box::new(LoraDelta { branches }));
-    });
-    remember(model, slot, SPEC.name, None);
-    Ok(Attached { modules, trainable: trainable_count(model), ..Attached::default() })
-}
-
-/// One adapter's factors for one module.
-struct Part {
-    a: Tensor,
-    b: Tensor,
-    scale: f32,
-    dropout: f32,
+        let (plan, config) = read(model, adapter).map_err(named)?;
+        plan.check_slot(model, slot).map_err(named)?;
+        if (sources.len() > 1 || source.weight != 1.0)
+            && let Err(why) = plan.check_sum()
+        {
+            let what = format!(
+                "it cannot be weighted or added to others: {why}; load it alone, into a slot of its own"
+            );
+            return Err(named(Error::Method(what)));
+        }
+        let front = if sources.len() == 1 { String::new() } else { format!("{index}+") };
+        plans.push(Counted { plan, weight: source.weight, front });
+        alone = Some(config);
+    }
+    let applied = apply(model, plans, slot);
+    remember_mergeable(model, slot, SPEC.name, applied.changes_base);
+    let config = alone.filter(|_| sources.len() == 1);
+    let (modules, cost) = (applied.modules.clone(), applied.cost);
+    // What was read is written as it came: a moved part of the base is not in it.
+    let save = config.map(|config| saver(config, Applied { starts: Vec::new(), ..applied }));
+    Ok(Attached { modules, trainable: trainable_count(model), cost, save, ..Attached::default() })
 }
 
 /// Reads an adapter and checks it against the model.
-fn plan(
-    model: &mut Model,
-    adapter: &PeftAdapter,
-    paths: &[String],
-    heads: &[String],
-) -> Result<Vec<(String, Part)>> {
-    let fail = |what: String| Error::Adapter { path: adapter.path().to_path_buf(), what };
+fn read(model: &Model, adapter: &PeftAdapter) -> Result<(Plan, LoraConfig)> {
     let PeftConfig::Lora(config) = adapter.config() else {
-        return Err(fail(format!("its peft_type is {}, not LORA", adapter.config().peft_type())));
+        let what = format!("its peft_type is {}, not LORA", adapter.config().peft_type());
+        return Err(Error::Method(what));
     };
-    check_supported(config).map_err(|e| fail(e.to_string()))?;
-    let chosen = choose(config, paths, heads, USUAL_TARGETS).map_err(|e| fail(e.to_string()))?;
-    if let Some(odd) = adapter.tensors().iter().find(|t| !chosen.modules.contains(&t.module)) {
-        let what = format!(
-            "tensor \"{}\" is for a module that the configuration does not target in this model",
-            odd.info.name
-        );
-        return Err(fail(what));
+    let start = check_supported(config)?;
+    if let Start::Pissa(Some(_)) = start {
+        let what = "init_lora_weights is an approximate PiSSA, whose starting values cannot be made again; save the \
+                    adapter with PEFT's path_initial_model_for_weight_conversion";
+        return Err(Error::Method(what.into()));
     }
-    let mut shapes = BTreeMap::new();
-    model.net.visit_sites(&mut |site| {
-        if let Site::Linear(layer) = site {
-            shapes.insert(layer.path.clone(), (layer.in_features, layer.out_features));
+    let mut as_read = config.clone();
+    as_read.modules_to_save = holds_whole(config);
+    let chosen = choose(&as_read, Known::in_files(model, adapter))?;
+    let values = Values::read(adapter);
+    let plan = Plan::new(model, &chosen, &values, start, 0)?;
+    for path in &chosen.modules {
+        check_table(model, &chosen.known, &values, path)?;
+    }
+    values.finish()?;
+    Ok((plan, config.clone()))
+}
+
+/// The modules that are held whole: PEFT adds the names of classifiers when it loads, too.
+fn holds_whole(config: &LoraConfig) -> Option<Vec<String>> {
+    let mut names = config.modules_to_save.clone();
+    if config.common.classifies() {
+        names.get_or_insert_default().extend(crate::methods::saved::CLASSIFIERS.map(String::from));
+    }
+    names
+}
+
+/// PEFT saves the weight of a targeted table or head beside its factors. It must be the model's: the vocabulary was not
+/// resized, and the adapter is for this base.
+fn check_table(model: &Model, known: &Known, values: &Values, path: &str) -> Result<()> {
+    let inner = format!("{path}.base_layer");
+    let param = Param::Plain("weight".into());
+    if !values.has(known, &inner, &param) {
+        return Ok(());
+    }
+    let Some(id) = weight_of(model, path) else { return Ok(()) };
+    let weight = &model.params.get(id).weight;
+    let shape = [weight.rows(), weight.cols()];
+    let own =
+        values.take(known, &inner, &param, &shape, (shape[0], shape[1]), || Tensor::zeros(0, 0))?.tensor;
+    let base = weight.to_tensor();
+    let sum = |pairs: &mut dyn Iterator<Item = f64>| pairs.sum::<f64>();
+    let off = sum(&mut own.data().iter().zip(base.data()).map(|(a, b)| f64::from((a - b).abs())));
+    let size = sum(&mut base.data().iter().map(|b| f64::from(b.abs())));
+    // Half precision and block types round.
+    let rounding = match weight.storage().format() {
+        "f32" => 1e-5,
+        "bf16" | "f16" => 0.01,
+        _ => 0.25,
+    };
+    if off <= rounding * size {
+        return Ok(());
+    }
+    Err(Error::Method(format!(
+        "it carries a weight of {path} that is not this model's: it was made for another base, or with a vocabulary \
+         that was resized"
+    )))
+}
+
+/// The weight of a linear or a table.
+fn weight_of(model: &Model, path: &str) -> Option<ParamId> {
+    let table = model.net.embeddings().into_iter().find(|t| t.path == path).map(|t| t.weight);
+    table.or_else(|| model.net.linears().into_iter().find(|l| l.path == path).map(|l| l.weight))
+}
+
+/// Writes an adapter's parameters with its configuration, and the tables that PEFT saves too. `starts` are the starting
+/// values of factors that a part of the base was moved into: the files are then for the base as it is,
+/// `A' = [A; A0]`, `B' = [B, -B0]`.
+pub(super) fn saver(config: LoraConfig, applied: Applied) -> Save {
+    let Applied { saved, starts, tables, transposed, .. } = applied;
+    let config = if starts.is_empty() { config } else { doubled(config) };
+    Box::new(move |model, folder, readme| {
+        let mut tensors = Vec::new();
+        for (key, id) in &saved {
+            let tensor = tensor_out(model, key, *id, folder)?;
+            tensors.push(match starts.iter().find(|(name, _)| name == key) {
+                Some((_, start)) => widened(model, key, [*id, *start]),
+                None => tensor,
+            });
         }
-    });
-    let mut parts = Vec::new();
-    for module in chosen.modules {
-        let (inp, out) = shapes.get(&module).copied().unwrap_or_default();
-        let r = chosen.matcher.rank(&module);
-        let read = |param: LoraParam, rows: usize, cols: usize| {
-            let tensor = adapter.find(&module, &param).ok_or_else(|| {
-                fail(format!(
-                    "tensor \"{}\" is missing: the configuration targets this module",
-                    key(&module, &param)
-                ))
-            })?;
-            if tensor.info.shape != [rows, cols] {
-                let what = format!(
-                    "tensor \"{}\" is {:?}; this model and rank {r} need [{rows}, {cols}]. Is it for another base?",
-                    tensor.info.name, tensor.info.shape
-                );
-                return Err(fail(what));
+        for (key, id) in &tables {
+            tensors.push(tensor_out(model, key, *id, folder)?);
+        }
+        for (key, id) in &transposed {
+            let values = model.params.get(*id).weight.to_tensor().transposed();
+            let shape = [values.rows(), values.cols()];
+            tensors.push(TensorOut::f32(key.clone(), &shape, values.data().to_vec()));
+        }
+        Ok(peft::write(folder, &PeftConfig::Lora(config.clone()), tensors, readme)?)
+    })
+}
+
+/// `[A; A0]` or `[B, -B0]`.
+fn widened(model: &Model, key: &str, [now, start]: [ParamId; 2]) -> TensorOut<'static> {
+    let [now, start] = [now, start].map(|id| model.params.get(id).weight.to_tensor());
+    let (rows, cols) = (now.rows(), now.cols());
+    let wide =
+        match key.ends_with(Param::A.suffix()) {
+            true => {
+                Tensor::from_fn(
+                    2 * rows,
+                    cols,
+                    |r, c| {
+                        if r < rows { now.row(r)[c] } else { start.row(r - rows)[c] }
+                    },
+                )
             }
-            Ok(Tensor::from_vec(rows, cols, adapter.read_f32(tensor)?))
+            false => Tensor::from_fn(rows, 2 * cols, |r, c| {
+                if c < cols { now.row(r)[c] } else { -start.row(r)[c - cols] }
+            }),
         };
-        let part = Part {
-            a: read(LoraParam::A, r, inp)?,
-            b: read(LoraParam::B, out, r)?,
-            scale: chosen.matcher.scale(&module) as f32,
-            dropout: config.lora_dropout as f32,
-        };
-        parts.push((module, part));
-    }
-    Ok(parts)
+    TensorOut::f32(key.to_string(), &[wide.rows(), wide.cols()], wide.data().to_vec())
+}
+
+/// Twice the rank at the same scale: `alpha / r`, or `alpha / sqrt(r)`. It is an ordinary LoRA then.
+fn doubled(mut config: LoraConfig) -> LoraConfig {
+    let factor = if config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+    config.r *= 2;
+    config.lora_alpha *= factor;
+    config.rank_pattern.values_mut().for_each(|rank| *rank *= 2);
+    config.alpha_pattern.values_mut().for_each(|alpha| *alpha *= factor);
+    config.init_lora_weights = Init::Default(true);
+    config
 }

@@ -1,0 +1,392 @@
+//! What a LoRA puts at each module: planned and checked before anything of the model changes, drawn or read.
+
+use std::collections::BTreeMap;
+
+use retune_formats::lora_config::Bias;
+use retune_formats::peft::Param;
+use retune_tensor::{ParamId, Params, Tensor, Weight, ops};
+
+use super::branch::{Branch, LoraDelta, Magnitude};
+use super::init::Start;
+use super::table::{TableBranch, TableDelta, TiedDelta};
+use crate::error::{Error, Result};
+use crate::methods::saved::{Wanted, Whole};
+use crate::methods::targets::Chosen;
+use crate::methods::values::{Saved, Value, Values};
+use crate::methods::{Cost, clear, param_name};
+use crate::models::Model;
+use crate::nn::{Embedding, Linear, Site};
+
+/// Largest rank.
+const RANK_MAX: usize = 4096;
+/// The modules whose own weight PEFT saves beside their factors.
+const TABLES: [&str; 2] = ["embed_tokens", "lm_head"];
+
+/// What one adapter puts at one linear or table.
+pub(super) struct Part {
+    a: Value,
+    b: Value,
+    b_bias: Option<Value>,
+    /// DoRA's vector and `|w|^2` of the weight.
+    magnitude: Option<(Value, Tensor)>,
+    /// The layer's own bias, trained.
+    bias: Option<Value>,
+    /// The factors that a part of the weight was moved into at the start, `[r, in]` and `[out, r]`.
+    start: Option<(Tensor, Tensor)>,
+    /// The weight that PEFT saves beside the factors, and its key.
+    table: Option<Saved>,
+    scale: f32,
+    dropout: f32,
+}
+
+/// What one adapter puts on a model.
+pub(super) struct Plan {
+    parts: BTreeMap<String, Part>,
+    /// The head that shares a table's branch, and what PEFT names the factors there.
+    tied: Option<Tied>,
+    whole: Whole,
+}
+
+struct Tied {
+    head: String,
+    table: String,
+    a: String,
+    b: String,
+}
+
+/// A plan, how much its adapter counts, and what tells it apart from others of the slot.
+pub(super) struct Counted {
+    pub plan: Plan,
+    pub weight: f32,
+    pub front: String,
+}
+
+/// What was put on a model.
+#[derive(Default)]
+pub(super) struct Applied {
+    pub modules: Vec<String>,
+    pub saved: Vec<Saved>,
+    /// Starting values of factors that a part of the base was moved into, by the keys of the factors.
+    pub starts: Vec<Saved>,
+    /// Weights of the base that PEFT saves too.
+    pub tables: Vec<Saved>,
+    /// What is written once more, transposed: a head's share of its table's branch.
+    pub transposed: Vec<Saved>,
+    pub cost: Cost,
+    /// Parameters of the base itself are trained.
+    pub changes_base: bool,
+}
+
+impl Plan {
+    /// # Errors
+    /// If a rank is out of range, something that is asked for cannot be, or the files lack a tensor or have others.
+    pub fn new(model: &Model, chosen: &Chosen, values: &Values, start: Start, seed: u64) -> Result<Plan> {
+        let one = One { model, chosen, values, start, seed };
+        let mut parts = BTreeMap::new();
+        for table in model.net.embeddings().into_iter().filter(|t| chosen.modules.contains(&t.path)) {
+            parts.insert(table.path.clone(), one.table(table)?);
+        }
+        let tied = one.tied(&parts)?;
+        let is_tied = |path: &str| tied.as_ref().is_some_and(|t| t.head == path);
+        let targets = model.net.linears().into_iter().filter(|l| chosen.modules.contains(&l.path));
+        for layer in targets.filter(|l| !is_tied(&l.path)) {
+            parts.insert(layer.path.clone(), one.linear(layer)?);
+        }
+        let wanted = Wanted {
+            matcher: chosen.matcher.modules(),
+            names: chosen.config.modules_to_save.as_deref().unwrap_or_default(),
+            targets: &chosen.modules,
+            bias: chosen.config.bias,
+            tie: chosen.config.ensure_weight_tying,
+        };
+        let whole = Whole::plan(model, &chosen.known, values, &wanted)?;
+        Ok(Plan { parts, tied, whole })
+    }
+
+    /// May it be weighted, or added to others? Only products can be.
+    pub fn check_sum(&self) -> std::result::Result<(), &'static str> {
+        match () {
+            _ if !self.whole.is_empty() => Err("it holds modules or biases whole"),
+            _ if self.tied.is_some() => Err("its head shares a table's branch"),
+            _ if self.parts.values().any(|p| p.magnitude.is_some()) => Err("it is a DoRA"),
+            _ if self.parts.values().any(|p| p.bias.is_some()) => Err("it trains biases"),
+            _ if self.parts.values().any(|p| p.start.is_some()) => {
+                Err("a part of the base was moved into it")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// As [`Whole::check_slot`].
+    pub fn check_slot(&self, model: &Model, slot: usize) -> Result<()> {
+        self.whole.check_slot(model, slot)
+    }
+}
+
+/// What the parts of one adapter are made from.
+struct One<'a, 'v> {
+    model: &'a Model,
+    chosen: &'a Chosen,
+    values: &'a Values<'v>,
+    start: Start,
+    seed: u64,
+}
+
+impl One<'_, '_> {
+    fn take(
+        &self,
+        path: &str,
+        param: Param,
+        shape: &[usize],
+        drawn: impl FnOnce(&str) -> Tensor,
+    ) -> Result<Value> {
+        let key = self.chosen.known.key(path, &param);
+        let matrix = match *shape {
+            [n] => (1, n),
+            [rows, cols] => (rows, cols),
+            _ => (1, shape.iter().product()),
+        };
+        self.values.take(&self.chosen.known, path, &param, shape, matrix, || drawn(&key))
+    }
+
+    fn rank(&self, path: &str) -> Result<usize> {
+        match self.chosen.rank(path) {
+            rank if (1..=RANK_MAX).contains(&rank) => Ok(rank),
+            rank => Err(Error::Method(format!("rank {rank} at {path} is out of range: 1 to {RANK_MAX}"))),
+        }
+    }
+
+    fn linear(&self, layer: &Linear) -> Result<Part> {
+        let (config, path) = (&self.chosen.config, layer.path.as_str());
+        let (inp, out, r) = (layer.in_features, layer.out_features, self.rank(path)?);
+        let (start, seed, scale) = (self.start, self.seed, self.chosen.scale(path));
+        if config.lora_bias && layer.bias.is_none() {
+            return Err(Error::Method(format!("lora_bias needs layers with a bias, and {path} has none")));
+        }
+        let moved = match start.moves_base() {
+            true => {
+                let weight = self.model.params.get(layer.weight).weight.to_tensor();
+                Some(start.factors(&weight, r, scale, seed, path)?)
+            }
+            false => None,
+        };
+        let first = || moved.clone();
+        let draw_a = |key: &str| first().map_or_else(|| start.a(r, inp, seed, key), |(a, _)| a);
+        let draw_b = |key: &str| first().map_or_else(|| start.b(out, r, seed, key), |(_, b)| b);
+        let a = self.take(path, Param::A, &[r, inp], draw_a)?;
+        let b = self.take(path, Param::B, &[out, r], draw_b)?;
+        let b_bias = match config.lora_bias {
+            true => Some(self.take(path, Param::BBias, &[out], |key| start.b_bias(out, r, seed, key))?),
+            false => None,
+        };
+        let magnitude = match config.use_dora {
+            true => {
+                let weight = &self.model.params.get(layer.weight).weight;
+                let norms = ops::row_norms_squared(weight.storage());
+                let drawn = |_: &str| ops::dora_norms(weight.storage(), &norms, &a.tensor, &b.tensor, scale);
+                Some((self.take(path, Param::Magnitude, &[out], drawn)?, norms))
+            }
+            false => None,
+        };
+        // PEFT names the bias of a target by the layer that is wrapped.
+        let bias = match layer.bias.filter(|_| config.bias != Bias::None) {
+            Some(id) => {
+                let now = || self.model.params.get(id).weight.to_tensor();
+                Some(
+                    self.take(&format!("{path}.base_layer"), Param::Plain("bias".into()), &[out], |_| now())?,
+                )
+            }
+            None => None,
+        };
+        let (dropout, table) = (config.lora_dropout as f32, self.saved_table(path, layer.weight));
+        Ok(Part { a, b, b_bias, magnitude, bias, start: moved, table, scale, dropout })
+    }
+
+    fn table(&self, table: &Embedding) -> Result<Part> {
+        let (config, path) = (&self.chosen.config, table.path.as_str());
+        let (vocab, dim, r) = (table.vocab_size, table.dim, self.rank(path)?);
+        let (start, seed, scale) = (self.start, self.seed, self.chosen.scale(path));
+        if config.lora_bias || start.moves_base() {
+            let what = if config.lora_bias { "lora_bias is" } else { "pissa and olora are" };
+            return Err(Error::Method(format!("{what} not for token tables such as {path}")));
+        }
+        let a = self.take(path, Param::EmbeddingA, &[r, vocab], |key| start.table_a(r, vocab, seed, key))?;
+        let b = self.take(path, Param::EmbeddingB, &[dim, r], |key| start.table_b(dim, r, seed, key))?;
+        let magnitude = match config.use_dora {
+            true => {
+                let weight = &self.model.params.get(table.weight).weight;
+                let norms = ops::column_norms_squared(weight.storage());
+                let drawn = |_: &str| {
+                    ops::dora_embedding_norms(weight.storage(), &norms, &a.tensor, &b.tensor, scale)
+                };
+                Some((self.take(path, Param::Magnitude, &[dim], drawn)?, norms))
+            }
+            false => None,
+        };
+        let weight = self.saved_table(path, table.weight);
+        Ok(Part {
+            a,
+            b,
+            b_bias: None,
+            magnitude,
+            bias: None,
+            start: None,
+            table: weight,
+            scale,
+            dropout: 0.0,
+        })
+    }
+
+    /// The head that shares the branch of a targeted table (`ensure_weight_tying`). Files hold it twice.
+    fn tied(&self, parts: &BTreeMap<String, Part>) -> Result<Option<Tied>> {
+        let config = &self.chosen.config;
+        let (linears, tables) = (self.model.net.linears(), self.model.net.embeddings());
+        let pair = linears.iter().find_map(|head| {
+            let table = tables.iter().find(|t| t.weight == head.weight && parts.contains_key(&t.path))?;
+            Some((head, table))
+        });
+        let Some((head, table)) = pair.filter(|_| config.ensure_weight_tying) else { return Ok(None) };
+        if config.use_dora {
+            return Err(Error::Method(format!("use_dora cannot be had at {}, which is tied", table.path)));
+        }
+        let key = |param: Param| self.chosen.known.key(&head.path, &param);
+        let (vocab, dim) = (table.vocab_size, table.dim);
+        if let Some(part) = parts.get(&table.path) {
+            let r = part.a.tensor.rows();
+            let transposed = |value: &Value| value.tensor.transposed();
+            let a = self.take(&head.path, Param::A, &[r, dim], |_| transposed(&part.b))?;
+            let b = self.take(&head.path, Param::B, &[vocab, r], |_| transposed(&part.a))?;
+            if a.tensor.data() != transposed(&part.b).data() || b.tensor.data() != transposed(&part.a).data()
+            {
+                return Err(Error::Method(format!(
+                    "the factors of {} and {} differ, but ensure_weight_tying says that they are the same",
+                    head.path, table.path
+                )));
+            }
+        }
+        let (a, b) = (key(Param::A), key(Param::B));
+        Ok(Some(Tied { head: head.path.clone(), table: table.path.clone(), a, b }))
+    }
+
+    fn saved_table(&self, path: &str, weight: ParamId) -> Option<Saved> {
+        let inner = format!("{path}.base_layer");
+        let key = self.chosen.known.key(&inner, &Param::Plain("weight".into()));
+        TABLES.contains(&path.rsplit('.').next().unwrap_or(path)).then_some((key, weight))
+    }
+}
+
+/// Freezes the base and puts adapters, added up with their weights, into a slot; what was there goes.
+pub(super) fn apply(model: &mut Model, plans: Vec<Counted>, slot: usize) -> Applied {
+    clear(model, slot);
+    model.params.freeze_all();
+    let mut applied = Applied::default();
+    let mut by_module: BTreeMap<String, Vec<(String, Part)>> = BTreeMap::new();
+    let (mut whole, mut tied, mut shared) = (Vec::new(), None, None);
+    for Counted { plan, weight, front } in plans {
+        tied = plan.tied;
+        for (module, mut part) in plan.parts {
+            part.scale *= weight;
+            by_module.entry(module).or_default().push((front.clone(), part));
+        }
+        whole.push(plan.whole);
+    }
+    let Model { params, net, .. } = model;
+    net.visit_sites(&mut |site| {
+        let path = match &site {
+            Site::Linear(layer) => &layer.path,
+            Site::Embedding(table) => &table.path,
+            _ => return,
+        };
+        if let (Site::Linear(head), Some(Tied { head: path, a: key_a, b: key_b, .. }), Some((a, b, scale))) =
+            (&site, &tied, shared)
+            && head.path == *path
+        {
+            applied.modules.push(path.clone());
+            applied.transposed.extend([(key_a.clone(), b), (key_b.clone(), a)]);
+            let Site::Linear(head) = site else { return };
+            head.deltas.put(slot, Box::new(TiedDelta { a, b, scale }));
+            return;
+        }
+        let Some(parts) = by_module.remove(path) else { return };
+        let is_shared = tied.as_ref().is_some_and(|tied| tied.table == *path);
+        applied.modules.push(path.clone());
+        let mut put = |part: Part, front: &str| {
+            let mut add = |value: Value| {
+                let saved = value.add(params, slot, front);
+                let id = saved.1;
+                applied.saved.push(saved);
+                id
+            };
+            let (keys, a, b) =
+                ([part.a.key().to_string(), part.b.key().to_string()], add(part.a), add(part.b));
+            let b_bias = part.b_bias.map(&mut add);
+            let magnitude = part.magnitude.map(|(m, base_norms)| Magnitude { param: add(m), base_norms });
+            let bias = part.bias.map(&mut add);
+            let mut branches = vec![Branch { a, b, b_bias, scale: part.scale, dropout: part.dropout }];
+            if let Some((a0, b0)) = part.start {
+                let mut keep = |key: &str, value: Tensor| {
+                    let id = add_frozen(params, &param_name(slot, &format!("{front}{key}.start")), value);
+                    applied.starts.push((key.to_string(), id));
+                    id
+                };
+                let (a, b) = (keep(&keys[0], a0), keep(&keys[1], b0));
+                branches.push(Branch { a, b, b_bias: None, scale: -part.scale, dropout: 0.0 });
+            }
+            applied.tables.extend(part.table);
+            (branches, magnitude, bias)
+        };
+        let (mut branches, mut magnitude, mut bias) = (Vec::new(), None, None);
+        for (front, part) in parts {
+            let (own, m, b) = put(part, &front);
+            branches.extend(own);
+            (magnitude, bias) = (m, b);
+        }
+        match site {
+            Site::Linear(layer) => {
+                let rank = |b: &Branch| params.get(b.a).shape.first().copied().unwrap_or(0);
+                branches.iter().for_each(|b| applied.cost.add(b, rank(b), layer, magnitude.is_some()));
+                layer.deltas.put(slot, Box::new(LoraDelta { branches, magnitude, bias }));
+            }
+            Site::Embedding(table) => {
+                shared = branches.first().filter(|_| is_shared).map(|b| (b.a, b.b, b.scale));
+                let branches = branches.into_iter().map(|b| TableBranch { a: b.a, b: b.b, scale: b.scale });
+                table.deltas.put(slot, Box::new(TableDelta { branches: branches.collect(), magnitude }));
+            }
+            _ => {}
+        }
+    });
+    for whole in whole {
+        applied.changes_base |= whole.changes_base();
+        applied.modules.extend(whole.apply(model, slot, &mut applied.saved));
+    }
+    applied
+}
+
+/// Adds a frozen parameter of an adapter, in place of one of that name.
+fn add_frozen(params: &mut Params, name: &str, value: Tensor) -> ParamId {
+    let shape = [value.rows(), value.cols()];
+    let id = match params.find(name) {
+        Some(id) => {
+            let param = params.get_mut(id);
+            (param.shape, param.weight) = (shape.to_vec(), Weight::F32(value));
+            id
+        }
+        None => params.add_adapter(name, &shape, value),
+    };
+    params.get_mut(id).trainable = false;
+    id
+}
+
+impl Cost {
+    /// A branch keeps `x Aᵀ` of each row, DoRA the product before it is scaled; with dropout its dropped input, the
+    /// recipe's source and its gradient exist while the block runs, for DoRA two more products.
+    fn add(&mut self, branch: &Branch, r: usize, layer: &Linear, dora: bool) {
+        let product = if dora { layer.out_features } else { 0 };
+        self.kept_per_row += r + product;
+        if branch.dropout > 0.0 {
+            self.kept_per_row += product;
+            self.transient_per_row = self.transient_per_row.max(2 * layer.in_features + 2 * product);
+        }
+    }
+}
