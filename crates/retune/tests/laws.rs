@@ -13,6 +13,14 @@ use retune_formats::lora_config::{LoraConfig, Modules};
 use retune_tensor::ops::{self, LossRows};
 use retune_tensor::{Gradients, Segments, Tape, Tensor};
 
+/// A model of the references as a GGUF file of q8_0 blocks, written once.
+fn gguf_of(base: &str) -> PathBuf {
+    static WRITTEN: std::sync::Once = std::sync::Once::new();
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("laws-{base}.gguf"));
+    WRITTEN.call_once(|| common::gguf::write_gguf(&data("parity").join(base), "q8_0", &path));
+    path
+}
+
 /// Tiny models and the storages that they are run with.
 fn bases() -> Vec<(&'static str, PathBuf, StorageChoice)> {
     vec![
@@ -22,6 +30,11 @@ fn bases() -> Vec<(&'static str, PathBuf, StorageChoice)> {
         ("qwen2, bf16", data("llama_variants/qwen2"), StorageChoice::Bf16),
         ("mistral, as it is", data("llama_variants/mistral"), StorageChoice::AsIs),
         ("gguf of all block types", data("gguf/tiny_mixed.gguf"), StorageChoice::AsIs),
+        ("gpt2, f32", data("parity/gpt2_base"), StorageChoice::F32),
+        ("gpt2, bf16", data("parity/gpt2_base"), StorageChoice::Bf16),
+        ("gpt2, q8_0", gguf_of("gpt2_base"), StorageChoice::AsIs),
+        ("bert, f32", data("parity/bert_mlm_full"), StorageChoice::F32),
+        ("bert, bf16", data("parity/bert_mlm_full"), StorageChoice::Bf16),
     ]
 }
 
@@ -40,7 +53,7 @@ fn texts() -> Vec<Vec<u32>> {
     [9usize, 1, 23, 4, 14]
         .iter()
         .enumerate()
-        .map(|(t, &n)| (0..n).map(|i| ((i * 37 + t * 11) % 150 + 3) as u32).collect())
+        .map(|(t, &n)| (0..n).map(|i| ((i * 37 + t * 11) % 120 + 3) as u32).collect())
         .collect()
 }
 
@@ -154,8 +167,10 @@ fn accumulation_is_one_batch() {
                 };
                 let tape = Tape::new(&model.params);
                 let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), &pass);
-                let head = tape.weight(lm_head(&model).linear.weight);
-                let loss = ops::linear_cross_entropy(&tape, &hidden.x, &head, &inputs.labels);
+                let head = lm_head(&model);
+                let x = head.transform(&tape, &hidden.rows, &hidden.x);
+                let head = tape.weight(head.linear.weight);
+                let loss = ops::linear_cross_entropy(&tape, &x, &head, &inputs.labels);
                 tape.backward(&loss, Tensor::scalar(1.0), &mut sum);
             }
             sum

@@ -1,10 +1,10 @@
-//! The memory plan against what tensors really hold, on a Llama of random weights. One test: the count is the process's.
+//! The memory plan against what tensors really hold, on models of random weights. One test: the count is the process's.
 
 use std::path::Path;
 
 use retune::methods::{Cost, full, lora};
 use retune::models::{Model, StorageChoice, TextInput, TextModel};
-use retune::nn::{Dropouts, Pass};
+use retune::nn::{Dropouts, Head, Pass};
 use retune::train::plan::plan;
 use retune::train::{
     ActivationProfile, Checkpointing, Control, Error, Event, MemoryLimit, Objective, ObjectiveError,
@@ -54,6 +54,24 @@ fn write_model(folder: &Path, hidden: usize, ff: usize, layers: usize, heads: (u
     safetensors::write(&folder.join("model.safetensors"), tensors, &[("format", "pt")]).unwrap();
 }
 
+/// Writes a new BERT with a classifier, or a GPT-2.
+fn write_fresh(folder: &Path, arch: &str, (hidden, ff, layers, heads): Shape) {
+    let config = match arch {
+        "bert" => serde_json::json!({
+            "model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": hidden,
+            "intermediate_size": ff, "num_hidden_layers": layers, "num_attention_heads": heads.0, "vocab_size": VOCAB,
+        }),
+        _ => serde_json::json!({
+            "model_type": "gpt2", "n_embd": hidden, "n_inner": ff, "n_layer": layers, "n_head": heads.0,
+            "vocab_size": VOCAB,
+        }),
+    };
+    retune::models::fresh::write_folder(Path::new("config.json"), &config, 1, &[], folder).unwrap();
+}
+
+/// Hidden size, inner size, layers, heads and key/value heads.
+type Shape = (usize, usize, usize, (usize, usize));
+
 struct Texts<'a> {
     net: &'a dyn TextModel,
     lengths: &'a [usize],
@@ -70,7 +88,7 @@ impl Objective for Texts<'_> {
     }
 
     fn targets(&self, example: usize) -> usize {
-        self.lengths[example] - 1
+        if self.net.info().decoder { self.lengths[example] - 1 } else { 1 }
     }
 
     fn weight(&self, example: usize) -> f64 {
@@ -103,13 +121,20 @@ impl Objective for Texts<'_> {
         let dropout = tape.is_recording().then_some(Dropouts { seed: 1, epoch, examples });
         let pass = Pass { dropout, checkpoint: self.checkpoint, ..Pass::default() };
         let hidden = self.net.hidden(tape, &TextInput::new(&ids, &segments), &pass);
+        if let Head::Classifier(head) = self.net.head() {
+            let rows: Vec<usize> = (0..batch.len()).collect();
+            let (targets, weights) = (vec![1; batch.len()], vec![1.0; batch.len()]);
+            let labels = LossRows { rows, targets, weights, denominator: labels.denominator };
+            return Ok(ops::cross_entropy(tape, &head.forward(tape, &hidden), &labels));
+        }
         let head = &self.net.language_model().expect("a language model").linear;
         Ok(ops::linear_cross_entropy(tape, &hidden.x, &tape.weight(head.weight), &labels))
     }
 }
 
 struct Case {
-    shape: (usize, usize, usize, (usize, usize)),
+    arch: &'static str,
+    shape: Shape,
     /// 0: everything is trained.
     rank: usize,
     dropout: f64,
@@ -123,7 +148,10 @@ struct Case {
 fn predicted_and_measured(case: &Case) -> (u64, u64) {
     let dir = tempfile::tempdir().unwrap();
     let (hidden, ff, layers, heads) = case.shape;
-    write_model(dir.path(), hidden, ff, layers, heads);
+    match case.arch {
+        "llama" => write_model(dir.path(), hidden, ff, layers, heads),
+        arch => write_fresh(dir.path(), arch, case.shape),
+    }
     let mut model = Model::load(dir.path(), StorageChoice::F32).unwrap();
     let config = LoraConfig {
         r: case.rank,
@@ -177,6 +205,7 @@ fn the_plan_is_right_to_a_fifth_and_never_too_low() {
     let long: &[usize] = &[300, 200, 250, 300, 120, 90, 310, 280];
     let short: &[usize] = &[40, 60, 20, 33, 47, 12, 70, 80];
     let case = |shape, rank, dropout, batch, passes, lengths, checkpointing| Case {
+        arch: "llama",
         shape,
         rank,
         dropout,
@@ -195,6 +224,13 @@ fn the_plan_is_right_to_a_fifth_and_never_too_low() {
         case(wide, 16, 0.0, 4, 2, short, Off),
         case(small, 16, 0.0, 8, 1, short, On),
         case(small, 0, 0.0, 4, 2, short, Off),
+        Case { arch: "bert", ..case(wide, 8, 0.0, 4, 1, long, Off) },
+        Case { arch: "bert", ..case(small, 8, 0.1, 8, 1, long, On) },
+        Case { arch: "bert", ..case(small, 0, 0.0, 4, 2, short, Off) },
+        Case { arch: "bert", ..case(wide, 0, 0.0, 2, 2, long, Off) },
+        Case { arch: "gpt2", ..case(wide, 8, 0.0, 4, 1, long, Off) },
+        Case { arch: "gpt2", ..case(small, 8, 0.1, 8, 1, long, On) },
+        Case { arch: "gpt2", ..case(small, 0, 0.0, 8, 1, short, Off) },
     ];
     let mut wrong = Vec::new();
     for (i, case) in cases.iter().enumerate() {

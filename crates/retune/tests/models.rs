@@ -1,4 +1,7 @@
 //! Encoders, GPT-2 and classifiers on decoders: files as others write them, GGUF, generation, limits, export.
+//!
+//! With `RETUNE_TEST_EXPORTS=/folder` the exported models stay there, with inputs and our numbers, for
+//! `scripts/reference/check_export.py`.
 
 mod common;
 
@@ -56,6 +59,35 @@ fn config(folder: &Path) -> serde_json::Value {
     serde_json::from_str(&fs::read_to_string(folder.join("config.json")).expect("config")).expect("json")
 }
 
+/// Keeps an exported model for transformers, if asked: the folder, `inputs.safetensors` and `expected.safetensors`.
+fn keep(name: &str, dir: &Path, model: &Model, case: &str) {
+    let Some(out) = std::env::var_os("RETUNE_TEST_EXPORTS").map(|out| Path::new(&out).join(name)) else {
+        return;
+    };
+    fs::create_dir_all(&out).expect("folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(dir.join(file), out.join(file)).expect("copy");
+    }
+    let inputs = parity(case).join("inputs.safetensors");
+    fs::copy(&inputs, out.join("inputs.safetensors")).expect("copy");
+    let batch = batch(case, false);
+    let (what, values) = match model.net.head() {
+        Head::None => ("hidden", rows_of(model, &batch)),
+        _ => ("logits", logits_of(model, &batch)),
+    };
+    let padded = open(&inputs).get("input_ids").expect("ids").shape.clone();
+    let tensor = if values.rows() == padded[0] {
+        TensorOut::f32(what, &[values.rows(), values.cols()], values.data().to_vec())
+    } else {
+        let mut all = vec![0.0; padded[0] * padded[1] * values.cols()];
+        for (row, place) in batch.places.iter().enumerate() {
+            all[place * values.cols()..(place + 1) * values.cols()].copy_from_slice(values.row(row));
+        }
+        TensorOut::f32(what, &[padded[0], padded[1], values.cols()], all)
+    };
+    safetensors::write(&out.join("expected.safetensors"), [tensor], &[]).expect("write");
+}
+
 /// The last rows of the trunk.
 fn rows_of(model: &Model, batch: &Batch) -> Tensor {
     let tape = Tape::inference(&model.params);
@@ -99,6 +131,9 @@ fn files_as_others_write_them() {
         model.params.get(model.params.find("bert.pooler.dense.weight").expect("pooler")).weight.to_tensor()
     };
     assert_eq!(pooler(&labelled).data(), pooler(&model).data());
+    let out = folder.path().join("out");
+    write_folder(&model, &out, &ExportOptions::default()).expect("export");
+    keep("bert-trunk", &out, &model, "bert_full");
     assert!(load_with(&dir, &HeadRequest::None).params.find("bert.pooler.dense.weight").is_none());
     let mean = load_with(&dir, &classifier(&["no", "yes"], Some(Pooling::Mean), true));
     let Head::Classifier(head) = mean.net.head() else { panic!("a classifier") };
@@ -162,6 +197,7 @@ fn gguf_files() {
             });
             let name = if decoder { "GPT2LMHeadModel" } else { "BertModel" };
             assert_eq!(config(&dir)["architectures"], serde_json::json!([name]));
+            keep(&format!("{base}-from-{kind}"), &dir, &model, case);
         }
     }
 }
@@ -192,6 +228,8 @@ fn exported_as_it_was() {
                 info.name
             );
         }
+        let case = base.replace("_base", "_full");
+        keep(base, &dir, &load(&dir, StorageChoice::F32), &case);
         let (was, is) = (config(&parity(base)), config(&dir));
         assert_eq!((&was["architectures"], &was["id2label"]), (&is["architectures"], &is["id2label"]));
     }
@@ -220,7 +258,37 @@ fn exported_classifiers_say_what_they_are() {
         let again = load(&dir, StorageChoice::F32);
         let batch = batch(case, false);
         assert_eq!(logits_of(&again, &batch).data(), logits_of(&model, &batch).data(), "{class}");
+        // transformers finds the last row of a decoder's text by its padding.
+        edit_config(&dir, |c| c["pad_token_id"] = if class.starts_with("Rob") { 1 } else { 0 }.into());
+        keep(class, &dir, &model, case);
     }
+}
+
+/// A mean-pooled classifier stays one; a pooler that a classifier needs must be in its files; other labels, another head.
+#[test]
+fn what_a_classifier_needs_is_kept_or_missed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let batch = batch("bert_full", false);
+    let mean = load_with(&parity("bert_base"), &classifier(&["good", "bad"], Some(Pooling::Mean), false));
+    let dir = folder.path().join("mean");
+    let report = write_folder(&mean, &dir, &ExportOptions::default()).expect("export");
+    assert!(report.notes.iter().any(|note| note.contains("classifier_pooling")), "{:?}", report.notes);
+    for again in [load(&dir, StorageChoice::F32), load_with(&dir, &classifier(&["good", "bad"], None, true))]
+    {
+        assert_eq!(logits_of(&again, &batch).data(), logits_of(&mean, &batch).data());
+    }
+    edit_config(&dir, |c| drop(c.as_object_mut().map(|c| c.remove("classifier_pooling"))));
+    let error = Model::load(&dir, StorageChoice::F32).err().expect("no pooler").to_string();
+    assert!(error.contains("bert.pooler.dense.weight"), "{error}");
+
+    let kept = |labels: &[&str]| load_with(&parity("bert_base"), &classifier(labels, None, true));
+    let weight = |model: &Model| {
+        let id = model.params.find("classifier.weight").expect("classifier");
+        model.params.get(id).weight.to_tensor()
+    };
+    let base = load(&parity("bert_base"), StorageChoice::F32);
+    assert_eq!(weight(&kept(&["a", "b", "c"])).data(), weight(&base).data());
+    assert_eq!(weight(&kept(&["a", "b"])).rows(), 2);
 }
 
 /// GPT-2's score reads the last row: PEFT's case with its branches added to the weights by hand.

@@ -56,7 +56,7 @@ pub fn model(model: &Model, plan: &Plan, language: Option<&Language>) -> Result<
 fn name_head(own: &Value, config: &mut Value) {
     let Some(fields) = config.as_object_mut() else { return };
     let classifies = own.get("id2label").is_some();
-    for key in ["architectures", "id2label", "label2id", "problem_type", "num_labels"] {
+    for key in ["architectures", "id2label", "label2id", "problem_type", "num_labels", "classifier_pooling"] {
         match own.get(key) {
             Some(value) => {
                 fields.insert(key.into(), value.clone());

@@ -190,6 +190,12 @@ impl<'a> Plan<'a> {
                 "the head had the embedding's weight and was changed: it now has a weight of its own".into(),
             );
         }
+        if let Some(pooling) = model.net.config_json()["classifier_pooling"].as_str() {
+            notes.push(format!(
+                "the classifier reads texts by \"classifier_pooling\": \"{pooling}\", which transformers' class of this \
+                 architecture does not know: its answers there are others"
+            ));
+        }
         if self.left_out > 0 {
             notes.push(format!(
                 "an adapter on {} modules was left out: this is the base alone",

@@ -18,8 +18,8 @@ pub use config::{BertConfig, Family};
 
 use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads};
 use crate::nn::{
-    Attention, Embedding, Head, Hidden, KvCache, LayerNorm, Linear, Meeting, Pass, Prompt, Rows, Shared,
-    Site, SubLayer,
+    Attention, Embedding, Head, Hidden, KvCache, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
+    Shared, Site, SubLayer,
 };
 
 pub const SPEC: Spec = Spec {
@@ -201,7 +201,7 @@ impl TextModel for Bert {
         let (class, mut value) = (self.config.class_name(), self.config.to_json());
         let ending = if matches!(self.head, Head::LanguageModel(_)) { "ForMaskedLM" } else { "Model" };
         value["architectures"] = serde_json::json!([format!("{class}{ending}")]);
-        heads::describe(&self.head, class, &mut value);
+        heads::describe(&self.head, class, Pooling::First, &mut value);
         value
     }
 

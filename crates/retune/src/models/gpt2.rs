@@ -14,8 +14,8 @@ pub use config::Gpt2Config;
 
 use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads};
 use crate::nn::{
-    Attention, Embedding, Head, Hidden, KvCache, LayerNorm, Linear, Meeting, Pass, Prompt, Rows, Shared,
-    Site, SubLayer,
+    Attention, Embedding, Head, Hidden, KvCache, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
+    Shared, Site, SubLayer,
 };
 
 pub const SPEC: Spec = Spec {
@@ -183,7 +183,7 @@ impl TextModel for Gpt2 {
 
     fn config_json(&self) -> serde_json::Value {
         let mut value = self.config.to_json();
-        heads::describe(&self.head, "GPT2", &mut value);
+        heads::describe(&self.head, "GPT2", Pooling::Last, &mut value);
         value
     }
 

@@ -49,9 +49,25 @@ struct Wanted {
     problem: Problem,
     labels: Vec<String>,
     pooling: Option<Pooling>,
-    /// Take the files' weights; else draw them from the seed.
-    keep: bool,
+    weights: Weights,
     seed: u64,
+}
+
+/// Where a classifier's weights come from.
+#[derive(Clone, Copy, PartialEq)]
+enum Weights {
+    /// The files, all of them.
+    Files,
+    /// The files where they have them in the right shape; else the seed.
+    FilesOrDrawn,
+    /// The seed, but for what belongs to the trunk.
+    Drawn,
+}
+
+impl Weights {
+    fn kept(keep: bool) -> Weights {
+        if keep { Weights::FilesOrDrawn } else { Weights::Drawn }
+    }
 }
 
 impl Heads<'_> {
@@ -71,8 +87,8 @@ impl Heads<'_> {
                 let wanted = Wanted {
                     problem: *problem,
                     labels: labels.clone(),
-                    pooling: *pooling,
-                    keep: *keep,
+                    pooling: pooling.or(if *keep { pooling_of(files) } else { None }),
+                    weights: Weights::kept(*keep),
                     seed: *seed,
                 };
                 Head::Classifier(self.classifier(loader, wanted)?)
@@ -92,7 +108,8 @@ impl Heads<'_> {
         let tokens = architecture(files).ends_with("ForTokenClassification");
         if (tokens && has(&self.tokens)) || (!tokens && has(&self.sequence)) {
             let (problem, labels) = described(files, tokens)?;
-            let wanted = Wanted { problem, labels, pooling: None, keep: true, seed: 0 };
+            let pooling = if tokens { None } else { pooling_of(files) };
+            let wanted = Wanted { problem, labels, pooling, weights: Weights::Files, seed: 0 };
             return Ok(Head::Classifier(self.classifier(loader, wanted)?));
         }
         Ok((self.language_model)(loader)?.map_or(Head::None, Head::LanguageModel))
@@ -105,29 +122,37 @@ impl Heads<'_> {
         let dense = parts.dense.as_ref().filter(|dense| !(dense.of_trunk && pooling == Pooling::Mean));
         let dense = match dense {
             Some(dense) => {
-                let keep = wanted.keep || dense.of_trunk;
-                let layer = linear(loader, dense.path, (self.hidden, self.hidden), true, keep, wanted.seed)?;
+                let weights = match wanted.weights {
+                    Weights::Drawn => Weights::kept(dense.of_trunk),
+                    weights => weights,
+                };
+                let shape = (self.hidden, self.hidden);
+                let layer = linear(loader, dense.path, shape, true, weights, wanted.seed)?;
                 Some((layer, dense.activation))
             }
             None => None,
         };
         let shape = (wanted.labels.len(), self.hidden);
-        let out = linear(loader, parts.out, shape, parts.out_bias, wanted.keep, wanted.seed)?;
+        let out = linear(loader, parts.out, shape, parts.out_bias, wanted.weights, wanted.seed)?;
         Ok(Classifier { problem: wanted.problem, pooling, dense, out, labels: wanted.labels })
     }
 }
 
-/// A head's linear, in f32: from the files if they have it and it shall be kept, else drawn.
+/// A head's linear, in f32.
 fn linear(
     loader: &mut Loader,
     path: &str,
     (out, inp): (usize, usize),
     bias: bool,
-    keep: bool,
+    weights: Weights,
     seed: u64,
 ) -> Result<Linear> {
     let name = |part: &str| format!("{path}.{part}");
-    let kept = keep && loader.has(&name("weight"));
+    let kept = match weights {
+        Weights::Files => true,
+        Weights::FilesOrDrawn => loader.shape(&name("weight")) == Some(&[out, inp]),
+        Weights::Drawn => false,
+    };
     let (weight, bias) = match kept {
         true => {
             let weight = loader.matrix_f32(&name("weight"), out, inp)?;
@@ -157,6 +182,16 @@ fn config(files: Option<&ModelFiles>) -> Option<&Value> {
         ModelFiles::Folder(folder) => Some(folder.config()),
         ModelFiles::Gguf(_) => None,
     }
+}
+
+/// How a configuration calls the pooling of a classifier that is not its class's usual one; ModernBERT's key and words.
+const POOLING: &str = "classifier_pooling";
+const POOLINGS: &[(Pooling, &str)] =
+    &[(Pooling::First, "cls"), (Pooling::Last, "last"), (Pooling::Mean, "mean")];
+
+fn pooling_of(files: Option<&ModelFiles>) -> Option<Pooling> {
+    let name = config(files)?.get(POOLING)?.as_str()?;
+    POOLINGS.iter().find(|(_, known)| *known == name).map(|(pooling, _)| *pooling)
 }
 
 /// What `config.json` says of its classifier: `id2label`, `num_labels`, `problem_type`.
@@ -218,10 +253,15 @@ pub fn labels_of(config: &Value) -> std::result::Result<Vec<String>, String> {
         .collect()
 }
 
-/// Adds what `config.json` says of a classifier: architecture, labels, problem type. `base` is transformers' class
-/// name without its ending, `Bert`.
-pub fn describe(head: &Head, base: &str, config: &mut Value) {
+/// Adds what `config.json` says of a classifier: architecture, labels, problem type, pooling where it is not `usual`.
+/// `base` is transformers' class name without its ending, `Bert`.
+pub fn describe(head: &Head, base: &str, usual: Pooling, config: &mut Value) {
     let Head::Classifier(head) = head else { return };
+    if let Some((_, name)) =
+        POOLINGS.iter().find(|(pooling, _)| *pooling == head.pooling && *pooling != usual)
+    {
+        config[POOLING] = json!(name);
+    }
     let ending =
         if head.problem == Problem::Tokens { "TokenClassification" } else { "SequenceClassification" };
     config["architectures"] = json!([format!("{base}For{ending}")]);

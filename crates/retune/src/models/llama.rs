@@ -14,8 +14,8 @@ pub use config::LlamaConfig;
 
 use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads, rope};
 use crate::nn::{
-    Attention, Embedding, Head, Hidden, KvCache, Linear, Meeting, Pass, Prompt, RmsNorm, Rows, Shared, Site,
-    SubLayer, linear_many,
+    Attention, Embedding, Head, Hidden, KvCache, Linear, Meeting, Pass, Pooling, Prompt, RmsNorm, Rows,
+    Shared, Site, SubLayer, linear_many,
 };
 
 pub const SPEC: Spec = Spec {
@@ -195,7 +195,7 @@ impl TextModel for Llama {
 
     fn config_json(&self) -> serde_json::Value {
         let mut value = self.config.to_json();
-        heads::describe(&self.head, self.config.class_name(), &mut value);
+        heads::describe(&self.head, self.config.class_name(), Pooling::Last, &mut value);
         value
     }
 

@@ -121,6 +121,14 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// The shape of a tensor of this Hugging Face name in the files.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match &self.origin {
+            Origin::Files(files) => files.source.find(&(files.rename)(name)).map(|info| &info.shape[..]),
+            Origin::Fresh(_) => None,
+        }
+    }
+
     /// Whether tensors are made, not read.
     pub fn is_fresh(&self) -> bool {
         matches!(self.origin, Origin::Fresh(_))

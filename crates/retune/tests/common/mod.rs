@@ -108,8 +108,10 @@ pub fn logits(model: &Model, inputs: &Inputs) -> Tensor {
 pub fn loss_and_gradients(model: &Model, inputs: &Inputs, pass: &Pass) -> (f32, Gradients) {
     let tape = Tape::new(&model.params);
     let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), pass);
-    let head = tape.weight(lm_head(model).linear.weight);
-    let loss = ops::linear_cross_entropy(&tape, &hidden.x, &head, &inputs.labels);
+    let head = lm_head(model);
+    let x = head.transform(&tape, &hidden.rows, &hidden.x);
+    let head = tape.weight(head.linear.weight);
+    let loss = ops::linear_cross_entropy(&tape, &x, &head, &inputs.labels);
     let value = loss.value().data()[0];
     let mut gradients = Gradients::new();
     tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);
