@@ -2,3 +2,8 @@
 
 pub mod causal_lm;
 pub mod classification;
+pub mod embeddings;
+pub mod masked_lm;
+pub mod record;
+
+pub use record::{TASK_FILE, Task, TaskRecord};

@@ -11,7 +11,7 @@ mod rows;
 pub(super) mod split;
 
 pub use error::{Error, Problem, Result, Source};
-pub(crate) use objective::language_model;
+pub(crate) use objective::{head_loss, language_model};
 pub use objective::{CausalLm, logits};
 pub use preview::{Piece, preview};
 pub use report::{DataReport, Dropped};

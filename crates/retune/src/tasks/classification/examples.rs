@@ -1,5 +1,7 @@
 //! Texts and pairs as ids with their special tokens, and the row that carries each word's label.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{DataReport, Dataset, Label, Labels, Problem, Source};
@@ -20,13 +22,15 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// `words` are the bytes of the text's words, if they are to be labelled.
+    ///
     /// # Errors
     /// If the tokenizer cannot read the text, or nothing of it is left.
     pub fn of(
         tokenizer: &Tokenizer,
         text: &str,
         pair: Option<&str>,
-        words: &[String],
+        words: &[Range<usize>],
         max_length: usize,
     ) -> Result<Tokens> {
         let framed = tokenizer.encode_framed(text, pair, max_length)?;
@@ -40,24 +44,50 @@ impl Tokens {
             truncated: framed.truncated,
         };
         // Words and ids are in the same order: one walk over both.
-        let (mut at, mut row) = (0, 0);
+        let mut row = 0;
         for word in words {
-            let (start, end) = (at, at + word.len());
-            at = end + 1;
             let before = |row: usize| match framed.offsets.get(row) {
-                Some(Some(range)) => range.end <= start,
+                Some(Some(range)) => range.end <= word.start,
                 Some(None) => true,
                 None => false,
             };
             while before(row) {
                 row += 1;
             }
-            let is_here = matches!(framed.offsets.get(row), Some(Some(range)) if range.start < end);
+            let is_here = matches!(framed.offsets.get(row), Some(Some(range)) if range.start < word.end);
             tokens.words.push(is_here.then_some(row));
             row += usize::from(is_here);
         }
         Ok(tokens)
     }
+}
+
+/// The bytes of words that stand in a text with one space between each two.
+fn joined(words: &[String]) -> Vec<Range<usize>> {
+    let mut at = 0;
+    let place = |word: &String| {
+        let start = at;
+        at += word.len() + 1;
+        start..start + word.len()
+    };
+    words.iter().map(place).collect()
+}
+
+/// The bytes of the words of a plain text: runs of letters and digits, and each other sign by itself.
+pub fn words_of(text: &str) -> Vec<Range<usize>> {
+    let mut words: Vec<Range<usize>> = Vec::new();
+    let mut in_word = false;
+    for (at, c) in text.char_indices() {
+        let end = at + c.len_utf8();
+        let is_letter = c.is_alphanumeric() || c == '_';
+        match words.last_mut() {
+            Some(last) if in_word && is_letter => last.end = end,
+            _ if !c.is_whitespace() => words.push(at..end),
+            _ => {}
+        }
+        in_word = is_letter;
+    }
+    words
 }
 
 /// A labelled row, ready to train on.
@@ -91,7 +121,7 @@ impl Examples {
             .examples
             .par_iter()
             .map(|row| {
-                let tokens = Tokens::of(tokenizer, &row.text, row.pair.as_deref(), &row.words, max_length)
+                let tokens = Tokens::of(tokenizer, &row.text, row.pair.as_deref(), &joined(&row.words), max_length)
                     .map_err(|e| Error::Input(format!("{}: {e}", row.source)))?;
                 Ok(Example { tokens, label: row.label.clone(), source: row.source.clone(), key: row.key })
             })
@@ -126,5 +156,18 @@ impl Examples {
             ));
         }
         warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_stand_where_they_are() {
+        let text = "Anna's in São Paulo, ok?";
+        let found: Vec<&str> = words_of(text).into_iter().map(|word| &text[word]).collect();
+        assert_eq!(found, ["Anna", "'", "s", "in", "São", "Paulo", ",", "ok", "?"]);
+        assert_eq!(joined(&["ab".into(), "c".into()]), [0..2, 3..4]);
     }
 }

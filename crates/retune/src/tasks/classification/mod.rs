@@ -5,6 +5,7 @@ mod error;
 mod examples;
 mod labels;
 mod objective;
+mod predict;
 mod rows;
 mod split;
 
@@ -13,8 +14,10 @@ use std::str::FromStr;
 
 pub use data::{DataReport, Dataset, Label, LabelledText, Options};
 pub use error::{BadRow, Error, Result, Source};
-pub use examples::{Example, Examples, Tokens};
+pub use examples::{Example, Examples, Tokens, words_of};
+pub use predict::{Prediction, Tagged, predict};
 pub use labels::{CLASSES_MAX, ClassWeights, Labels, balanced};
+pub(crate) use objective::Packed;
 pub use objective::{Classification, argmax, classifier, logits, word_rows};
 pub use rows::{RawLabel, Row, read_rows, read_texts};
 pub use split::HELD_OUT;
