@@ -32,7 +32,9 @@ pub enum Command {
     Train(commands::train::Args),
     /// Continue a prompt or answer in a chat
     Generate(commands::generate::Args),
-    /// Measure loss and perplexity on rows of data
+    /// Tell the labels of texts, or their embeddings
+    Predict(commands::predict::Args),
+    /// Measure loss, perplexity and the task's metrics on rows of data
     Eval(commands::eval::Args),
     /// Add adapters to their base and write a whole model
     Merge(commands::merge::Args),

@@ -12,6 +12,7 @@ pub mod merge;
 pub mod methods;
 pub mod models;
 pub mod plan;
+pub mod predict;
 pub mod preview;
 pub mod quickstart;
 pub mod train;

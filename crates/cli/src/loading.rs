@@ -2,15 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use retune::base;
 use retune::methods;
-use retune::models::{Model, ModelFiles, StorageChoice};
+use retune::models::{HeadRequest, Model, ModelFiles, StorageChoice};
 use retune::run_file::{Storage, TrainOn};
+use retune::tasks::TaskRecord;
 use retune::tasks::causal_lm::{Dataset, Options};
 use retune::text::Language;
 
 use crate::exit::UsageError;
+use crate::tasks::did_you_mean;
 
 /// Which model, with which adapters on it.
 #[derive(clap::Args)]
@@ -65,21 +67,110 @@ pub fn storage_of(storage: Storage) -> StorageChoice {
     }
 }
 
+/// The adapter field's word for none.
+pub const BASE: &str = "base";
+
+/// What a model with some adapters does, and the head that it is opened with: from `task.json` of the adapters, else from
+/// a PEFT folder's classifier, else from the model's own files.
+///
+/// # Errors
+/// If a file is damaged, or the adapters were trained for different labels.
+pub fn head_for(files: &ModelFiles, adapters: &[PathBuf]) -> Result<(HeadRequest, Option<TaskRecord>)> {
+    let mut found: Option<(TaskRecord, &PathBuf)> = None;
+    for path in adapters {
+        let Some(record) = TaskRecord::of_adapter(path)? else { continue };
+        match &found {
+            Some((first, other)) if !shares_head(first, &record) => bail!(
+                "the adapters {} and {} were trained for different labels: they cannot share a head",
+                other.display(),
+                path.display()
+            ),
+            _ => found = Some((record, path)),
+        }
+    }
+    let record = match found {
+        Some((record, _)) => Some(record),
+        None => TaskRecord::of_files(files)?,
+    };
+    Ok((record.as_ref().map_or(HeadRequest::AsFile, TaskRecord::head), record))
+}
+
+/// Whether two adapters can stand on one head.
+pub fn shares_head(a: &TaskRecord, b: &TaskRecord) -> bool {
+    match (a.classifies(), b.classifies()) {
+        (true, true) => (a.problem, &a.labels, a.pooling) == (b.problem, &b.labels, b.pooling),
+        (a, b) => a == b,
+    }
+}
+
 impl ModelArgs {
+    /// The model's files.
+    pub fn files(&self) -> Result<ModelFiles> {
+        Ok(ModelFiles::open(&crate::embedded::resolve(&self.model)?)?)
+    }
+
     /// Loads the model with its adapters.
     pub fn load(&self) -> Result<Model> {
+        Ok(self.load_with_task()?.0)
+    }
+
+    /// Loads the model with its adapters, and says what they were trained for, if that is known.
+    pub fn load_with_task(&self) -> Result<(Model, Option<TaskRecord>)> {
         let sources = self.sources()?;
         set_threads(self.machine.threads)?;
-        let mut model = Model::load(&crate::embedded::resolve(&self.model)?, self.machine.storage)?;
-        for source in &sources {
-            if let Some(note) = base::check(&model, &source.path, self.any_base)? {
-                eprintln!("note: {note}");
-            }
-        }
+        let paths: Vec<PathBuf> = sources.iter().map(|source| source.path.clone()).collect();
+        let (head, record) = head_for(&self.files()?, &paths)?;
+        let mut model = self.open(&head)?;
+        self.check_bases(&model, &paths)?;
         if !sources.is_empty() {
             methods::load(&mut model, &sources, 0)?;
         }
+        Ok((model, record))
+    }
+
+    /// Loads the model with each of these adapters in a slot of its own, in their order.
+    pub fn load_slots(&self, head: &HeadRequest, adapters: &[PathBuf]) -> Result<Model> {
+        let mut model = self.open(head)?;
+        self.check_bases(&model, adapters)?;
+        for (slot, path) in adapters.iter().enumerate() {
+            methods::load(&mut model, &[methods::Source { path: path.clone(), weight: 1.0 }], slot)?;
+        }
         Ok(model)
+    }
+
+    fn open(&self, head: &HeadRequest) -> Result<Model> {
+        Ok(Model::load_with(&crate::embedded::resolve(&self.model)?, self.machine.storage, head)?)
+    }
+
+    fn check_bases(&self, model: &Model, adapters: &[PathBuf]) -> Result<()> {
+        for path in adapters {
+            if let Some(note) = base::check(model, path, self.any_base)? {
+                eprintln!("note: {note}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Which `--adapter` (by its place) a row's `adapter` field names: a path as given, or the name of a folder; `None` is
+    /// the base. Rows without that field go through the last.
+    pub fn named(&self, name: Option<&str>) -> Result<Option<usize>> {
+        let Some(name) = name else { return Ok(self.adapter.len().checked_sub(1)) };
+        if name == BASE {
+            return Ok(None);
+        }
+        let short = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let exact = self.adapter.iter().position(|path| path.as_os_str() == name);
+        let places: Vec<usize> =
+            (0..self.adapter.len()).filter(|&i| short(&self.adapter[i]) == name).collect();
+        match (exact, places.as_slice()) {
+            (Some(place), _) | (None, &[place]) => Ok(Some(place)),
+            (None, []) => {
+                let known: Vec<String> = self.adapter.iter().map(|path| short(path)).collect();
+                let near = did_you_mean(name, known.iter().map(String::as_str));
+                bail!("no --adapter is called {name:?}{near} (\"base\" is for none)")
+            }
+            (None, _) => bail!("more than one --adapter is called {name:?}: write its path as it was given"),
+        }
     }
 
     /// The adapters that count, each with its weight.

@@ -7,10 +7,12 @@ use anyhow::{Context, Result};
 use retune::base;
 use retune::export::{self, ExportOptions};
 use retune::methods;
-use retune::models::Model;
-use retune::report::{self, ReportData};
+use retune::metrics::Metric;
+use retune::models::{Model, ModelFiles};
+use retune::nn::Head;
+use retune::report::{self, BeforeAfter, ReportData};
 use retune::run_file::RunFile;
-use retune::tasks::causal_lm::{CausalLm, Dataset};
+use retune::tasks::TaskRecord;
 use retune::text::Language;
 use retune::train::{
     self, ActivationProfile, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder,
@@ -18,11 +20,12 @@ use retune::train::{
 };
 use retune_formats::{atomic, hash};
 
-use crate::exit::{DIVERGED, Ended};
-use crate::loading::{dataset, language, set_threads, storage_of};
+use crate::exit::{DIVERGED, Ended, UsageError};
+use crate::loading::{language, set_threads, storage_of};
 use crate::progress::Progress;
 use crate::prompting::{Question, questions};
 use crate::signals::Signals;
+use crate::tasks::{Data, Read, room};
 
 /// The files of a run's folder beside the adapter's.
 pub const RUN_FILE: &str = "run.toml";
@@ -37,8 +40,9 @@ pub struct Prepared {
 
     pub model: Model,
     pub language: Language,
-    pub data: Dataset,
-    pub eval: Option<Dataset>,
+    pub data: Data,
+    /// The head is new: before training it knows nothing.
+    fresh_head: bool,
     pub settings: TrainSettings,
     pub attached: methods::Attached,
     pub total: usize,
@@ -58,20 +62,21 @@ impl Prepared {
         let spec = methods::find(&run.method)?;
         run.lr = Some(run.lr_or(spec.default_lr));
         run.model = crate::embedded::resolve(&run.model)?;
-        let mut model = Model::load(&run.model, storage_of(run.storage))?;
+        let files = ModelFiles::open(&run.model)?;
+        let read = Read::new(&run, &files)?;
+        let (head, fresh_head) = read.head(&run, &files)?;
+        let mut model = Model::load_with(&run.model, storage_of(run.storage), &head)?;
         let language = language(&model.files)?;
-        let rows = |path: &Path| {
-            let data = dataset(&language, path, run.max_length as usize, run.train_on)?;
-            CausalLm { net: model.net.as_ref(), data: &data, dropout_seed: None, checkpoint: false }
-                .check()?;
-            anyhow::Ok(data)
-        };
-        let data = rows(&run.data)?;
-        let eval = run.eval_data.as_deref().map(rows).transpose()?;
         let total = model.params.iter().map(|(_, param)| param.elements()).sum();
         let attached = (spec.attach)(&mut model, &run)?;
+        let data = Data::new(read, &language, &model, &run)?;
+        run.metric =
+            Some(data.metric(run.metric)?).filter(|metric| run.metric.is_some() || *metric != Metric::Loss);
+        if data.eval(model.net.as_ref()).is_none() {
+            check_no_eval(&run)?;
+        }
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
-        Ok(Prepared { run, model, language, data, eval, settings, attached, total })
+        Ok(Prepared { run, model, language, data, fresh_head, settings, attached, total })
     }
 
     /// The memory that the run will take; picks checkpointing if that was left open.
@@ -81,17 +86,15 @@ impl Prepared {
     pub fn plan(&self) -> Result<Plan> {
         let (base_bytes, trainable_bytes) = PlanRequest::weights(&self.model.params);
         let net = self.model.net.as_ref();
-        let objective =
-            CausalLm { net, data: &self.data, dropout_seed: Some(self.run.seed), checkpoint: false };
-        let eval =
-            self.eval.as_ref().map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false });
+        let objective = self.data.objective(net, self.run.seed, false);
+        let eval = self.data.eval(net);
         let limit = available_memory(self.run.memory_limit);
         let request = PlanRequest {
             base_bytes,
             trainable_bytes,
             profile: ActivationProfile::of(&self.model, self.attached.cost),
-            objective: &objective,
-            eval: eval.as_ref().map(|eval| eval as &dyn train::Objective),
+            objective: objective.as_ref(),
+            eval: eval.as_deref(),
             settings: &self.settings,
             checkpointing: self.run.checkpointing,
             limit: limit.as_ref(),
@@ -109,6 +112,16 @@ impl Prepared {
         identity.insert("max_length".into(), self.run.max_length.to_string());
         identity.insert("train_on".into(), format!("{:?}", self.run.train_on).to_lowercase());
         identity.insert("storage".into(), format!("{:?}", self.run.storage).to_lowercase());
+        identity.insert("eval_share".into(), format!("{:?}", self.run.eval_share));
+        if let Some(path) = &self.run.eval_data {
+            identity.insert("eval_data".into(), hash::file(path)?);
+        }
+        if let Data::Classification(data) = &self.data {
+            identity.insert("labels".into(), data.train.labels.names.join(", "));
+            identity.insert("class_weights".into(), self.run.class_weights.clone());
+            identity.insert("pooling".into(), format!("{:?}", self.run.pooling).to_lowercase());
+            identity.insert("keep_head".into(), self.run.keep_head.to_string());
+        }
         let settings = toml::Value::try_from(&self.run)?.get(&self.run.method).map(toml::Value::to_string);
         identity.insert("settings of the method".into(), settings.unwrap_or_default());
         Ok(identity)
@@ -133,20 +146,19 @@ impl Prepared {
 
         let questions = self.questions()?;
         let before = self.answers(&questions)?;
-        let Prepared { model: Model { params, net, .. }, run, data, eval, settings, attached, .. } =
-            &mut self;
+        let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = &mut self;
         let net = net.as_ref();
-        let objective = CausalLm { net, data, dropout_seed: Some(run.seed), checkpoint: plan.checkpointing };
+        let objective = data.objective(net, run.seed, plan.checkpointing);
         if let Some(prepare) = attached.prepare.take() {
-            prepare(params, &objective)?;
+            prepare(params, objective.as_ref())?;
         }
-        let eval = eval.as_ref().map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false });
+        let eval = data.eval(net);
         let mut sink =
             Sink { out: &out, run_file: &run_file, log: None, plan: Some(&plan), progress, failure: None };
         let outcome = train::train(
             params,
-            &objective,
-            eval.as_ref().map(|eval| eval as &dyn train::Objective),
+            objective.as_ref(),
+            eval.as_deref(),
             settings,
             Some(&folder),
             &mut |event| match (sink.take(&event), signals.exit_code()) {
@@ -156,24 +168,40 @@ impl Prepared {
         );
         let failure = sink.failure.take();
         progress.finish();
+        drop((objective, eval));
         let outcome = outcome?;
         failure.map_or(Ok(()), Err)?;
         self.check_end(&outcome, signals)?;
         let after = self.answers(&questions)?;
-        let pairs = questions.into_iter().zip(before.into_iter().zip(after));
+        let pairs = questions.texts().into_iter().zip(before.into_iter().zip(after));
         let answers =
-            pairs.map(|(q, (before, after))| report::Answer { question: q.text, before, after }).collect();
+            pairs.map(|(question, (before, after))| report::Answer { question, before, after }).collect();
         let report = self.write_results(&plan, &outcome, command, answers)?;
         Ok(Trained { prepared: self, outcome, report })
     }
 
     /// A few questions of the held-out rows, else of the training rows.
-    fn questions(&self) -> Result<Vec<Question>> {
-        questions(self.run.eval_data.as_ref().unwrap_or(&self.run.data), SAMPLE_QUESTIONS)
+    fn questions(&self) -> Result<Samples> {
+        Ok(match &self.data {
+            Data::CausalLm { .. } => {
+                let path = self.run.eval_data.as_ref().unwrap_or(&self.run.data);
+                Samples::Questions(questions(path, SAMPLE_QUESTIONS)?)
+            }
+            Data::MaskedLm { .. } => Samples::Questions(vec![]),
+            Data::Classification(data) => Samples::Texts(data.questions()),
+        })
     }
 
-    fn answers(&self, questions: &[Question]) -> Result<Vec<String>> {
-        questions.iter().map(|question| question.answer(&self.model, &self.language)).collect()
+    fn answers(&self, samples: &Samples) -> Result<Vec<String>> {
+        match (samples, &self.data) {
+            (Samples::Questions(all), _) => {
+                all.iter().map(|question| question.answer(&self.model, &self.language)).collect()
+            }
+            (_, Data::Classification(data)) => {
+                data.answers(&self.model, &self.language, self.run.max_length as usize)
+            }
+            _ => Ok(vec![]),
+        }
     }
 
     /// An interrupted or diverged run leaves its checkpoints, and an exit code that says so.
@@ -222,6 +250,7 @@ impl Prepared {
                 atomic::write_bytes(&out.join("README.md"), card.as_bytes())?;
             }
         }
+        self.record().write(out)?;
         atomic::write_bytes(&out.join(REPORT), report::html(&report).as_bytes())?;
         Ok(report)
     }
@@ -231,8 +260,15 @@ impl Prepared {
         let path = run.out.join(METRICS);
         let text =
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut report = ReportData::default();
+        let mut report = ReportData { metric: run.metric, ..ReportData::default() };
         report.read_metrics(&text);
+        report.metrics = outcome.metrics_after.clone().map(|after| BeforeAfter {
+            before: outcome.metrics_before.clone().filter(|_| !self.fresh_head),
+            after,
+        });
+        if let Head::Classifier(head) = self.model.net.head() {
+            report.outputs = head.labels.len();
+        }
         report.model = run.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
         report.model_path = run.model.display().to_string();
         report.method = run.method.clone();
@@ -253,20 +289,48 @@ impl Prepared {
     }
 
     fn data_rows(&self) -> Vec<(String, String)> {
-        let report = &self.data.report;
-        let mut rows = vec![
-            ("training data", name_of(&self.run.data)),
-            ("rows", crate::style::count(report.rows as u64)),
-            ("examples", crate::style::count(report.examples as u64)),
-            ("tokens in them", crate::style::count(report.tokens as u64)),
-            ("with loss", crate::style::count(report.target_tokens as u64)),
-            ("cut at max_length", crate::style::count(report.truncated_rows as u64)),
-        ];
-        if let (Some(path), Some(eval)) = (&self.run.eval_data, &self.eval) {
-            rows.push(("held-out data", name_of(path)));
-            rows.push(("held-out examples", crate::style::count(eval.report.examples as u64)));
+        let mut rows = vec![("training data".to_owned(), name_of(&self.run.data))];
+        rows.extend(self.run.eval_data.iter().map(|path| ("held-out data".to_owned(), name_of(path))));
+        rows.extend(self.data.rows());
+        rows
+    }
+
+    /// What was learned, for whoever uses the folder.
+    fn record(&self) -> TaskRecord {
+        let room = room(self.model.net.as_ref(), self.run.max_length as usize);
+        TaskRecord::of(&self.model, self.data.task(), room)
+    }
+}
+
+/// What is asked before and after.
+enum Samples {
+    Questions(Vec<Question>),
+    /// Texts whose labels are told.
+    Texts(Vec<String>),
+}
+
+impl Samples {
+    fn texts(self) -> Vec<String> {
+        match self {
+            Samples::Questions(all) => all.into_iter().map(|question| question.text).collect(),
+            Samples::Texts(all) => all,
         }
-        rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// Settings that make sense only where something is held out.
+fn check_no_eval(run: &RunFile) -> Result<()> {
+    let given = [
+        ("eval_every", run.eval_every.is_some()),
+        ("metric", run.metric.is_some()),
+        ("early_stopping_patience", run.early_stopping_patience.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((name, _)) => {
+            let what = format!("{name} is given, but no eval_data (or eval_share) to evaluate on");
+            Err(UsageError(what).into())
+        }
+        None => Ok(()),
     }
 }
 

@@ -1,24 +1,45 @@
-//! `retune eval`: loss and perplexity of a model, with or without adapters, on rows of data.
+//! `retune eval`: loss, perplexity and the task's metrics of a model, with or without adapters, on rows of data.
 
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::Result;
 use indicatif::ProgressBar;
+use retune::metrics::{Metric, Metrics};
+use retune::models::{Model, TextModel};
+use retune::nn::Head;
 use retune::run_file::TrainOn;
-use retune::tasks::causal_lm::CausalLm;
-use retune::train::{Control, evaluate};
+use retune::tasks::causal_lm::{CausalLm, Dataset};
+use retune::tasks::classification::{self, Classification, Examples, Labels, Options};
+use retune::tasks::masked_lm::{MaskedLm, Texts};
+use retune::tasks::{Task, TaskRecord};
+use retune::text::Language;
+use retune::train::{Control, Objective, measure};
+use retune_formats::records::Records;
 
 use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language};
 use crate::signals::Signals;
-use crate::style::count;
+use crate::style::{bold, count, dim, printable};
+use crate::tasks::room;
+
+/// Tokens of a row where neither a flag nor the adapter says.
+const MAX_LENGTH: usize = 1024;
+/// What is masked in an evaluation.
+const MASK_SEED: u64 = 42;
+/// Classes and characters of names that are shown; a larger confusion matrix is for the report.
+const CLASSES_SHOWN: usize = 40;
+const CONFUSION_SHOWN: usize = 8;
+const NAME_SHOWN: usize = 24;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   retune eval --model model.gguf --data heldout.jsonl
-  retune eval --model model.gguf --adapter out --data heldout.jsonl --json")]
+  retune eval --model model.gguf --adapter out --data heldout.jsonl --json
+  retune eval --model minilm --adapter sentiment --data labelled.csv     accuracy, F1 of each class, confusion
+
+What is measured is what the adapter (or the model) was trained for: its task.json tells.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -31,9 +52,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
 
-    /// Tokens of one row; longer rows are cut
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..))]
-    max_length: u32,
+    /// Tokens of one row; longer rows are cut. Without it, as the adapter was trained, else 1024
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    max_length: Option<u32>,
 
     /// Which tokens count
     #[arg(long, value_name = "answers|all", default_value = "answers", value_parser = ["answers", "all"])]
@@ -42,43 +63,156 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let signals = Signals::catch()?;
-    let model = args.model.load()?;
+    let (model, record) = args.model.load_with_task()?;
     let language = language(&model.files)?;
-    let train_on = if args.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
-    let data = dataset(&language, &args.data, args.max_length as usize, train_on)?;
-    let objective = CausalLm { net: model.net.as_ref(), data: &data, dropout_seed: None, checkpoint: false };
-    objective.check()?;
+    let data = args.examples(&model, record.as_ref(), &language)?;
+    let objective = data.objective(&model);
     let bar = if std::io::stderr().is_terminal() {
-        ProgressBar::new(data.examples.len() as u64)
+        ProgressBar::new(objective.len() as u64)
     } else {
         ProgressBar::hidden()
     };
-    let loss = evaluate(&model.params, &objective, args.batch as usize, &mut |done| {
+    let measured = measure(&model.params, objective.as_ref(), args.batch as usize, &mut |done| {
         bar.set_position(done as u64);
         if signals.exit_code().is_some() { Control::Stop } else { Control::Continue }
     })?;
     bar.finish_and_clear();
-    let Some(loss) = loss else {
+    let Some(measured) = measured else {
         return Err(Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into());
     };
-    let report = &data.report;
+    if !json {
+        data.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    }
     let mut out = stdout().lock();
-    if json {
-        let line = serde_json::json!({
-            "loss": loss, "perplexity": loss.exp(), "rows": report.examples, "tokens": report.tokens,
-            "target_tokens": report.target_tokens,
-        });
-        writeln!(out, "{line}")?;
-    } else {
-        for warning in report.warnings() {
-            eprintln!("warning: {warning}");
-        }
-        let (rows, targets) = (count(report.examples as u64), count(report.target_tokens as u64));
-        writeln!(
-            out,
-            "loss {loss:.4}   perplexity {:.3}   {rows} rows, {targets} target tokens",
-            loss.exp()
-        )?;
+    match &measured.metrics {
+        Some(metrics) if json => writeln!(out, "{}", serde_json::to_string(metrics)?)?,
+        Some(metrics) => show(metrics, &mut out)?,
+        None => data.show_loss(measured.loss, json, &mut out)?,
     }
     Ok(())
+}
+
+/// The rows to measure on.
+enum Rows {
+    Causal(Dataset),
+    Masked(Texts),
+    Labelled(Examples),
+}
+
+impl Args {
+    fn examples(&self, model: &Model, record: Option<&TaskRecord>, language: &Language) -> Result<Rows> {
+        let net = model.net.as_ref();
+        let asked = self.max_length.map(|n| n as usize).or(record.map(|record| record.max_length));
+        let asked = asked.unwrap_or(MAX_LENGTH);
+        if let Head::Classifier(head) = net.head() {
+            let labels = Some(Labels { names: head.labels.clone() });
+            let options = Options { problem: Some(head.problem), labels, model_labels: None };
+            let data = classification::Dataset::load(&self.data, &options)?;
+            let examples = Examples::of(&language.tokenizer, &data, room(net, asked))?;
+            classified(net, &examples).check()?;
+            return Ok(Rows::Labelled(examples));
+        }
+        let is_masked = record.is_some_and(|record| record.task == Task::MaskedLm) || !net.info().decoder;
+        if is_masked {
+            let records = Records::read_all(&self.data)?;
+            let name = self.data.display().to_string();
+            let texts = Texts::build(&language.tokenizer, &name, &records, room(net, asked))?;
+            masked(net, &texts).check()?;
+            return Ok(Rows::Masked(texts));
+        }
+        let train_on = if self.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
+        let data = dataset(language, &self.data, asked, train_on)?;
+        CausalLm { net, data: &data, dropout_seed: None, checkpoint: false }.check()?;
+        Ok(Rows::Causal(data))
+    }
+}
+
+fn classified<'a>(net: &'a dyn TextModel, data: &'a Examples) -> Classification<'a> {
+    Classification { net, data, class_weights: None, dropout_seed: None, checkpoint: false }
+}
+
+fn masked<'a>(net: &'a dyn TextModel, data: &'a Texts) -> MaskedLm<'a> {
+    MaskedLm { net, data, seed: MASK_SEED, dropout_seed: None, checkpoint: false }
+}
+
+impl Rows {
+    fn objective<'a>(&'a self, model: &'a Model) -> Box<dyn Objective + 'a> {
+        let net = model.net.as_ref();
+        match self {
+            Rows::Causal(data) => Box::new(CausalLm { net, data, dropout_seed: None, checkpoint: false }),
+            Rows::Masked(data) => Box::new(masked(net, data)),
+            Rows::Labelled(data) => Box::new(classified(net, data)),
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        match self {
+            Rows::Causal(data) => data.report.warnings(),
+            Rows::Masked(_) => Vec::new(),
+            Rows::Labelled(data) => data.warnings(),
+        }
+    }
+
+    fn show_loss(&self, loss: f64, json: bool, out: &mut impl Write) -> Result<()> {
+        let (rows, tokens, targets) = match self {
+            Rows::Causal(data) => (data.report.examples, data.report.tokens, Some(data.report.target_tokens)),
+            Rows::Masked(data) => {
+                (data.examples.len(), data.examples.iter().map(|e| e.tokens.ids.len()).sum(), None)
+            }
+            Rows::Labelled(data) => (data.examples.len(), data.tokens, None),
+        };
+        if json {
+            let line = serde_json::json!({
+                "loss": loss, "perplexity": loss.exp(), "rows": rows, "tokens": tokens, "target_tokens": targets,
+            });
+            writeln!(out, "{line}")?;
+            return Ok(());
+        }
+        let targets = targets.map(|n| format!(", {} target tokens", count(n as u64))).unwrap_or_default();
+        let (perplexity, rows) = (loss.exp(), count(rows as u64));
+        writeln!(out, "loss {loss:.4}   perplexity {perplexity:.3}   {rows} rows{targets}")?;
+        Ok(())
+    }
+}
+
+/// Numbers for people: the quoted ones, one line a class, and the confusion matrix if it is small.
+fn show(metrics: &Metrics, out: &mut impl Write) -> Result<()> {
+    let loss = metrics.loss.unwrap_or(f64::NAN);
+    writeln!(out, "loss {loss:.4}   {} rows", count(metrics.examples))?;
+    for metric in Metric::of(metrics.problem) {
+        let Some(value) = metrics.get(*metric).filter(|_| *metric != Metric::Loss) else { continue };
+        let interval = metrics.accuracy_interval.filter(|_| *metric == Metric::Accuracy);
+        let interval =
+            interval.map(|i| format!("   (95 %: {:.4} to {:.4})", i.low, i.high)).unwrap_or_default();
+        writeln!(out, "{:<12} {}{interval}", metric.name(), bold(&format!("{value:.4}")))?;
+    }
+    let classes = &metrics.classes[..metrics.classes.len().min(CLASSES_SHOWN)];
+    let width = classes.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).clamp(5, NAME_SHOWN);
+    if !classes.is_empty() {
+        writeln!(out, "\n{:<width$}  precision  recall      f1    rows", "class")?;
+    }
+    for class in classes {
+        let (name, s) = (short(&class.name), class.scores);
+        let rows = count(class.support);
+        writeln!(out, "{name:<width$}  {:>9.4}  {:>6.4}  {:>6.4}  {rows:>6}", s.precision, s.recall, s.f1)?;
+    }
+    if !(2..=CONFUSION_SHOWN).contains(&metrics.confusion.len()) {
+        return Ok(());
+    }
+    writeln!(out, "\n{}", dim("rows: true, columns: predicted"))?;
+    let names: Vec<String> = metrics.confusion_labels.iter().map(|name| short(name)).collect();
+    let width = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max(6);
+    let line = |name: &str, cells: Vec<String>| {
+        let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>width$}")).collect();
+        format!("{name:<width$}  {}", cells.join("  "))
+    };
+    writeln!(out, "{}", line("", names.clone()))?;
+    for (name, counts) in names.iter().zip(&metrics.confusion) {
+        writeln!(out, "{}", line(name, counts.iter().map(|n| n.to_string()).collect()))?;
+    }
+    Ok(())
+}
+
+fn short(name: &str) -> String {
+    printable(name).chars().take(NAME_SHOWN).collect()
 }

@@ -12,7 +12,6 @@ use crate::embedded;
 use crate::fetch::archives::{self, Archive};
 use crate::progress::Progress;
 use crate::signals::Signals;
-use crate::style::count;
 use crate::training::{Prepared, command_line};
 
 #[derive(clap::Args)]
@@ -52,12 +51,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(free_folder);
     let run = RunFile { out, threads: args.threads, ..run };
     let prepared = Prepared::new(run)?;
-    let report = &prepared.data.report;
-    let (rows, tokens) = (count(report.examples as u64), count(report.tokens as u64));
-    progress.note(&format!(
-        "training a LoRA on {rows} questions and answers, {tokens} tokens, {} of them with loss",
-        count(report.target_tokens as u64)
-    ))?;
+    progress.note(&format!("training a LoRA on questions and answers: {}", prepared.data.summary()))?;
     let trained = prepared.train(Start::New, &command_line(), &mut progress, &signals)?;
     if json { Ok(()) } else { print_summary(&trained) }
 }

@@ -38,7 +38,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let start = if args.resume { Start::Resume } else { Start::New };
     let mut progress = Progress::new(json);
     let prepared = Prepared::new(run)?;
-    for warning in prepared.data.report.warnings() {
+    for warning in prepared.data.warnings() {
         progress.warn(&warning)?;
     }
     let trained = prepared.train(start, &command_line(), &mut progress, &signals)?;

@@ -141,7 +141,8 @@ impl MaskedLm<'_> {
     pub fn check(&self) -> Result<()> {
         let info = self.net.info();
         if info.decoder {
-            let what = "a {} model reads from left to right: it cannot guess masked tokens; use text-generation";
+            let what =
+                "a {} model reads from left to right: it cannot guess masked tokens; use text-generation";
             return Err(Error::Input(what.replace("{}", &info.model_type)));
         }
         language_model(self.net)?;

@@ -8,7 +8,8 @@ use retune_formats::{TensorSource, atomic, json, limits, safetensors};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::models::{HeadRequest, Model};
+use crate::models::config::Config;
+use crate::models::{HeadRequest, Model, ModelFiles, heads};
 use crate::nn::{Head, Pooling, Problem};
 
 /// The file's name.
@@ -63,6 +64,35 @@ impl TaskRecord {
         }
     }
 
+    /// What a model's own files say it does: their `task.json`, else a classifier that `config.json` names. `None` of others.
+    ///
+    /// # Errors
+    /// If a file is damaged.
+    pub fn of_files(files: &ModelFiles) -> Result<Option<TaskRecord>> {
+        let ModelFiles::Folder(folder) = files else { return Ok(None) };
+        if let Some(record) = TaskRecord::read(folder.path())? {
+            return Ok(Some(record));
+        }
+        let config = Config { path: folder.path().join("config.json"), value: folder.config() };
+        let HeadRequest::Classifier { problem, labels, pooling, .. } = heads::requested(&config, 0)? else {
+            return Ok(None);
+        };
+        let is_tokens = problem == Problem::Tokens;
+        Ok(Some(TaskRecord {
+            task: if is_tokens { Task::TokenClassification } else { Task::TextClassification },
+            problem: Some(problem),
+            labels,
+            pooling,
+            max_length: 512,
+            base_model: None,
+        }))
+    }
+
+    /// Whether it tells labels.
+    pub fn classifies(&self) -> bool {
+        matches!(self.task, Task::TextClassification | Task::TokenClassification)
+    }
+
     /// Writes `task.json` into a folder, atomically.
     ///
     /// # Errors
@@ -105,7 +135,9 @@ impl TaskRecord {
         }
         match (self.problem, self.task) {
             (None, _) => Err("it classifies, but has no \"problem\"".into()),
-            (Some(Problem::Tokens), Task::TextClassification) => Err("the problem of texts is \"tokens\"".into()),
+            (Some(Problem::Tokens), Task::TextClassification) => {
+                Err("the problem of texts is \"tokens\"".into())
+            }
             (Some(problem), Task::TokenClassification) if problem != Problem::Tokens => {
                 Err(format!("the problem of tokens is \"{problem}\""))
             }
@@ -155,13 +187,15 @@ impl TaskRecord {
     /// The head that a model is to be opened with.
     pub fn head(&self) -> HeadRequest {
         match (self.task, self.problem) {
-            (Task::TextClassification | Task::TokenClassification, Some(problem)) => HeadRequest::Classifier {
-                problem,
-                labels: self.labels.clone(),
-                pooling: self.pooling,
-                keep: true,
-                seed: 0,
-            },
+            (Task::TextClassification | Task::TokenClassification, Some(problem)) => {
+                HeadRequest::Classifier {
+                    problem,
+                    labels: self.labels.clone(),
+                    pooling: self.pooling,
+                    keep: true,
+                    seed: 0,
+                }
+            }
             _ => HeadRequest::AsFile,
         }
     }

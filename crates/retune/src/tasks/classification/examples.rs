@@ -121,8 +121,9 @@ impl Examples {
             .examples
             .par_iter()
             .map(|row| {
-                let tokens = Tokens::of(tokenizer, &row.text, row.pair.as_deref(), &joined(&row.words), max_length)
-                    .map_err(|e| Error::Input(format!("{}: {e}", row.source)))?;
+                let tokens =
+                    Tokens::of(tokenizer, &row.text, row.pair.as_deref(), &joined(&row.words), max_length)
+                        .map_err(|e| Error::Input(format!("{}: {e}", row.source)))?;
                 Ok(Example { tokens, label: row.label.clone(), source: row.source.clone(), key: row.key })
             })
             .collect();

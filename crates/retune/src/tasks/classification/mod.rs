@@ -15,11 +15,11 @@ use std::str::FromStr;
 pub use data::{DataReport, Dataset, Label, LabelledText, Options};
 pub use error::{BadRow, Error, Result, Source};
 pub use examples::{Example, Examples, Tokens, words_of};
-pub use predict::{Prediction, Tagged, predict};
 pub use labels::{CLASSES_MAX, ClassWeights, Labels, balanced};
 pub(crate) use objective::Packed;
 pub use objective::{Classification, argmax, classifier, logits, word_rows};
-pub use rows::{RawLabel, Row, read_rows, read_texts};
+pub use predict::{Prediction, Tagged, predict};
+pub use rows::{RawLabel, Row, is_labelled, read_rows, read_texts};
 pub use split::HELD_OUT;
 
 pub use crate::nn::Problem;

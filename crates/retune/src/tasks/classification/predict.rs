@@ -16,9 +16,15 @@ use crate::nn::Active;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prediction {
     /// One class: the likeliest, and the probability of each.
-    Class { class: u32, probabilities: Vec<f32> },
+    Class {
+        class: u32,
+        probabilities: Vec<f32>,
+    },
     /// Any number of labels: those above one half, and the probability of each.
-    Labels { classes: Vec<u32>, probabilities: Vec<f32> },
+    Labels {
+        classes: Vec<u32>,
+        probabilities: Vec<f32>,
+    },
     Value(f32),
     /// One for each word; `None` of words that were cut away.
     Words(Vec<Option<Tagged>>),
@@ -104,12 +110,14 @@ mod tests {
 
     #[test]
     fn logits_become_answers() {
-        let Prediction::Class { class, probabilities } = of_row(Problem::SingleLabel, &[0.0, 2.0, 0.0]) else {
+        let Prediction::Class { class, probabilities } = of_row(Problem::SingleLabel, &[0.0, 2.0, 0.0])
+        else {
             panic!()
         };
         assert_eq!(class, 1);
         assert!((probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6 && probabilities[1] > 0.7);
-        let Prediction::Labels { classes, probabilities } = of_row(Problem::MultiLabel, &[1.0, -1.0, 0.5]) else {
+        let Prediction::Labels { classes, probabilities } = of_row(Problem::MultiLabel, &[1.0, -1.0, 0.5])
+        else {
             panic!()
         };
         assert_eq!(classes, [0, 2]);

@@ -100,6 +100,11 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     read(path, true)
 }
 
+/// Whether an object is a labelled row.
+pub fn is_labelled(value: &Value) -> bool {
+    row(value, true, Source { file: "".into(), line: 0 }).is_ok()
+}
+
 fn read(path: &Path, labelled: bool) -> Result<Vec<Row>> {
     let file: Arc<str> = path.display().to_string().into();
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();

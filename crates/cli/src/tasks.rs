@@ -1,0 +1,425 @@
+//! The rows of a run as its task sees them: read before the model is opened, since labels decide its head; then as examples.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use retune::methods::targets::nearest;
+use retune::metrics::Metric;
+use retune::models::{HeadRequest, Model, ModelFiles, TextModel};
+use retune::nn::{Pooling, Problem};
+use retune::run_file::{PoolingChoice, RunFile, TaskChoice};
+use retune::tasks::causal_lm::{self, CausalLm};
+use retune::tasks::classification::{
+    self, ClassWeights, Classification, Examples, HELD_OUT, Label, Labels, Options, Prediction, predict,
+};
+use retune::tasks::masked_lm::{MaskedLm, Texts};
+use retune::tasks::{Task, TaskRecord};
+use retune::text::Language;
+use retune::train::Objective;
+use retune_formats::records::Records;
+
+use crate::exit::UsageError;
+use crate::loading::dataset;
+use crate::style::count;
+
+/// Rows that are looked at to tell what they are.
+const LOOKED_AT: usize = 20;
+
+/// What a run's rows are, without a model.
+pub enum Read {
+    CausalLm,
+    MaskedLm,
+    Classification { train: classification::Dataset, eval: Option<classification::Dataset> },
+}
+
+/// What a run's rows are, as its model reads them.
+pub enum Data {
+    CausalLm { train: causal_lm::Dataset, eval: Option<causal_lm::Dataset> },
+    MaskedLm { train: Texts, eval: Option<Texts>, seed: u64 },
+    Classification(Box<Classified>),
+}
+
+/// Labelled examples.
+pub struct Classified {
+    pub train: Examples,
+    pub eval: Option<Examples>,
+    pub class_weights: Option<Vec<f32>>,
+    /// A few rows whose labels are told before and after.
+    pub samples: Vec<classification::LabelledText>,
+}
+
+/// The task of a run: as it says, else as its rows do.
+///
+/// # Errors
+/// If the data cannot be read.
+pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(Task, Option<Problem>)> {
+    Ok(match choice {
+        TaskChoice::TextGeneration => (Task::TextGeneration, None),
+        TaskChoice::MaskedLm => (Task::MaskedLm, None),
+        TaskChoice::TextClassification => (Task::TextClassification, None),
+        TaskChoice::Regression => (Task::TextClassification, Some(Problem::Regression)),
+        TaskChoice::TokenClassification => (Task::TokenClassification, Some(Problem::Tokens)),
+        TaskChoice::Auto if is_labelled(data)? => (Task::TextClassification, None),
+        TaskChoice::Auto => {
+            let encoder = retune::models::spec_of(files)?.name == "bert";
+            (if encoder { Task::MaskedLm } else { Task::TextGeneration }, None)
+        }
+    })
+}
+
+/// Whether any of the first rows has a label (or tags).
+pub fn is_labelled(path: &Path) -> Result<bool> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    if ["conll", "bio", "iob2"].contains(&extension.as_str()) {
+        return Ok(true);
+    }
+    for record in Records::open(path)?.take(LOOKED_AT) {
+        if classification::is_labelled(&record?.value) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl Read {
+    /// Reads labelled rows; others are read when the tokenizer is there.
+    ///
+    /// # Errors
+    /// If the rows are not what the task needs.
+    pub fn new(run: &RunFile, files: &ModelFiles) -> Result<Read> {
+        let (task, problem) = task_of(run.task, &run.data, files)?;
+        match task {
+            Task::TextGeneration => return Ok(Read::CausalLm),
+            Task::MaskedLm => return Ok(Read::MaskedLm),
+            Task::TextClassification | Task::TokenClassification => {}
+        }
+        let own = own_labels(files)?.filter(|_| run.keep_head);
+        let labels = run.labels.clone().map(|names| Labels { names });
+        let options = Options { problem, labels, model_labels: own };
+        let train = classification::Dataset::load(&run.data, &options)?;
+        if task == Task::TextClassification
+            && run.task != TaskChoice::Auto
+            && train.problem == Problem::Tokens
+        {
+            bail!("{}: its rows are tagged words; use --task token-classification", run.data.display());
+        }
+        let known =
+            Options { problem: Some(train.problem), labels: Some(train.labels.clone()), model_labels: None };
+        let (train, eval) = match &run.eval_data {
+            Some(path) => (train, Some(classification::Dataset::load(path, &known)?)),
+            None => {
+                let share = run.eval_share.unwrap_or(HELD_OUT);
+                let (train, held_out) = train.split_stratified(share, run.seed)?;
+                (train, Some(held_out).filter(|rows| !rows.examples.is_empty()))
+            }
+        };
+        if train.problem == Problem::Tokens && run.pooling != PoolingChoice::Auto {
+            return Err(UsageError(
+                "pooling is for labels of whole texts; these rows are tagged words".into(),
+            )
+            .into());
+        }
+        Ok(Read::Classification { train, eval })
+    }
+
+    /// The head that the model is to be opened with, and whether it is a new one that knows nothing yet.
+    ///
+    /// # Errors
+    /// If the model's configuration is damaged.
+    pub fn head(&self, run: &RunFile, files: &ModelFiles) -> Result<(HeadRequest, bool)> {
+        let Read::Classification { train, .. } = self else { return Ok((HeadRequest::AsFile, false)) };
+        let labels = match train.problem {
+            Problem::Regression => vec!["LABEL_0".to_owned()],
+            _ => train.labels.names.clone(),
+        };
+        let own = TaskRecord::of_files(files)?.filter(TaskRecord::classifies);
+        let same = own.as_ref().is_some_and(|own| {
+            own.problem == Some(train.problem) && own.labels.len() == labels.len() && {
+                own.labels == labels || train.problem == Problem::Regression
+            }
+        });
+        let keep = run.keep_head && same;
+        let pooling = match run.pooling {
+            PoolingChoice::Auto if keep => own.and_then(|own| own.pooling),
+            PoolingChoice::Auto => None,
+            PoolingChoice::First => Some(Pooling::First),
+            PoolingChoice::Last => Some(Pooling::Last),
+            PoolingChoice::Mean => Some(Pooling::Mean),
+        };
+        let request =
+            HeadRequest::Classifier { problem: train.problem, labels, pooling, keep, seed: run.seed };
+        Ok((request, !keep))
+    }
+}
+
+/// The labels of the model's own classifier.
+fn own_labels(files: &ModelFiles) -> Result<Option<Labels>> {
+    let own = TaskRecord::of_files(files)?.filter(TaskRecord::classifies);
+    Ok(own.filter(|own| own.problem != Some(Problem::Regression)).map(|own| Labels { names: own.labels }))
+}
+
+/// Tokens that a text may have: what is asked for, and what the model (with its adapter) has room for.
+pub fn room(net: &dyn TextModel, asked: usize) -> usize {
+    let info = net.info();
+    asked.min(info.context_length.saturating_sub(net.virtual_rows(Some(0)))).max(2)
+}
+
+impl Data {
+    /// Makes examples of the rows, for a model with its head and its method on.
+    ///
+    /// # Errors
+    /// If rows are not understood or do not fit the model.
+    pub fn new(read: Read, language: &Language, model: &Model, run: &RunFile) -> Result<Data> {
+        let net = model.net.as_ref();
+        let asked = run.max_length as usize;
+        match read {
+            Read::CausalLm => {
+                let rows = |path: &Path| dataset(language, path, asked, run.train_on);
+                let train = rows(&run.data)?;
+                let share = run.eval_share.filter(|share| *share > 0.0);
+                let (train, eval) = match (&run.eval_data, share) {
+                    (Some(path), _) => (train, Some(rows(path)?)),
+                    (None, Some(share)) => {
+                        let (train, held_out) = train.split_by_question(share, run.seed)?;
+                        (train, Some(held_out).filter(|rows| !rows.examples.is_empty()))
+                    }
+                    (None, None) => (train, None),
+                };
+                for data in std::iter::once(&train).chain(&eval) {
+                    CausalLm { net, data, dropout_seed: None, checkpoint: false }.check()?;
+                }
+                Ok(Data::CausalLm { train, eval })
+            }
+            Read::MaskedLm => {
+                let rows = |path: &Path| -> Result<Texts> {
+                    let records = Records::read_all(path)?;
+                    let name = path.display().to_string();
+                    let data = Texts::build(&language.tokenizer, &name, &records, room(net, asked))?;
+                    MaskedLm { net, data: &data, seed: run.seed, dropout_seed: None, checkpoint: false }
+                        .check()?;
+                    Ok(data)
+                };
+                let eval = run.eval_data.as_deref().map(rows).transpose()?;
+                Ok(Data::MaskedLm { train: rows(&run.data)?, eval, seed: run.seed })
+            }
+            Read::Classification { train, eval } => {
+                let weights = ClassWeights::parse(&run.class_weights)?;
+                if weights != ClassWeights::Even && train.problem == Problem::Regression {
+                    return Err(
+                        UsageError("class_weights are for labels; these rows have numbers".into()).into()
+                    );
+                }
+                let class_weights = weights.of(&train.labels, train.class_counts())?;
+                let examples = |data: &classification::Dataset| -> Result<Examples> {
+                    Ok(Examples::of(&language.tokenizer, data, room(net, asked))?)
+                };
+                let of = eval.as_ref().unwrap_or(&train);
+                let every = of.examples.len().div_ceil(SAMPLES).max(1);
+                let samples = of.examples.iter().step_by(every).take(SAMPLES).cloned().collect();
+                let classified = Classified {
+                    samples,
+                    eval: eval.as_ref().map(examples).transpose()?,
+                    train: examples(&train)?,
+                    class_weights,
+                };
+                for data in std::iter::once(&classified.train).chain(&classified.eval) {
+                    classified.of(net, data).check()?;
+                }
+                Ok(Data::Classification(Box::new(classified)))
+            }
+        }
+    }
+
+    /// What is learned.
+    pub fn task(&self) -> Task {
+        match self {
+            Data::CausalLm { .. } => Task::TextGeneration,
+            Data::MaskedLm { .. } => Task::MaskedLm,
+            Data::Classification(data) if data.train.problem == Problem::Tokens => Task::TokenClassification,
+            Data::Classification(_) => Task::TextClassification,
+        }
+    }
+
+    /// The training rows, as the loop sees them.
+    pub fn objective<'a>(
+        &'a self,
+        net: &'a dyn TextModel,
+        seed: u64,
+        checkpoint: bool,
+    ) -> Box<dyn Objective + 'a> {
+        let dropout_seed = Some(seed);
+        match self {
+            Data::CausalLm { train: data, .. } => Box::new(CausalLm { net, data, dropout_seed, checkpoint }),
+            Data::MaskedLm { train: data, .. } => {
+                Box::new(MaskedLm { net, data, seed, dropout_seed, checkpoint })
+            }
+            Data::Classification(data) => {
+                Box::new(Classification { dropout_seed, checkpoint, ..data.of(net, &data.train) })
+            }
+        }
+    }
+
+    /// The held-out rows.
+    pub fn eval<'a>(&'a self, net: &'a dyn TextModel) -> Option<Box<dyn Objective + 'a>> {
+        let (dropout_seed, checkpoint) = (None, false);
+        Some(match self {
+            Data::CausalLm { eval, .. } => {
+                Box::new(CausalLm { net, data: eval.as_ref()?, dropout_seed, checkpoint })
+            }
+            Data::MaskedLm { eval, seed, .. } => {
+                Box::new(MaskedLm { net, data: eval.as_ref()?, seed: *seed, dropout_seed, checkpoint })
+            }
+            Data::Classification(data) => Box::new(data.of(net, data.eval.as_ref()?)),
+        })
+    }
+
+    /// The metric that the best weights are chosen by.
+    ///
+    /// # Errors
+    /// If the one that is asked for is none of the task's.
+    pub fn metric(&self, asked: Option<Metric>) -> Result<Metric> {
+        match (self, asked) {
+            (Data::Classification(data), Some(metric)) => {
+                metric.check(data.train.problem).map_err(|e| UsageError(e.to_string()))?;
+                Ok(metric)
+            }
+            (Data::Classification(data), None) => {
+                Ok(Metric::of(data.train.problem).first().copied().unwrap_or_default())
+            }
+            (_, None | Some(Metric::Loss)) => Ok(Metric::Loss),
+            (_, Some(other)) => {
+                Err(UsageError(format!("metric = \"{other}\" is for labelled rows; here there is the loss"))
+                    .into())
+            }
+        }
+    }
+
+    /// What the user should know though nothing is wrong.
+    pub fn warnings(&self) -> Vec<String> {
+        match self {
+            Data::CausalLm { train, .. } => train.report.warnings(),
+            Data::MaskedLm { train, .. } => {
+                let counts = [(train.dropped, "too short, dropped"), (train.truncated, "cut at max_length")];
+                let told = counts.iter().filter(|(n, _)| *n > 0);
+                told.map(|(n, what)| format!("{} rows {what}", count(*n as u64))).collect()
+            }
+            Data::Classification(data) => data.train.warnings(),
+        }
+    }
+
+    /// What a run of these rows says of them in one line.
+    pub fn summary(&self) -> String {
+        let rows = self.rows();
+        let pick = |name: &str| rows.iter().find(|(n, _)| n == name).map_or("0", |(_, value)| value);
+        format!("{} rows, {} tokens", pick("examples"), pick("tokens in them"))
+    }
+
+    /// Counts for the report.
+    pub fn rows(&self) -> Vec<(String, String)> {
+        let n = |n: usize| count(n as u64);
+        let mut rows: Vec<(&str, String)> = match self {
+            Data::CausalLm { train, .. } => vec![
+                ("rows", n(train.report.rows)),
+                ("examples", n(train.report.examples)),
+                ("tokens in them", n(train.report.tokens)),
+                ("with loss", n(train.report.target_tokens)),
+                ("cut at max_length", n(train.report.truncated_rows)),
+            ],
+            Data::MaskedLm { train, .. } => vec![
+                ("examples", n(train.examples.len())),
+                ("tokens in them", n(train.examples.iter().map(|e| e.tokens.ids.len()).sum())),
+                ("cut at max_length", n(train.truncated)),
+            ],
+            Data::Classification(data) => vec![
+                ("examples", n(data.train.examples.len())),
+                ("tokens in them", n(data.train.tokens)),
+                ("labels", data.train.labels.listed()),
+                ("cut at max_length", n(data.train.truncated)),
+            ],
+        };
+        let held_out = match self {
+            Data::CausalLm { eval, .. } => eval.as_ref().map(|e| e.report.examples),
+            Data::MaskedLm { eval, .. } => eval.as_ref().map(|e| e.examples.len()),
+            Data::Classification(data) => data.eval.as_ref().map(|e| e.examples.len()),
+        };
+        rows.extend(held_out.map(|held| ("held-out examples", n(held))));
+        rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// Texts whose labels are told before and after.
+const SAMPLES: usize = 3;
+
+impl Classified {
+    fn of<'a>(&'a self, net: &'a dyn TextModel, data: &'a Examples) -> Classification<'a> {
+        let class_weights = self.class_weights.as_deref();
+        Classification { net, data, class_weights, dropout_seed: None, checkpoint: false }
+    }
+
+    /// What the model says of the samples, in words.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot read one.
+    pub fn answers(&self, model: &Model, language: &Language, max_length: usize) -> Result<Vec<String>> {
+        let net = model.net.as_ref();
+        let mut texts = Vec::new();
+        for row in &self.samples {
+            let words = if row.words.is_empty() { vec![] } else { classification::words_of(&row.text) };
+            texts.push(classification::Tokens::of(
+                &language.tokenizer,
+                &row.text,
+                row.pair.as_deref(),
+                &words,
+                room(net, max_length),
+            )?);
+        }
+        let slots = vec![Some(0); texts.len()];
+        let found = predict(net, &model.params, &texts, &slots, 8, &mut |_| true)?.unwrap_or_default();
+        Ok(found.iter().map(|prediction| in_words(prediction, &self.train.labels)).collect())
+    }
+
+    /// The samples' texts, each with its true label.
+    pub fn questions(&self) -> Vec<String> {
+        let question = |row: &classification::LabelledText| {
+            let truth = match &row.label {
+                Label::Value(x) => format!("{x}"),
+                Label::Tags(_) => return row.text.clone(),
+                other => {
+                    other.classes().iter().map(|c| self.train.labels.name(*c)).collect::<Vec<_>>().join(", ")
+                }
+            };
+            let pair = row.pair.as_ref().map(|pair| format!(" | {pair}")).unwrap_or_default();
+            format!("{}{pair}  [{truth}]", row.text)
+        };
+        self.samples.iter().map(question).collect()
+    }
+}
+
+/// `positive (98 %)`.
+pub fn in_words(prediction: &Prediction, labels: &Labels) -> String {
+    let percent = |p: f32| format!("{:.0} %", 100.0 * p);
+    match prediction {
+        Prediction::Class { class, probabilities } => {
+            let p = probabilities.get(*class as usize).copied().unwrap_or_default();
+            format!("{} ({})", labels.name(*class), percent(p))
+        }
+        Prediction::Labels { classes, .. } if classes.is_empty() => "none".into(),
+        Prediction::Labels { classes, probabilities } => {
+            let one = |class: &u32| {
+                let p = probabilities.get(*class as usize).copied().unwrap_or_default();
+                format!("{} ({})", labels.name(*class), percent(p))
+            };
+            classes.iter().map(one).collect::<Vec<_>>().join(", ")
+        }
+        Prediction::Value(x) => format!("{x:.3}"),
+        Prediction::Words(words) => {
+            let tag = |word: &Option<classification::Tagged>| word.map_or("–", |w| labels.name(w.class));
+            words.iter().map(tag).collect::<Vec<_>>().join(" ")
+        }
+    }
+}
+
+/// The nearest of some names, as a question.
+pub fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    nearest(name, known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default()
+}
