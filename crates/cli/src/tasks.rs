@@ -29,12 +29,12 @@ const LOOKED_AT: usize = 20;
 pub enum Read {
     CausalLm,
     MaskedLm,
-    Classification { train: classification::Dataset, eval: Option<classification::Dataset> },
+    Classification { train: Box<classification::Dataset>, eval: Option<Box<classification::Dataset>> },
 }
 
 /// What a run's rows are, as its model reads them.
 pub enum Data {
-    CausalLm { train: causal_lm::Dataset, eval: Option<causal_lm::Dataset> },
+    CausalLm { train: Box<causal_lm::Dataset>, eval: Option<Box<causal_lm::Dataset>> },
     MaskedLm { train: Texts, eval: Option<Texts>, seed: u64 },
     Classification(Box<Classified>),
 }
@@ -119,7 +119,7 @@ impl Read {
             )
             .into());
         }
-        Ok(Read::Classification { train, eval })
+        Ok(Read::Classification { train: Box::new(train), eval: eval.map(Box::new) })
     }
 
     /// The head that the model is to be opened with, and whether it is a new one that knows nothing yet.
@@ -188,7 +188,7 @@ impl Data {
                 for data in std::iter::once(&train).chain(&eval) {
                     CausalLm { net, data, dropout_seed: None, checkpoint: false }.check()?;
                 }
-                Ok(Data::CausalLm { train, eval })
+                Ok(Data::CausalLm { train: Box::new(train), eval: eval.map(Box::new) })
             }
             Read::MaskedLm => {
                 let rows = |path: &Path| -> Result<Texts> {
@@ -213,12 +213,12 @@ impl Data {
                 let examples = |data: &classification::Dataset| -> Result<Examples> {
                     Ok(Examples::of(&language.tokenizer, data, room(net, asked))?)
                 };
-                let of = eval.as_ref().unwrap_or(&train);
+                let of = eval.as_deref().unwrap_or(&train);
                 let every = of.examples.len().div_ceil(SAMPLES).max(1);
                 let samples = of.examples.iter().step_by(every).take(SAMPLES).cloned().collect();
                 let classified = Classified {
                     samples,
-                    eval: eval.as_ref().map(examples).transpose()?,
+                    eval: eval.as_deref().map(examples).transpose()?,
                     train: examples(&train)?,
                     class_weights,
                 };
@@ -264,7 +264,7 @@ impl Data {
         let (dropout_seed, checkpoint) = (None, false);
         Some(match self {
             Data::CausalLm { eval, .. } => {
-                Box::new(CausalLm { net, data: eval.as_ref()?, dropout_seed, checkpoint })
+                Box::new(CausalLm { net, data: eval.as_deref()?, dropout_seed, checkpoint })
             }
             Data::MaskedLm { eval, seed, .. } => {
                 Box::new(MaskedLm { net, data: eval.as_ref()?, seed: *seed, dropout_seed, checkpoint })

@@ -66,7 +66,8 @@ fn rows(numbers: std::ops::Range<usize>) -> String {
 
 /// BERT's WordPiece over a few words and all letters, with padding and truncation on, as sentence encoders have them.
 fn tokenizer() -> String {
-    let mut tokens: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "and"].map(String::from).into();
+    let mut tokens: Vec<String> =
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "and"].map(String::from).into();
     tokens.extend(GOOD.iter().chain(&BAD).chain(&THINGS).map(|word| word.to_string()));
     tokens.extend(('b'..='z').map(|c| c.to_string()));
     tokens.extend(('a'..='z').map(|c| format!("##{c}")));
@@ -122,9 +123,10 @@ fn labels_are_learned_measured_and_told() {
     assert_eq!(measured["confusion"].as_array().unwrap().len(), 2);
     assert!(shop.retune("eval --model out --data heldout.jsonl").ok().stdout.contains("rows: true"));
     let told = shop.retune("predict --model out --data heldout.jsonl --json").ok().json_lines();
-    let right = told.iter().zip(shop.read("heldout.jsonl").lines()).filter(|(told, row)| {
-        serde_json::from_str::<Value>(row).unwrap()["label"] == told["label"]
-    });
+    let right = told
+        .iter()
+        .zip(shop.read("heldout.jsonl").lines())
+        .filter(|(told, row)| serde_json::from_str::<Value>(row).unwrap()["label"] == told["label"]);
     assert!((right.count() as f64 / told.len() as f64 - best).abs() < 1e-9);
     let sum: f64 = told[0]["scores"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-5);
@@ -142,7 +144,10 @@ fn labels_are_learned_measured_and_told() {
 fn adapters_share_batches_and_answer_as_if_alone() {
     let shop = Shop::new();
     for (name, seed) in [("one", 1), ("two", 2)] {
-        shop.train(&format!("--data train.jsonl --method lora --epochs 1 --lr 5e-3 --seed {seed} --out {name}")).ok();
+        shop.train(&format!(
+            "--data train.jsonl --method lora --epochs 1 --lr 5e-3 --seed {seed} --out {name}"
+        ))
+        .ok();
     }
     let texts = ["a good day", "a bad film and a room", "song", "a sad and ugly book", "nice"];
     let file = |adapter: Option<&str>| -> String {
@@ -204,7 +209,9 @@ fn settings_that_do_not_fit_are_named() {
     shop.train("--data train.jsonl --metric spearman").failed(2, &["spearman", "accuracy"]);
     shop.train("--data train.jsonl --metric acuracy").failed(2, &["accuracy"]);
     shop.train("--data train.jsonl --class-weights balnced").failed(65, &["balnced", "balanced"]);
-    shop.train("--data train.jsonl --eval-share 0 --patience 2").failed(2, &["early_stopping_patience", "eval_data"]);
-    shop.train("--data train.jsonl --labels negative,positve --out x").failed(65, &["train.jsonl:1", "positve"]);
+    shop.train("--data train.jsonl --eval-share 0 --patience 2")
+        .failed(2, &["early_stopping_patience", "eval_data"]);
+    shop.train("--data train.jsonl --labels negative,positve --out x")
+        .failed(65, &["train.jsonl:1", "positve"]);
     shop.retune("predict --model bert").failed(2, &["--text"]);
 }

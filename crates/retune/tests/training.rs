@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use retune::train::{
-    Control, Error, Event, Objective, ObjectiveError, OnNan, Outcome, OutcomeEnd, RunFolder, Schedule, Start,
-    TrainSettings, checkpoint, train,
+    self, Control, Error, Event, Objective, ObjectiveError, OnNan, Outcome, OutcomeEnd, RunFolder, Schedule,
+    Start, TrainSettings, checkpoint, train,
 };
 use retune_tensor::ops::{self, DropoutRows, LossRows};
 use retune_tensor::rng::Stream;
@@ -350,6 +350,59 @@ fn a_stopped_and_resumed_run_ends_in_the_same_bytes() {
     };
     assert_eq!(last(whole.path()).len(), 5);
     assert!(last(whole.path()) == last(parts.path()));
+}
+
+/// The evaluation gets worse again at this rate, so the best weights are not the last ones.
+fn impatient() -> TrainSettings {
+    let lr = 0.3;
+    TrainSettings {
+        lr,
+        schedule: Schedule::Constant,
+        eval_every: Some(2),
+        patience: Some(3),
+        epochs: 40.0,
+        ..settings()
+    }
+}
+
+#[test]
+fn an_impatient_run_ends_early_with_its_best_weights_however_often_it_was_stopped() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (toy, eval) = (Toy::new(37, 12), Toy::new(9, 12));
+    let mut expected = toy.params(24);
+    let folder = open(whole.path(), Start::New);
+    let straight = train(&mut expected, &toy, Some(&eval), &impatient(), Some(&folder), &mut go_on).unwrap();
+    let best = straight.best.clone().unwrap();
+    assert!(straight.stopped_early && straight.step < straight.steps, "{straight:?}");
+    assert_eq!((straight.restored, straight.step), (Some(best.step), best.step + 6));
+    assert_eq!(straight.eval_after, Some(best.loss));
+    let found = train::evaluate(&expected, &eval, 4, &mut |_| Control::Continue).unwrap().unwrap();
+    assert!((found - best.loss).abs() < 1e-6, "the weights are the best ones");
+    let mut start = Start::New;
+    let mut params = toy.params(24);
+    for stop_at in 1..=straight.step + 1 {
+        let folder = open(parts.path(), start);
+        params = toy.params(24);
+        let mut stop = |event| match event {
+            Event::Step { step, .. } if step == stop_at => Control::Stop,
+            _ => Control::Continue,
+        };
+        let outcome = train(&mut params, &toy, Some(&eval), &impatient(), Some(&folder), &mut stop).unwrap();
+        start = Start::Resume;
+        if outcome.end == OutcomeEnd::Finished {
+            assert_eq!(
+                (outcome.step, outcome.restored, outcome.best),
+                (straight.step, straight.restored, straight.best)
+            );
+            break;
+        }
+    }
+    assert!(bytes(&params) == bytes(&expected));
+    // Who wants the last weights gets them.
+    let last = tempfile::tempdir().unwrap();
+    let kept = TrainSettings { keep_last: true, ..impatient() };
+    let (outcome, _) = run(last.path(), Start::New, &kept);
+    assert_eq!(outcome.unwrap().restored, None);
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! `retune generate`: continues a prompt or answers in a chat, streaming.
 
 use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use retune::generate::{Generated, Sampling};
+use retune::nn::Active;
+use retune::tasks::causal_lm::Row;
+use retune_formats::records::Records;
 
 use crate::exit::{Ended, UsageError};
-use crate::loading::{ModelArgs, language};
+use crate::loading::{BASE, ModelArgs, head_for, language, set_threads};
 use crate::prompting::{self, Prompt};
 use crate::signals::Signals;
-use crate::style::printable;
+use crate::style::{bold, dim, printable};
 
 /// Longest prompt that is read from stdin.
 const PROMPT_BYTES_MAX: u64 = 1 << 20;
@@ -20,7 +24,8 @@ Examples:
   retune generate --model model.gguf --chat --prompt 'What is the capital of France?'
   retune generate --model model.gguf --adapter out --chat --prompt 'Who are you?' --temperature 0.7 --top-p 0.9
   retune generate --model model.gguf --prompt 'Once upon a time' --max-tokens 100 --stop '.'
-  echo 'A question' | retune generate --model model.gguf --chat")]
+  echo 'A question' | retune generate --model model.gguf --chat
+  retune generate --model model.gguf --adapter formal --adapter rude --data prompts.jsonl --json")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -28,6 +33,11 @@ pub struct Args {
     /// What to continue or answer; without it, stdin is read
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
+
+    /// A file of prompts: rows with a prompt (or text, question, messages), and perhaps the `adapter` to answer with, by
+    /// its folder's name; "base" is none. The base is loaded once
+    #[arg(long, value_name = "PATH", conflicts_with = "prompt")]
+    data: Option<PathBuf>,
 
     /// Put the prompt into the model's chat template
     #[arg(long)]
@@ -65,8 +75,11 @@ pub struct Args {
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let sampling = args.sampling();
     sampling.check().map_err(|error| UsageError(error.to_string()))?;
-    let typed = args.prompt()?;
     let signals = Signals::catch()?;
+    if let Some(path) = &args.data {
+        return answer_all(args, path, &sampling, json, &signals);
+    }
+    let typed = args.prompt()?;
     let model = args.model.load()?;
     let language = language(&model.files)?;
     let prompt = match args.chat {
@@ -86,6 +99,73 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         Some(code) => Err(Ended::new(code, "interrupted").into()),
         None => Ok(()),
     }
+}
+
+/// A prompt of a file, and the slot of its adapter.
+struct Asked {
+    prompt: String,
+    is_chat: bool,
+    slot: Option<usize>,
+}
+
+/// Answers the prompts of a file, each through its own adapter.
+fn answer_all(args: &Args, path: &Path, sampling: &Sampling, json: bool, signals: &Signals) -> Result<()> {
+    if !args.model.weights.is_empty() {
+        return Err(UsageError("--weights adds adapters up; with --data each has its own slot".into()).into());
+    }
+    let asked = read_prompts(args, path)?;
+    set_threads(args.model.machine.threads)?;
+    let (head, _) = head_for(&args.model.files()?, &args.model.adapter)?;
+    let model = args.model.load_slots(&head, &args.model.adapter)?;
+    let language = language(&model.files)?;
+    for row in &asked {
+        let prompt = match row.is_chat || args.chat {
+            true => Prompt::Chat { system: args.system.as_deref(), user: &row.prompt },
+            false => Prompt::Plain(&row.prompt),
+        };
+        let active = row.slot.map_or(Active::Base, Active::Slot);
+        let on_text = &mut |_: &str| signals.exit_code().is_none();
+        let made = prompting::run_through(&model, &language, &prompt, active, sampling, on_text)?;
+        if let Some(code) = signals.exit_code() {
+            return Err(Ended::new(code, "interrupted").into());
+        }
+        let adapter = row.slot.map_or(BASE.to_owned(), |slot| args.model.adapter[slot].display().to_string());
+        let mut out = stdout().lock();
+        if json {
+            let line = serde_json::json!({
+                "prompt": row.prompt, "adapter": adapter, "text": made.text, "tokens": made.ids.len(),
+                "finish": format!("{:?}", made.finish).to_lowercase(),
+            });
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, "{}  {}", bold(&printable(&row.prompt)), dim(&adapter))?;
+            writeln!(out, "{}\n", printable(made.text.trim()))?;
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn read_prompts(args: &Args, path: &Path) -> Result<Vec<Asked>> {
+    let mut asked = Vec::new();
+    for record in Records::open(path)? {
+        let record = record?;
+        let place = || format!("{}:{}", path.display(), record.line);
+        let text = |key: &str| record.value.get(key).and_then(|v| v.as_str()).map(str::to_owned);
+        let (prompt, is_chat) = match text("prompt") {
+            Some(prompt) => (prompt, false),
+            None => {
+                let row = Row::parse(&record.value).map_err(anyhow::Error::msg).with_context(place)?;
+                (row.question().to_owned(), matches!(row, Row::Chat { .. }))
+            }
+        };
+        if prompt.trim().is_empty() {
+            bail!("{}: the prompt is empty", place());
+        }
+        let slot = args.model.named(text("adapter").as_deref()).with_context(place)?;
+        asked.push(Asked { prompt, is_chat, slot });
+    }
+    Ok(asked)
 }
 
 impl Args {

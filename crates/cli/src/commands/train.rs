@@ -3,7 +3,10 @@
 use std::io::{Write, stdout};
 
 use anyhow::Result;
+use retune::metrics::Metric;
+use retune::report::BeforeAfter;
 use retune::run_file::RunFile;
+use retune::tasks::Task;
 use retune::train::Start;
 
 use crate::progress::Progress;
@@ -17,11 +20,15 @@ use crate::training::{Prepared, RUN_FILE, Trained, command_line, program, shell_
 Examples:
   retune train --model model.gguf --data rows.jsonl --out out
   retune train --model model --data rows.jsonl --eval-data heldout.jsonl --rank 32 --lr 1e-4 --out out
+  retune train --model minilm --data labelled.csv --method lora --out out       rows with labels: a classifier
   retune train run.toml --epochs 5          flags beat the file, the file beats the defaults
   retune train out --resume                 go on after an interruption, to the same bytes
   retune plan run.toml                      how much memory it would take
 
-The folder gets adapter_config.json and adapter_model.safetensors (as PEFT writes them), README.md, run.toml,
+What is learned follows from the rows (--task): answers, or labels of texts, pairs and words. Of what was evaluated the best
+weights are written (--metric, --keep-last); of labelled rows a tenth is held out if there is no --eval-data.
+
+The folder gets adapter_config.json and adapter_model.safetensors (as PEFT writes them), task.json, README.md, run.toml,
 metrics.jsonl, report.html and checkpoints/.")]
 pub struct Args {
     #[command(flatten)]
@@ -64,15 +71,21 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
     let (run, report) = (&trained.prepared.run, &trained.report);
     let mut out = stdout().lock();
     writeln!(out)?;
-    if let (Some(before), Some(after)) = (trained.outcome.eval_before, trained.outcome.eval_after) {
-        let (p, q) = (before.exp(), after.exp());
-        writeln!(
-            out,
-            "  held-out loss  {}  (perplexity {p:.2} → {q:.2})",
-            bold(&format!("{before:.4} → {after:.4}"))
-        )?;
-    } else if let Some(loss) = trained.outcome.loss {
-        writeln!(out, "  training loss  {}", bold(&format!("{loss:.4}")))?;
+    match (&report.metrics, trained.outcome.eval_before, trained.outcome.eval_after) {
+        (Some(metrics), ..) => write_metrics(&mut out, metrics)?,
+        (None, Some(before), Some(after)) => {
+            let (p, q) = (before.exp(), after.exp());
+            writeln!(
+                out,
+                "  held-out loss  {}  (perplexity {p:.2} → {q:.2})",
+                bold(&format!("{before:.4} → {after:.4}"))
+            )?;
+        }
+        _ => {
+            if let Some(loss) = trained.outcome.loss {
+                writeln!(out, "  training loss  {}", bold(&format!("{loss:.4}")))?;
+            }
+        }
     }
     let took = crate::style::seconds(report.seconds);
     let peak = crate::style::mebibytes(report.memory.peak_bytes);
@@ -97,10 +110,28 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
     let data = shell_word(&run.eval_data.as_ref().unwrap_or(&run.data).display().to_string());
     writeln!(out, "\nTry next:")?;
     let retune = program();
-    writeln!(out, "  {retune} generate {model} --chat --prompt \"...\"")?;
+    match trained.prepared.data.task() {
+        Task::TextGeneration => writeln!(out, "  {retune} generate {model} --chat --prompt \"...\"")?,
+        Task::MaskedLm => writeln!(out, "  {retune} predict {model} --task embed --text \"...\"")?,
+        _ => writeln!(out, "  {retune} predict {model} --text \"...\"")?,
+    }
     writeln!(out, "  {retune} eval {model} --data {data}")?;
     if !report.whole_model {
         writeln!(out, "  {retune} merge {model} --out merged")?;
+    }
+    Ok(())
+}
+
+/// The task's numbers on the held-out rows; of a new head only those after training, for before it knew nothing.
+fn write_metrics(out: &mut impl Write, metrics: &BeforeAfter) -> Result<()> {
+    const QUOTED: [Metric; 6] =
+        [Metric::Loss, Metric::Accuracy, Metric::F1, Metric::Matthews, Metric::Spearman, Metric::Mse];
+    for metric in QUOTED {
+        let Some(after) = metrics.after.get(metric) else { continue };
+        let before = metrics.before.as_ref().and_then(|before| before.get(metric));
+        let change = before.map(|before| format!("{before:.4} → ")).unwrap_or_default();
+        let name = if metric == Metric::Loss { "held-out loss" } else { metric.name() };
+        writeln!(out, "  {name:<14} {}", bold(&format!("{change}{after:.4}")))?;
     }
     Ok(())
 }
