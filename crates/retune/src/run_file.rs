@@ -5,6 +5,7 @@
 
 pub mod keys;
 mod lora;
+mod prompts;
 mod read;
 mod write;
 
@@ -16,6 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::Metric;
 
 pub use lora::{Ia3, LoraBias};
+pub use prompts::{
+    Adapter, Architecture, Prefix, PrefixInit, Prompt, PromptEncoder, PromptTuningInit, ScalingSetting,
+};
 pub use read::{Problem, RunFileError};
 
 /// All settings of one training run.
@@ -94,6 +98,9 @@ pub struct RunFile {
     pub bitfit: BitFit,
     pub sparse: Sparse,
     pub ia3: Ia3,
+    pub prompt: Prompt,
+    pub prefix: Prefix,
+    pub adapter: Adapter,
 }
 
 impl Default for RunFile {
@@ -139,6 +146,9 @@ impl Default for RunFile {
             bitfit: BitFit::default(),
             sparse: Sparse::default(),
             ia3: Ia3::default(),
+            prompt: Prompt::default(),
+            prefix: Prefix::default(),
+            adapter: Adapter::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The fine-tuning methods, one file each; a new one is a file and two adjacent lines here.
 
+pub mod adapter;
 pub mod bitfit;
 pub mod delta;
 mod folder;
@@ -7,7 +8,10 @@ pub mod full;
 pub mod head;
 pub mod ia3;
 pub mod lora;
+mod p_tuning;
 pub mod partial;
+pub mod prefix;
+pub mod prompt;
 pub(crate) mod replace;
 pub(crate) mod saved;
 pub mod sparse;
@@ -16,7 +20,6 @@ pub(crate) mod values;
 
 use std::path::{Path, PathBuf};
 
-use retune_formats::bytes::Bytes;
 use retune_formats::delta::is_delta_folder;
 use retune_formats::peft::{self, Producer};
 use retune_formats::{json, limits};
@@ -47,6 +50,9 @@ pub struct Spec {
 pub const METHODS: &[&Spec] = &[
     &lora::SPEC, //
     &ia3::SPEC,
+    &prompt::SPEC,
+    &prefix::SPEC,
+    &adapter::SPEC,
     &full::SPEC,
     &partial::SPEC,
     &bitfit::SPEC,
@@ -152,15 +158,19 @@ fn kind(folder: &Path) -> Result<Producer> {
     if !path.is_file() {
         return Ok(Producer::Unknown);
     }
-    let text = Bytes::open(&path)?.read_text("configuration", limits::CONFIG_BYTES)?;
-    Ok(peft::identify(&json::parse(&path, &text)?))
+    Ok(peft::identify(&json::read(&path, limits::CONFIG_BYTES)?))
 }
 
 /// How adapters are loaded whose method does not add up.
 fn alone(kind: &Producer) -> Option<LoadOne> {
-    let Producer::Peft(peft_type) = kind else { return None };
-    match peft_type.as_str() {
-        "IA3" => Some(ia3::load),
+    match kind {
+        Producer::AdapterHub(_) => Some(adapter::load),
+        Producer::Peft(peft_type) => match peft_type.as_str() {
+            "IA3" => Some(ia3::load),
+            "PROMPT_TUNING" | "P_TUNING" => Some(prompt::load),
+            "PREFIX_TUNING" => Some(prefix::load),
+            _ => None,
+        },
         _ => None,
     }
 }

@@ -36,6 +36,8 @@ pub enum Kind {
     Switch,
     /// A list of names.
     Names,
+    /// A finite number, `learned` or `channel`.
+    Scaling,
     Choice(&'static [&'static str]),
     /// `all-linear`, a list of names or a regular expression.
     Targets,
@@ -68,6 +70,7 @@ impl Kind {
             Kind::Switch => "true or false".into(),
             Kind::Choice(names) => format!("one of {}", names.join(", ")),
             Kind::Names => "a list of names".into(),
+            Kind::Scaling => "a number, \"learned\" or \"channel\"".into(),
             Kind::Targets => "\"all-linear\", a list of module names, or a regular expression".into(),
             Kind::Wholes => "a list of whole numbers".into(),
             Kind::WholeByName(from, to) => {
@@ -205,4 +208,27 @@ pub const KEYS: &[Key] = &[
     key("sparse", "r", "sparse-r", Kind::Whole(1, 4096), "r (in + out) entries of each weight instead of a share, as PEFT counts", &[]),
     key("sparse", "target_modules", "sparse-targets", Kind::Targets, "which linears: all-linear, names, or a regular expression", &[]),
     key("sparse", "fisher_examples", "fisher-examples", Kind::Whole(1, 1 << 30), "examples whose gradients choose the entries", &[]),
+    key("prompt", "num_virtual_tokens", "prompt-tokens", Kind::Whole(1, 65_536), "virtual tokens in front of each text", &["prompt_length", "n_tokens", "num_tokens"]),
+    key("prompt", "prompt_tuning_init", "prompt-init", Kind::Choice(&["random", "text", "sample-vocab"]), "what they are at the start: random numbers, a text's embeddings, random tokens' embeddings", &["init"]),
+    key("prompt", "prompt_tuning_init_text", "prompt-text", Kind::Text, "the text to start from, repeated or cut to fit", &["init_text", "prompt_init_text"]),
+    key("prompt", "encoder", "prompt-encoder", Kind::Choice(&["none", "mlp", "lstm"]), "train them through a network (P-tuning), which is not saved", &["encoder_reparameterization_type", "reparameterization"]),
+    key("prompt", "encoder_hidden_size", "prompt-hidden-size", Kind::Whole(1, 65_536), "width of that network; without it, the model's", &[]),
+
+    key("prefix", "num_virtual_tokens", "prefix-tokens", Kind::Whole(1, 65_536), "keys and values in front of each text, in every layer", &["prefix_length", "prefix_len"]),
+    key("prefix", "prefix_projection", "prefix-projection", Kind::Switch, "train them through a network, which is not saved", &["projection"]),
+    key("prefix", "encoder_hidden_size", "prefix-hidden-size", Kind::Whole(1, 65_536), "width of that network; without it, that of a layer's keys", &["bottleneck_size"]),
+    key("prefix", "init_weights", "prefix-init", Kind::Choice(&["random", "zero"]), "what they are at the start", &[]),
+
+    key("adapter", "architecture", "adapter-architecture", Kind::Choice(&["houlsby", "pfeiffer", "parallel"]), "behind attention and feed-forward, behind feed-forward, or beside it", &["adapter_type", "double_seq_bn", "seq_bn", "par_bn"]),
+    key("adapter", "reduction_factor", "reduction-factor", Kind::Above(0.0, 1e6), "hidden size / width of the bottleneck; without it, 16, or 2 of the parallel ones", &["adapter_size", "bottleneck_size", "adapter_reduction_factor"]),
+    key("adapter", "non_linearity", "non-linearity", Kind::Choice(&["relu", "gelu", "gelu_new", "quick_gelu", "swish", "silu", "tanh", "sigmoid", "leakyrelu", "linear"]), "the bottleneck's activation; without it, the architecture's own", &["adapter_act", "activation", "hidden_act"]),
+    key("adapter", "ln_before", "ln-before", Kind::Switch, "a norm of its own in front of the bottleneck", &[]),
+    key("adapter", "ln_after", "ln-after", Kind::Switch, "a norm of its own behind the bottleneck", &[]),
+    key("adapter", "original_ln_before", "original-ln-before", Kind::Switch, "the model's residual and norm come before the bottleneck", &[]),
+    key("adapter", "original_ln_after", "original-ln-after", Kind::Switch, "the model's residual and norm come after the bottleneck", &[]),
+    key("adapter", "residual_before_ln", "residual-before-ln", Kind::Switch, "the bottleneck's residual begins before the model's norm", &[]),
+    key("adapter", "adapter_residual_before_ln", "adapter-residual-before-ln", Kind::Switch, "the bottleneck's residual is added before its norm", &[]),
+    key("adapter", "scaling", "adapter-scaling", Kind::Scaling, "what its output is multiplied with; without it, 1, or 4 of the parallel ones", &["adapter_scalar"]),
+    key("adapter", "dropout", "adapter-dropout", Kind::Share, "dropout on the bottleneck's output", &["adapter_dropout"]),
+    key("adapter", "leave_out", "leave-out", Kind::Wholes, "layers without adapters, counted from 0", &["adapter_layers"]),
 ];

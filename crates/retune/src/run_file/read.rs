@@ -323,6 +323,7 @@ fn value_in_flag(key: &Key, text: &str) -> Result<Value, String> {
             Value::Float(text.parse().map_err(|_| wrong())?)
         }
         Kind::Switch => Value::Boolean(text.parse().map_err(|_| wrong())?),
+        Kind::Scaling => text.parse().map_or_else(|_| Value::String(text.into()), Value::Float),
         Kind::Names => {
             Value::Array(text.split(',').map(|name| Value::String(name.trim().to_owned())).collect())
         }
@@ -398,6 +399,11 @@ fn checked(key: &Key, value: Value) -> Result<Value, Option<String>> {
         }),
         Kind::AboveByName(from, to) => return above_by_name(value, from, to).map(Value::Table).ok_or(None),
         Kind::Init => return init(&value).map(Value::String).ok_or(None),
+        Kind::Scaling => match (number, value.as_str()) {
+            (Some(number), _) if number.abs() <= 1e6 => return Ok(Value::Float(number)),
+            (None, Some("learned" | "channel")) => true,
+            _ => false,
+        },
         Kind::Size => return size(value),
     };
     if !ok {

@@ -52,7 +52,7 @@ fn write_key(text: &mut String, key: &Key, values: &toml::Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Ia3, Lora, Partial, Sparse, TargetModules};
+    use super::super::{Adapter, Ia3, Lora, Partial, Prefix, Prompt, ScalingSetting, Sparse, TargetModules};
     use super::*;
 
     #[test]
@@ -99,6 +99,20 @@ mod tests {
                 feedforward_modules: Some(Vec::new()),
                 exclude_modules: Some(Vec::new()),
                 modules_to_save: Some(Vec::new()),
+            },
+            prompt: Prompt {
+                prompt_tuning_init_text: Some("t".into()),
+                encoder_hidden_size: Some(1),
+                ..Prompt::default()
+            },
+            prefix: Prefix { encoder_hidden_size: Some(1), ..Prefix::default() },
+            adapter: Adapter {
+                reduction_factor: Some(1.0),
+                non_linearity: Some("relu".into()),
+                original_ln_before: Some(true),
+                original_ln_after: Some(true),
+                scaling: Some(ScalingSetting::Factor(1.0)),
+                ..Adapter::default()
             },
             ..RunFile::default()
         };
