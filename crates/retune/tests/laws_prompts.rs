@@ -292,7 +292,9 @@ fn accumulation_and_checkpointing_change_nothing() {
         for (id, g) in one.iter() {
             let what = format!("{name}: {}", model.params.get(id).name);
             assert_eq!(again.get(id).expect("same parameters").data(), g.data(), "{what}");
-            close(&what, parts.get(id).expect("same parameters").data(), g.data(), 2e-4);
+            // A learned scaling's gradient is one sum of many that nearly cancel.
+            let tolerance = if g.len() == 1 { 2e-3 } else { 5e-5 };
+            close(&what, parts.get(id).expect("same parameters").data(), g.data(), tolerance);
         }
     });
 }

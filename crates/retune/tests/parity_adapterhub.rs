@@ -10,7 +10,6 @@ use retune::methods::{self, Attached, Source};
 use retune::models::{Model, StorageChoice};
 use retune::nn::{Active, Pass};
 use retune_formats::adapter_hub::{HubAdapter, HubHead};
-use retune_formats::{TensorSource, json as strict};
 
 fn find(model: &Model, name: &str) -> retune_tensor::ParamId {
     model.params.find(name).unwrap_or_else(|| panic!("no parameter {name}"))
@@ -101,6 +100,4 @@ fn another_base_is_refused() {
         let error = methods::load(&mut model, &[source], 0).err().expect(name).to_string();
         assert!(error.contains(what), "{name}: {error}");
     }
-    let config = data("formats/ah_bert_seq_bn/adapter_config.json");
-    assert!(strict::read(&config, 1 << 20).is_ok());
 }

@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{PromptRows, Site};
 use crate::run_file::{self, PromptEncoder, PromptTuningInit, RunFile};
-use crate::text::Special;
 use encoder::{Adder, Encoder};
 
 pub const SPEC: Spec = Spec {
@@ -192,9 +191,8 @@ fn initial(model: &Model, settings: &run_file::Prompt, seed: u64) -> Result<Opti
         (PromptTuningInit::Text, text) => {
             let text = text.as_deref().unwrap_or_default();
             let tokenizer = model.files.language()?.tokenizer;
-            // As PEFT does: what the tokenizer puts in front of every text is a part of it.
-            let mut ids: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.add_bos()).into_iter().collect();
-            ids.extend(tokenizer.encode(text, Special::AsText)?);
+            // As PEFT does: what the tokenizer puts around every text is a part of it.
+            let ids = tokenizer.encode_framed(text, None, usize::MAX)?.ids;
             if ids.is_empty() {
                 let what = format!("prompt_tuning_init_text {text:?} gives no tokens");
                 return Err(Error::Method(what));
