@@ -4,7 +4,7 @@
   python scripts/reference/check_exchange.py /tmp/exchange [--adapters-python PYTHON]
 
 PEFT's folders are loaded with `peft`, whole models with transformers, Retune's deltas by putting their values into the base. AdapterHub's want the
-package `adapters`, which needs an older transformers: name a python that has it (scripts/reference/setup_adapters.sh makes one), else they are
+package `adapters`, which needs an older transformers: name a python that has it (`scripts/reference/setup.sh adapterhub` makes one), else they are
 skipped and named. Prints one line a case. Exit status: 0 all right, 1 something differs.
 """
 import argparse, json, os, pathlib, subprocess, sys, warnings
@@ -59,7 +59,7 @@ def with_adapters(case, folder):
     name = case["name"].split(" on ")[1].split()[0]
     model = base_of(case)
     adapters.init(model)
-    loaded = model.load_adapter(str(folder), with_head=False)
+    loaded = model.load_adapter(str(folder), with_head=False, use_safetensors=True)
     model.set_active_adapters(loaded)
     if name == "bert" and (folder / "head_config.json").exists():
         head = next(p for p in folder.iterdir() if p.name.startswith("model_head"))
