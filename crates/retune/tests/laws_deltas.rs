@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use common::*;
 use retune::methods::{self, Attached};
 use retune::models::{HeadRequest, Model, StorageChoice, TextInput};
-use retune::nn::{Head, Pass, Problem};
+use retune::nn::{Head, Pass, Pooling, Problem};
 use retune::objective::{Objective, ObjectiveError};
 use retune::run_file::{RunFile, Selection, TargetModules};
+use retune::tasks::causal_lm::{self, CausalLm, Dataset};
+use retune::tasks::trunk_cache::{self, Limits, Text, TrunkCache};
 use retune_formats::TensorSource;
 use retune_tensor::ops::{self, LossRows};
 use retune_tensor::{Segments, Tape, Tensor, Var};
@@ -461,6 +463,139 @@ fn classifiers_are_trained_and_saved() {
             if methods::load(&mut fresh, &[source(folder.path())], slot).is_ok() && slot == 0 {
                 assert_eq!(scores(&model).data(), scores(&fresh).data(), "{}", case.name);
             }
+        }
+    }
+}
+
+fn dataset() -> Dataset {
+    let source = |line| causal_lm::Source { file: "texts".into(), line };
+    let example = |(i, ids): (usize, Vec<u32>)| causal_lm::Example {
+        target: (0..ids.len()).map(|i| i > 0).collect(),
+        ids,
+        source: source(i + 1),
+        key: 1000 + i as u64,
+        question: i as u64,
+        truncated: 0,
+    };
+    Dataset { examples: texts().into_iter().enumerate().map(example).collect(), report: Default::default() }
+}
+
+/// Trains for some epochs in changing orders and batches; returns what was trained and the last evaluation, as bits.
+fn trained_bits(model: &mut Model, cache: Option<&TrunkCache>) -> (Vec<Vec<u32>>, u32) {
+    let data = dataset();
+    let Model { params, net, .. } = model;
+    let net = net.as_ref();
+    let mut moments = BTreeMap::new();
+    let mut step = 0;
+    for epoch in 0..3u64 {
+        let objective = CausalLm { net, data: &data, dropout_seed: Some(3), checkpoint: epoch == 1, cache };
+        let order: Vec<usize> = (0..5).map(|i| (i * 3 + epoch as usize) % 5).collect();
+        for batch in order.chunks(2 + epoch as usize) {
+            let tape = Tape::new(params);
+            let loss = objective.loss(&tape, batch, epoch, 20.0).expect("loss");
+            let mut gradients = retune_tensor::Gradients::new();
+            tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);
+            step += 1;
+            for (id, g) in gradients.iter() {
+                let zeros = || Tensor::zeros(g.rows(), g.cols());
+                let (m, v) = moments.entry(id).or_insert_with(|| (zeros(), zeros()));
+                let p = params.tensor_mut(id).expect("f32");
+                let o = ops::AdamW { lr: 1e-2, ..ops::AdamW::default() };
+                ops::adamw_step(o, step, 1.0, p.data_mut(), g.data(), m.data_mut(), v.data_mut());
+            }
+        }
+    }
+    let eval = CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache };
+    let loss = eval.loss(&Tape::inference(params), &[0, 1, 2, 3, 4], 0, 47.0).expect("loss");
+    let of = |id| bits(&params.get(id).weight.to_tensor());
+    (params.trainable().into_iter().map(of).collect(), loss.value().data()[0].to_bits())
+}
+
+/// With the rows in memory, in a file, in both or nowhere, training and evaluation give the same bytes.
+#[test]
+fn the_trunk_cache_changes_no_bit() {
+    let lora = |run: &mut RunFile| {
+        run.lora.target_modules = TargetModules::Pattern(r".*layers\.1\.mlp\..*".into());
+        run.lora.lora_dropout = 0.3;
+    };
+    let cases = [
+        case("last block", "partial", true, |run| run.partial.last_blocks = 1),
+        case("norm", "partial", true, |run| run.partial.last_blocks = 0),
+        case("head", "head", false, |_| {}),
+        case("upper lora", "lora", false, lora),
+    ];
+    for (base, path, storage) in &BASES[..3] {
+        for case in cases.iter().filter(|case| !case.in_place || *storage == StorageChoice::F32) {
+            let start = || {
+                let mut model = load(&data(path), *storage);
+                attach(&mut model, &case.run);
+                model
+            };
+            let plain = trained_bits(&mut start(), None);
+            let folder = tempfile::tempdir().expect("folder");
+            let file = || Some(folder.path().to_path_buf());
+            for (memory, folder) in [(1 << 20, None), (0, file()), (2500, file()), (2500, None), (0, None)] {
+                let mut model = start();
+                let whole = memory > 2500 || folder.is_some();
+                let limits = Limits { memory, folder };
+                let cache = TrunkCache::new(model.net.as_ref(), &model.params, limits.clone())
+                    .unwrap_or_else(|| panic!("{} on {base}: the trunk is frozen", case.name));
+                assert!(
+                    plain == trained_bits(&mut model, Some(&cache)),
+                    "{} on {base}, {limits:?}",
+                    case.name
+                );
+                assert!(!whole || cache.len() == 5, "{} on {base}, {limits:?}: {}", case.name, cache.len());
+            }
+            assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0, "nothing stays behind");
+        }
+    }
+}
+
+/// There is no cache where the first block is trained.
+#[test]
+fn a_trained_trunk_is_not_cached() {
+    for method in ["full", "lora", "sparse"] {
+        let mut model = load(&data("parity/llama_base_full"), StorageChoice::F32);
+        attach(&mut model, &RunFile { method: method.into(), ..RunFile::default() });
+        let cache = TrunkCache::new(model.net.as_ref(), &model.params, Limits::default());
+        assert!(cache.is_none(), "{method}");
+    }
+}
+
+/// A classifier over a frozen trunk: one row for each text is kept, and the logits are the same.
+#[test]
+fn pooled_rows_are_kept() {
+    let texts = texts();
+    for pooling in [Pooling::First, Pooling::Last, Pooling::Mean] {
+        let request = HeadRequest::Classifier {
+            problem: Problem::SingleLabel,
+            labels: ["a", "b"].map(String::from).to_vec(),
+            pooling: Some(pooling),
+            keep: false,
+            seed: 1,
+        };
+        for base in ["llama_variants/qwen2", "parity/bert_base"] {
+            let mut model = Model::load_with(&data(base), StorageChoice::F32, &request).expect("model");
+            attach(&mut model, &RunFile { method: "head".into(), ..RunFile::default() });
+            let Head::Classifier(head) = model.net.head() else { panic!("a classifier") };
+            let limits = Limits { memory: 1 << 20, folder: None };
+            let cache = TrunkCache::new(model.net.as_ref(), &model.params, limits).expect("frozen");
+            let each: Vec<Text> =
+                texts.iter().map(|ids| Text { ids: &ids[..ids.len().min(9)], token_types: &[] }).collect();
+            for batch in [&each[..], &each[1..3], &each[..1]] {
+                let logits = |cache| {
+                    let tape = Tape::inference(&model.params);
+                    let hidden =
+                        trunk_cache::hidden(cache, &tape, model.net.as_ref(), batch, &Pass::default());
+                    let rows = hidden.rows.segments.rows();
+                    (bits(head.forward(&tape, &hidden).value()), rows)
+                };
+                let ((plain, all), (cached, rows)) = (logits(None), logits(Some(&cache)));
+                assert!(plain == cached, "{pooling:?} on {base}");
+                assert!(rows == batch.len() && all > rows, "{pooling:?} on {base}");
+            }
+            assert_eq!(cache.len(), 5);
         }
     }
 }

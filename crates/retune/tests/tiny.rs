@@ -61,8 +61,8 @@ fn run(
     stop: Option<u64>,
 ) -> Outcome {
     let net = model.net.as_ref();
-    let objective = CausalLm { net, data, dropout_seed: Some(1), checkpoint: false };
-    let eval = eval.map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false });
+    let objective = CausalLm { net, data, dropout_seed: Some(1), checkpoint: false, cache: None };
+    let eval = eval.map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None });
     let eval = eval.as_ref().map(|eval| eval as &dyn retune::train::Objective);
     train(&mut model.params, &objective, eval, &settings(steps), out, &mut |event: Event| match event.step()
         == stop

@@ -215,6 +215,11 @@ impl<'p> Tape<'p> {
         self.recording
     }
 
+    /// Whether a trainable parameter was asked for, recorded or not.
+    pub fn met_trainable(&self) -> bool {
+        self.met_trainable.get()
+    }
+
     /// Number of nodes recorded so far.
     pub fn len(&self) -> usize {
         self.nodes.borrow().len()

@@ -5,5 +5,6 @@ pub mod classification;
 pub mod embeddings;
 pub mod masked_lm;
 pub mod record;
+pub mod trunk_cache;
 
 pub use record::{TASK_FILE, Task, TaskRecord};

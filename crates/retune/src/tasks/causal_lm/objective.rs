@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::models::{TextInput, TextModel, check_ids};
 use crate::nn::{Dropouts, Hidden, LanguageModelHead, Pass};
 use crate::objective::{Objective, ObjectiveError};
+use crate::tasks::trunk_cache::{self, Text, TrunkCache};
 
 /// A data set seen through a model.
 pub struct CausalLm<'a> {
@@ -17,6 +18,8 @@ pub struct CausalLm<'a> {
     pub dropout_seed: Option<u64>,
     /// Blocks are run again in the backward pass.
     pub checkpoint: bool,
+    /// The rows of the frozen part of the trunk, where they are kept.
+    pub cache: Option<&'a TrunkCache>,
 }
 
 impl CausalLm<'_> {
@@ -37,24 +40,23 @@ impl CausalLm<'_> {
     }
 }
 
-/// Ids, segments and labels of some examples laid end to end. Row `t` predicts token `t + 1` of its example; the last
+/// Labels of some examples laid end to end. Row `t` predicts token `t + 1` of its example; the last
 /// of `prompt_rows` virtual tokens predicts the first.
-fn pack(examples: &[&Example], prompt_rows: usize, denominator: f64) -> (Vec<u32>, Segments, LossRows) {
-    let mut ids = Vec::new();
+fn labels(examples: &[&Example], prompt_rows: usize, denominator: f64) -> LossRows {
     let mut labels = LossRows { denominator: denominator as f32, ..LossRows::default() };
-    for (e, example) in examples.iter().enumerate() {
-        let first = (e + 1) * prompt_rows + ids.len();
+    let mut first = 0;
+    for example in examples {
+        first += prompt_rows;
         for (i, (&id, &target)) in example.ids.iter().zip(&example.target).enumerate() {
             if target && (i > 0 || prompt_rows > 0) {
                 labels.rows.push(first + i - 1);
                 labels.targets.push(id);
                 labels.weights.push(1.0);
             }
-            ids.push(id);
         }
+        first += example.ids.len();
     }
-    let lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-    (ids, Segments::from_lengths(&lengths), labels)
+    labels
 }
 
 /// The loss of a language model's head over hidden rows: fused and in chunks, unless a method sits on the head.
@@ -111,7 +113,7 @@ impl Objective for CausalLm<'_> {
         denominator: f64,
     ) -> std::result::Result<Var, ObjectiveError> {
         let examples: Vec<&Example> = batch.iter().map(|&i| &self.data.examples[i]).collect();
-        let (ids, segments, labels) = pack(&examples, self.prompt_rows(), denominator);
+        let labels = labels(&examples, self.prompt_rows(), denominator);
         let keys = || examples.iter().map(|e| e.key).collect();
         let dropout = self.dropout_seed.filter(|_| tape.is_recording());
         let pass = Pass {
@@ -119,7 +121,8 @@ impl Objective for CausalLm<'_> {
             checkpoint: self.checkpoint,
             ..Pass::default()
         };
-        let hidden = self.net.hidden(tape, &TextInput::new(&ids, &segments), &pass);
+        let texts: Vec<Text> = examples.iter().map(|e| Text { ids: &e.ids, token_types: &[] }).collect();
+        let hidden = trunk_cache::hidden(self.cache, tape, self.net, &texts, &pass);
         Ok(head_loss(tape, language_model(self.net)?, &hidden, &labels))
     }
 }

@@ -11,8 +11,9 @@ use super::{Example, Examples, Label, Problem, Tokens};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::{TextInput, TextModel};
-use crate::nn::{Active, Classifier, Dropouts, Head, Hidden, Pass};
+use crate::nn::{Active, Classifier, Dropouts, Head, Pass};
 use crate::objective::{Measured, Objective, ObjectiveError};
+use crate::tasks::trunk_cache::{self, Text, TrunkCache};
 
 /// Labelled examples seen through a model with a classifier.
 pub struct Classification<'a> {
@@ -24,6 +25,8 @@ pub struct Classification<'a> {
     pub dropout_seed: Option<u64>,
     /// Blocks are run again in the backward pass.
     pub checkpoint: bool,
+    /// The rows of the frozen part of the trunk, where they are kept.
+    pub cache: Option<&'a TrunkCache>,
 }
 
 /// The classifier that a task needs.
@@ -122,6 +125,19 @@ impl Classification<'_> {
         &self.data.examples[index]
     }
 
+    /// Logits of some examples, and the rows of each (one where the cache holds pooled rows).
+    fn forward<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        batch: &[usize],
+        pass: &Pass,
+    ) -> std::result::Result<(Var, Segments), Error> {
+        let tokens = batch.iter().map(|&i| &self.example(i).tokens);
+        let texts: Vec<Text> = tokens.map(|t| Text { ids: &t.ids, token_types: &t.token_types }).collect();
+        let hidden = trunk_cache::hidden(self.cache, tape, self.net, &texts, pass);
+        Ok((classifier(self.net)?.forward(tape, &hidden), hidden.rows.segments))
+    }
+
     /// The loss of logits as [`logits`] gives them.
     fn loss_of(
         &self,
@@ -211,7 +227,6 @@ impl Objective for Classification<'_> {
         epoch: u64,
         denominator: f64,
     ) -> std::result::Result<Var, ObjectiveError> {
-        let packed = Packed::of(batch.iter().map(|&i| &self.example(i).tokens));
         let dropout = self.dropout_seed.filter(|_| tape.is_recording());
         let keys = || batch.iter().map(|&i| self.example(i).key).collect();
         let pass = Pass {
@@ -219,9 +234,8 @@ impl Objective for Classification<'_> {
             checkpoint: self.checkpoint,
             ..Pass::default()
         };
-        let hidden: Hidden = self.net.hidden(tape, &packed.input(), &pass);
-        let logits = classifier(self.net)?.forward(tape, &hidden);
-        Ok(self.loss_of(tape, &logits, &hidden.rows.segments, batch, denominator as f32))
+        let (logits, segments) = self.forward(tape, batch, &pass)?;
+        Ok(self.loss_of(tape, &logits, &segments, batch, denominator as f32))
     }
 
     fn measured(&self) -> Option<&dyn Measured> {
@@ -284,18 +298,17 @@ impl Measured for Classification<'_> {
         let denominator: f64 = examples.iter().map(|&e| self.weight(e)).sum();
         let (mut scored, mut loss, mut done) = (Scored::default(), 0.0, 0);
         for batch in examples.chunks(batch_size.max(1)) {
-            let texts: Vec<&Tokens> = batch.iter().map(|&e| &self.example(e).tokens).collect();
-            let (logits, segments) = logits(self.net, params, &texts, Active::default())?;
+            let tape = Tape::inference(params);
+            let (logits, segments) = self.forward(&tape, batch, &Pass::default())?;
             for (place, &e) in batch.iter().enumerate() {
                 let example = self.example(e);
                 let rows = match self.data.problem {
                     Problem::Tokens => word_rows(&example.tokens, &segments, place),
                     _ => Vec::new(),
                 };
-                scored.push(example, &logits, place, &rows);
+                scored.push(example, logits.value(), place, &rows);
             }
-            let tape = Tape::inference(params);
-            let value = self.loss_of(&tape, &Var::constant(logits), &segments, batch, denominator as f32);
+            let value = self.loss_of(&tape, &logits, &segments, batch, denominator as f32);
             loss += f64::from(value.value().data().first().copied().unwrap_or(f32::NAN));
             done += batch.len();
             if !progress(done) && done < examples.len() {
