@@ -5,10 +5,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::*;
+use common::{Inputs, close, data, load, open};
+use retune::methods::matrix::{self, Fit, Held};
 use retune::methods::{self, Attached};
 use retune::models::{HeadRequest, Model, StorageChoice, TextInput};
-use retune::nn::{Head, Pass, Pooling, Problem};
+use retune::nn::{Head, Hidden, Pass, Pooling, Problem};
 use retune::objective::{Objective, ObjectiveError};
 use retune::run_file::{RunFile, Selection, TargetModules};
 use retune::tasks::causal_lm::{self, CausalLm, Dataset};
@@ -38,6 +39,7 @@ fn cases() -> Vec<Case> {
         case("by name", "partial", true, |run| {
             run.partial.train = Some(vec!["*norm*".into(), "layers.0.mlp.up_proj".into()]);
         }),
+        case("biases", "bitfit", false, |_| {}),
         case("added biases", "bitfit", false, |run| run.bitfit.add_biases = true),
         case("random", "sparse", false, |_| {}),
         case("random, r", "sparse", false, |run| {
@@ -55,13 +57,42 @@ const BASES: &[(&str, &str, StorageChoice)] = &[
     ("llama, bf16", "parity/llama_base_full", StorageChoice::Bf16),
     ("qwen2, f32", "llama_variants/qwen2", StorageChoice::F32),
     ("gguf", "gguf/tiny_mixed.gguf", StorageChoice::AsIs),
+    ("bert, f32", "parity/bert_base", StorageChoice::F32),
+    ("bert, bf16", "parity/bert_base", StorageChoice::Bf16),
+    ("gpt2, f32", "parity/gpt2_base", StorageChoice::F32),
+    ("gpt2, bf16", "parity/gpt2_base", StorageChoice::Bf16),
 ];
+
+/// The names of an architecture in the place of Llama's.
+fn translated(run: &RunFile, base: &str) -> RunFile {
+    let names = |llama: &str| match (base.split(',').next(), llama) {
+        (Some("bert"), "*norm*") => "*LayerNorm*".to_string(),
+        (Some("bert"), "layers.0.mlp.up_proj") => "layer.0.intermediate.dense".into(),
+        (Some("bert"), "q_proj") => "query".into(),
+        (Some("bert"), "down_proj") => "intermediate.dense".into(),
+        (Some("gpt2"), "*norm*") => "*.ln_*".into(),
+        (Some("gpt2"), "layers.0.mlp.up_proj") => "h.0.mlp.c_fc".into(),
+        (Some("gpt2"), "q_proj") => "c_attn".into(),
+        (Some("gpt2"), "down_proj") => "mlp.c_proj".into(),
+        _ => llama.to_string(),
+    };
+    let mut run = run.clone();
+    run.partial.train = run.partial.train.map(|all| all.iter().map(|name| names(name)).collect());
+    if let TargetModules::Names(all) = &mut run.sparse.target_modules {
+        all.iter_mut().for_each(|name| *name = names(name));
+    }
+    run
+}
 
 /// Every case on every base that can take it, with the name of the pair.
 fn all(mut each: impl FnMut(&str, &Case, &dyn Fn() -> Model)) {
     for &(base, path, storage) in BASES {
         for case in cases() {
-            if !case.in_place || storage == StorageChoice::F32 {
+            // Biases are f32 in every storage.
+            let biases = base.contains("bert") || base.contains("gpt2") || base.contains("qwen2");
+            let possible = biases || case.name != "biases";
+            if possible && (!case.in_place || storage == StorageChoice::F32) {
+                let case = Case { run: translated(&case.run, base), ..case };
                 each(&format!("{} on {base}", case.name), &case, &|| load(&data(path), storage));
             }
         }
@@ -117,13 +148,39 @@ impl Objective for Texts<'_> {
         let inputs = pack(&texts, denominator as f32);
         let hidden =
             self.0.net.hidden(tape, &TextInput::new(&inputs.ids, &inputs.segments), &Pass::default());
-        Ok(head_loss(tape, self.0, &hidden.rows, &hidden.x, &inputs.labels))
+        Ok(head_loss(tape, self.0, &hidden, &inputs.labels))
     }
 }
 
-fn head_loss(tape: &Tape, model: &Model, rows: &retune::nn::Rows, x: &Var, labels: &LossRows) -> Var {
-    let logits = lm_head(model).forward(tape, rows, x);
-    ops::cross_entropy(tape, &logits, labels)
+/// What the head says of hidden rows.
+fn head_of(tape: &Tape, model: &Model, hidden: &Hidden) -> Var {
+    match model.net.head() {
+        Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
+        Head::Classifier(head) => head.forward(tape, hidden),
+        Head::None => panic!("a head"),
+    }
+}
+
+/// Of next tokens; of a classifier, of a class for each text.
+fn head_loss(tape: &Tape, model: &Model, hidden: &Hidden, labels: &LossRows) -> Var {
+    let logits = head_of(tape, model, hidden);
+    if matches!(model.net.head(), Head::LanguageModel(_)) {
+        return ops::cross_entropy(tape, &logits, labels);
+    }
+    let rows: Vec<usize> = (0..logits.rows()).collect();
+    let targets = hidden.rows.segments.lengths().iter().map(|n| (n % logits.cols()) as u32).collect();
+    let labels = LossRows { weights: vec![1.0; rows.len()], rows, targets, denominator: labels.denominator };
+    ops::cross_entropy(tape, &logits, &labels)
+}
+
+fn outputs_with(model: &Model, inputs: &Inputs, pass: &Pass) -> Tensor {
+    let tape = Tape::inference(&model.params);
+    let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), pass);
+    head_of(&tape, model, &hidden).value().clone()
+}
+
+fn logits(model: &Model, inputs: &Inputs) -> Tensor {
+    outputs_with(model, inputs, &Pass::default())
 }
 
 fn attach(model: &mut Model, run: &RunFile) -> Attached {
@@ -147,7 +204,7 @@ fn train(model: &mut Model) -> (f32, f32) {
         let tape = Tape::new(&model.params);
         let hidden =
             model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), &Pass::default());
-        let loss = head_loss(&tape, model, &hidden.rows, &hidden.x, &inputs.labels);
+        let loss = head_loss(&tape, model, &hidden, &inputs.labels);
         losses.push(loss.value().data()[0]);
         let mut gradients = retune_tensor::Gradients::new();
         tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);
@@ -157,7 +214,7 @@ fn train(model: &mut Model) -> (f32, f32) {
             let zeros = || Tensor::zeros(g.rows(), g.cols());
             let (m, v) = moments.entry(id).or_insert_with(|| (zeros(), zeros()));
             let p = model.params.tensor_mut(id).expect("f32");
-            let o = ops::AdamW { lr: 1e-2, ..ops::AdamW::default() };
+            let o = ops::AdamW { lr: 2e-3, ..ops::AdamW::default() };
             ops::adamw_step(o, step, 1.0, p.data_mut(), g.data(), m.data_mut(), v.data_mut());
         }
     }
@@ -237,10 +294,7 @@ fn saved_and_loaded_is_the_same_in_any_slot() {
             Ok(_) => {
                 assert_eq!(plain.data(), logits(&beside, &inputs).data(), "{name}: slot 0 is the base");
                 let pass = Pass { active: retune::nn::Active::Slot(2), ..Pass::default() };
-                let tape = Tape::inference(&beside.params);
-                let hidden = beside.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), &pass);
-                let got = lm_head(&beside).forward(&tape, &hidden.rows, &hidden.x);
-                assert_eq!(trained.data(), got.value().data(), "{name}: slot 2");
+                assert_eq!(trained.data(), outputs_with(&beside, &inputs, &pass).data(), "{name}: slot 2");
             }
             Err(error) => assert!(error.to_string().contains("give it as the only"), "{name}: {error}"),
         }
@@ -261,9 +315,9 @@ fn packed_is_one_by_one() {
         let mut row = 0;
         for text in texts() {
             let alone = logits(&model, &pack(std::slice::from_ref(&text), 1.0));
-            let part = &together.data()[row * together.cols()..(row + text.len()) * together.cols()];
+            let part = &together.data()[row * together.cols()..(row + alone.rows()) * together.cols()];
             close(name, alone.data(), part, 1e-5);
-            row += text.len();
+            row += alone.rows();
         }
     });
 }
@@ -439,14 +493,7 @@ fn classifiers_are_trained_and_saved() {
     };
     let base =
         || Model::load_with(&data("llama_variants/qwen2"), StorageChoice::F32, &request).expect("model");
-    let scores = |model: &Model| {
-        let inputs = pack(&texts(), 1.0);
-        let tape = Tape::inference(&model.params);
-        let hidden =
-            model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), &Pass::default());
-        let Head::Classifier(head) = model.net.head() else { panic!("a classifier") };
-        head.forward(&tape, &hidden).value().clone()
-    };
+    let scores = |model: &Model| logits(model, &pack(&texts(), 1.0));
     for case in cases().iter().filter(|case| case.run.sparse.selection != Selection::Fisher) {
         let mut model = base();
         let attached = attach(&mut model, &case.run);
@@ -500,7 +547,7 @@ fn trained_bits(model: &mut Model, cache: Option<&TrunkCache>) -> (Vec<Vec<u32>>
                 let zeros = || Tensor::zeros(g.rows(), g.cols());
                 let (m, v) = moments.entry(id).or_insert_with(|| (zeros(), zeros()));
                 let p = params.tensor_mut(id).expect("f32");
-                let o = ops::AdamW { lr: 1e-2, ..ops::AdamW::default() };
+                let o = ops::AdamW { lr: 2e-3, ..ops::AdamW::default() };
                 ops::adamw_step(o, step, 1.0, p.data_mut(), g.data(), m.data_mut(), v.data_mut());
             }
         }
@@ -596,6 +643,29 @@ fn pooled_rows_are_kept() {
                 assert!(rows == batch.len() && all > rows, "{pooling:?} on {base}");
             }
             assert_eq!(cache.len(), 5);
+        }
+    }
+}
+
+/// The printed matrix says what happens.
+#[test]
+fn the_matrix_is_what_happens() {
+    let bases =
+        [("llama", "parity/llama_base_full"), ("bert", "parity/bert_base"), ("gpt2", "parity/gpt2_base")];
+    for (method, model, held, fit) in matrix::all() {
+        let storage = match held {
+            Held::F32 => StorageChoice::F32,
+            Held::Half => StorageChoice::Bf16,
+            Held::Quantised => continue,
+        };
+        let Some((_, path)) = bases.iter().find(|(name, _)| *name == model.name) else { continue };
+        let mut loaded = load(&data(path), storage);
+        let run = RunFile { method: method.name.into(), ..RunFile::default() };
+        let name = format!("{} on {}, {held:?}", method.name, model.name);
+        match ((method.attach)(&mut loaded, &run), fit) {
+            (Ok(_), Fit::Yes) | (Err(_), Fit::No(_) | Fit::If(_)) => {}
+            (Ok(_), _) => panic!("{name} is said to be refused"),
+            (Err(error), _) => panic!("{name}: {error}"),
         }
     }
 }

@@ -6,14 +6,16 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use common::batch::*;
 use common::*;
-use retune::methods::full;
+use retune::methods::{self, full};
 use retune::models::{HeadRequest, Model, StorageChoice};
 use retune::nn::{Pass, Problem};
+use retune::run_file::RunFile;
 use retune_formats::{TensorSource, safetensors};
 use retune_tensor::ops::{AdamW, adamw_step};
 use retune_tensor::params::Param;
@@ -209,13 +211,16 @@ fn minilm() -> Option<Model> {
     Some(model)
 }
 
-/// Trains the parameters that `chosen` picks.
-fn train_only(model: &mut Model, chosen: impl Fn(&str) -> bool) {
-    let ids: Vec<ParamId> = model.params.ids().collect();
-    for id in ids {
-        let param = model.params.get_mut(id);
-        param.trainable = chosen(&param.name);
-    }
+/// Puts a method on, and checks that it trains what the reference does.
+fn attach(model: &mut Model, method: &str, folder: &Path) {
+    let run = RunFile { method: method.into(), ..RunFile::default() };
+    let spec = methods::find(method).expect("method");
+    (spec.attach)(model, &run).unwrap_or_else(|e| panic!("{e}"));
+    let ours: BTreeSet<String> =
+        model.params.trainable().into_iter().map(|id| model.params.get(id).name.clone()).collect();
+    let grads = open(&folder.join("grads.safetensors"));
+    let theirs: BTreeSet<String> = grads.tensors().iter().map(|info| info.name.clone()).collect();
+    assert_eq!(ours, theirs, "{method}");
 }
 
 #[test]
@@ -229,15 +234,40 @@ fn minilm_full() {
 #[test]
 fn minilm_head() {
     let Some(mut model) = minilm() else { return };
-    train_only(&mut model, |name| name.starts_with("classifier."));
-    check(&mut model, &data("parity/minilm_head"), 5);
+    let folder = data("parity/minilm_head");
+    attach(&mut model, "head", &folder);
+    check(&mut model, &folder, 5);
 }
 
 #[test]
 fn minilm_bitfit() {
     let Some(mut model) = minilm() else { return };
-    train_only(&mut model, |name| name.ends_with(".bias") || name.starts_with("classifier."));
-    check(&mut model, &data("parity/minilm_bitfit"), 5);
+    let folder = data("parity/minilm_bitfit");
+    attach(&mut model, "bitfit", &folder);
+    check(&mut model, &folder, 5);
+    // The paper's thousandth, the classifier apart.
+    let all: usize = model.params.iter().map(|(_, p)| p.elements()).sum();
+    let trained: usize = model.params.trainable().into_iter().map(|id| model.params.get(id).elements()).sum();
+    let share = (trained - 3 * 384) as f64 / all as f64;
+    assert!((0.0005..0.002).contains(&share), "{share}");
+}
+
+fn bitfit_case(name: &str, base: &str) {
+    let mut model = load(&data("parity").join(base), StorageChoice::F32);
+    let folder = data("parity").join(name);
+    set(&mut model, &folder.join("trainable_init.safetensors"));
+    attach(&mut model, "bitfit", &folder);
+    check(&mut model, &folder, 5);
+}
+
+#[test]
+fn bert_bitfit() {
+    bitfit_case("bert_bitfit", "bert_base");
+}
+
+#[test]
+fn gpt2_bitfit() {
+    bitfit_case("gpt2_bitfit", "gpt2_base");
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod full;
 pub mod head;
 pub mod ia3;
 pub mod lora;
+pub mod matrix;
 mod p_tuning;
 pub mod partial;
 pub mod prefix;

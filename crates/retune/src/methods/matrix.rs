@@ -1,0 +1,52 @@
+//! What goes with what: method, architecture and storage of the base, with the reason for each refusal.
+
+use super::{METHODS, Spec};
+use crate::models::{self, MODELS};
+
+/// How a base's weights are held while a method works on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    F32,
+    /// bf16 or f16.
+    Half,
+    /// A GGUF's blocks.
+    Quantised,
+}
+
+impl Held {
+    /// All of them, with their names in tables.
+    pub const ALL: [(Held, &str); 3] =
+        [(Held::F32, "f32"), (Held::Half, "bf16"), (Held::Quantised, "quantised")];
+}
+
+/// Whether a method can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    Yes,
+    /// Under this condition.
+    If(&'static str),
+    /// It is refused, for this reason.
+    No(&'static str),
+}
+
+const MASTERS: &str = "it changes the weights themselves, and an optimiser's steps are lost in anything coarser than f32: \
+                       use --storage f32";
+const BIASES: &str =
+    "Llama, Mistral and Qwen3 have no bias terms: let zeros be added with --add-biases (Qwen2 has some)";
+
+/// Whether a method can be used on an architecture whose weights are held so.
+pub fn fit(method: &Spec, model: &models::Spec, held: Held) -> Fit {
+    match (method.name, model.name, held) {
+        ("full" | "partial", _, Held::Half | Held::Quantised) => Fit::No(MASTERS),
+        ("bitfit", "llama", _) => Fit::If(BIASES),
+        _ => Fit::Yes,
+    }
+}
+
+/// Every method with every architecture and storage.
+pub fn all() -> impl Iterator<Item = (&'static Spec, &'static models::Spec, Held, Fit)> {
+    let pairs = METHODS.iter().flat_map(|method| MODELS.iter().map(move |model| (*method, *model)));
+    pairs.flat_map(|(method, model)| {
+        Held::ALL.map(|(held, _)| (method, model, held, fit(method, model, held)))
+    })
+}
