@@ -15,6 +15,7 @@ use retune::models::{HeadRequest, Model, StorageChoice};
 use retune::nn::Problem;
 use retune::run_file::RunFile;
 use retune::tasks::classification::{Classification, Example, Examples, Label, Labels, Source, Tokens};
+use retune::tasks::trunk_cache::{Limits, TrunkCache};
 use retune::train::{Control, Event, TrainSettings, train};
 use retune_tensor::{kernel, memory};
 use serde_json::json;
@@ -111,12 +112,15 @@ fn main() {
         ..TrainSettings::from_run_file(&run, 1e-3)
     };
     let Model { params, net, .. } = &mut model;
+    let limits = Limits { memory: 1 << 30, folder: None };
+    let cache = TrunkCache::new(net.as_ref(), params, limits);
     let objective = Classification {
         net: net.as_ref(),
         data: &data,
         class_weights: None,
         dropout_seed: Some(run.seed),
         checkpoint: false,
+        cache: cache.as_ref(),
     };
     let mut timed: Vec<(f64, u64, f64)> = Vec::new();
     let mut last = Instant::now();

@@ -6,7 +6,7 @@
 use retune_tensor::{ParamId, Tensor};
 
 use super::replace::Replaced;
-use super::{Attached, Spec, delta, remember, trainable_count};
+use super::{Attached, Spec, delta, put_param, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Head, Site};
@@ -69,7 +69,7 @@ fn add_biases(model: &mut Model) -> Vec<ParamId> {
         let Site::Linear(layer) = site else { return };
         if layer.bias.is_none() && trunk.contains(&layer.path) {
             let zeros = Tensor::zeros(1, layer.out_features);
-            let id = params.add_adapter(format!("{}.bias", layer.path), &[layer.out_features], zeros);
+            let id = put_param(params, &format!("{}.bias", layer.path), &[layer.out_features], zeros);
             layer.deltas.put(0, Box::new(Replaced { weight: None, bias: Some(id) }));
             added.push(id);
         }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::folder::{self, Change, Values};
 use super::replace::Replaced;
 use super::sparse::{Places, SparseDelta};
-use super::{Attached, Save, Source, param_name, remember, targets::nearest, trainable_count};
+use super::{Attached, Save, Source, param_name, put_param, remember, targets::nearest, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Head, Site};
@@ -136,6 +136,7 @@ pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attach
             add_to_plan(model, slot, source, change, &mut planned)?;
         }
     }
+    super::clear(model, slot);
     model.params.freeze_all();
     let modules = planned.keys().cloned().collect();
     let plans: Vec<Planned> = planned.into_values().collect();
@@ -281,7 +282,7 @@ fn apply(model: &mut Model, slot: usize, plans: Vec<Planned>) {
         {
             for (i, (pattern, values, weight)) in plan.entries().into_iter().enumerate() {
                 let name = param_name(slot, &format!("{}{name}.values", prefix(i)));
-                let values = params.add_adapter(name, &[pattern.len()], values);
+                let values = put_param(params, &name, &[pattern.len()], values);
                 sparse.entry(path.clone()).or_default().push((Places::known(pattern), values, weight));
             }
             continue;
@@ -296,7 +297,7 @@ fn apply(model: &mut Model, slot: usize, plans: Vec<Planned>) {
             Place::Bias(_) => vec![values.len()],
             _ => vec![values.rows(), values.cols()],
         };
-        let id = params.add_adapter(param_name(slot, &name), &shape, values);
+        let id = put_param(params, &param_name(slot, &name), &shape, values);
         params.get_mut(id).transposed = plan.transposed;
         match plan.place {
             Place::Weight(path) | Place::Table(path) => beside.entry(path).or_default().weight = Some(id),

@@ -7,7 +7,7 @@
 use retune_tensor::{ParamId, Weight};
 
 use super::replace::Replaced;
-use super::{Attached, Spec, delta, remember, trainable_count};
+use super::{Attached, Spec, delta, put_param, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Head, Site};
@@ -61,7 +61,7 @@ fn language_model(model: &mut Model) -> Vec<ParamId> {
         return std::iter::once(head.linear.weight).chain(bias).collect();
     }
     let copy = model.params.get(head.linear.weight).weight.to_tensor();
-    let weight = model.params.add_adapter(format!("{path}.weight"), &[out, inp], copy);
+    let weight = put_param(&mut model.params, &format!("{path}.weight"), &[out, inp], copy);
     model.net.visit_sites(&mut |site| {
         if let Site::Linear(layer) = site
             && layer.path == path

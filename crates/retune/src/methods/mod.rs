@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use retune_formats::delta::is_delta_folder;
 use retune_formats::peft::{self, Producer};
 use retune_formats::{json, limits};
-use retune_tensor::Params;
+use retune_tensor::{ParamId, Params, Tensor, Weight};
 
 use crate::error::{Error, Result};
 use crate::models::{Model, OnModel};
@@ -210,6 +210,14 @@ pub(crate) fn remember_mergeable(model: &mut Model, slot: usize, method: &'stati
 /// The name of a parameter of an adapter in a slot, from its name in the adapter's files.
 pub(crate) fn param_name(slot: usize, name: &str) -> String {
     if slot == 0 { name.to_string() } else { format!("{slot}:{name}") }
+}
+
+/// Adds a trainable parameter of an adapter, in place of one of that name.
+pub(crate) fn put_param(params: &mut Params, name: &str, shape: &[usize], values: Tensor) -> ParamId {
+    let Some(id) = params.find(name) else { return params.add_adapter(name, shape, values) };
+    let param = params.get_mut(id);
+    (param.shape, param.weight, param.trainable) = (shape.to_vec(), Weight::F32(values), true);
+    id
 }
 
 /// Takes what is in a slot out of every site.

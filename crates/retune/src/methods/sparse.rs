@@ -18,7 +18,7 @@ use retune_tensor::{Param, ParamId, Params, Tape, Tensor, Var};
 pub(super) use files::load_shira;
 
 use super::targets::{Known, choose};
-use super::{Attached, Spec, delta, param_name, remember, trainable_count};
+use super::{Attached, Spec, delta, param_name, put_param, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Linear, LinearDelta, Rows, Site};
@@ -164,7 +164,7 @@ pub(super) fn put(
 ) -> Part {
     let nnz = values.len();
     let name = format!("{prefix}{}.weight.values", layer.path);
-    let values = params.add_adapter(param_name(slot, &name), &[nnz], values);
+    let values = put_param(params, &param_name(slot, &name), &[nnz], values);
     let part = Part { path: layer.path.clone(), weight: layer.weight, values, places: places.clone(), nnz };
     layer.deltas.put(slot, Box::new(SparseDelta { parts: vec![(places, values, scale)] }));
     part

@@ -15,9 +15,12 @@ use super::{Part, Places, SPEC, SparseDelta};
 use crate::error::{Error, Result};
 use crate::methods::folder::{self, Change, Values};
 use crate::methods::replace::Replaced;
-use crate::methods::{Attached, Save, Source, delta, param_name, remember, trainable_count};
+use crate::methods::saved::task_type;
+use crate::methods::{
+    Attached, Save, Source, clear, delta, param_name, put_param, remember, trainable_count,
+};
 use crate::models::Model;
-use crate::nn::{Head, Problem, Site};
+use crate::nn::Site;
 use crate::run_file::{self, RunFile, Selection};
 
 /// How the changes of `parts` and the parameters `whole` are saved.
@@ -42,7 +45,7 @@ pub(super) fn saver(
                     target_modules: targets.clone(),
                     modules_to_save: modules_to_save(model, &whole),
                     common: Common {
-                        task_type: task_type(model.net.head()).map(String::from),
+                        task_type: task_type(model),
                         base_model_name_or_path: Some(base.clone()),
                         ..Common::default()
                     },
@@ -53,16 +56,6 @@ pub(super) fn saver(
             None => save_delta(model, &json, &parts, &whole, folder, readme),
         }
     })
-}
-
-/// PEFT's name for what a head is for.
-fn task_type(head: &Head) -> Option<&'static str> {
-    match head {
-        Head::LanguageModel(_) => Some("CAUSAL_LM"),
-        Head::Classifier(head) if head.problem == Problem::Tokens => Some("TOKEN_CLS"),
-        Head::Classifier(_) => Some("SEQ_CLS"),
-        Head::None => None,
-    }
 }
 
 /// The modules whose parameters are saved whole: `classifier`, `score`.
@@ -173,13 +166,15 @@ pub(in crate::methods) fn load_shira(model: &mut Model, sources: &[Source], slot
     for source in sources {
         read_shira(model, source, &mut layers, &mut whole)?;
     }
+    clear(model, slot);
     model.params.freeze_all();
     let modules = layers.keys().cloned().collect();
     let Model { params, net, .. } = model;
     let mut replaced: BTreeMap<String, Replaced> = BTreeMap::new();
     for (name, (base, values)) in whole {
         let shape = params.get(base).shape.clone();
-        let id = params.add_adapter(param_name(slot, &format!("{}{name}", peft::PREFIX)), &shape, values);
+        let key = param_name(slot, &format!("{}{name}", peft::PREFIX));
+        let id = put_param(params, &key, &shape, values);
         let Some((path, part)) = name.rsplit_once('.') else { continue };
         let entry = replaced.entry(path.to_string()).or_default();
         if part == "bias" { entry.bias = Some(id) } else { entry.weight = Some(id) }
@@ -193,7 +188,7 @@ pub(in crate::methods) fn load_shira(model: &mut Model, sources: &[Source], slot
         let mut parts = Vec::new();
         for (i, Entries { pattern, values, weight }) in entries.into_iter().enumerate() {
             let name = format!("{i}+{}", peft::key(&layer.path, &Key::ShiraWeight));
-            let values = params.add_adapter(param_name(slot, &name), &[pattern.len()], values);
+            let values = put_param(params, &param_name(slot, &name), &[pattern.len()], values);
             parts.push((Places::known(pattern), values, weight));
         }
         layer.deltas.put(slot, Box::new(SparseDelta { parts }));
