@@ -13,10 +13,12 @@ use retune::tasks::classification::{
     self, ClassWeights, Classification, Examples, HELD_OUT, Label, Labels, Options, Prediction, predict,
 };
 use retune::tasks::masked_lm::{MaskedLm, Texts};
+use retune::tasks::trunk_cache::{Limits, TrunkCache};
 use retune::tasks::{Task, TaskRecord};
 use retune::text::Language;
 use retune::train::Objective;
 use retune_formats::records::Records;
+use retune_tensor::Params;
 
 use crate::exit::UsageError;
 use crate::loading::dataset;
@@ -186,7 +188,7 @@ impl Data {
                     (None, None) => (train, None),
                 };
                 for data in std::iter::once(&train).chain(&eval) {
-                    CausalLm { net, data, dropout_seed: None, checkpoint: false }.check()?;
+                    CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
                 }
                 Ok(Data::CausalLm { train: Box::new(train), eval: eval.map(Box::new) })
             }
@@ -240,36 +242,53 @@ impl Data {
         }
     }
 
+    /// Where rows of a frozen trunk are kept, if that is worth it: masked words are others in each epoch.
+    pub fn cache(&self, net: &dyn TextModel, params: &Params, limits: Limits) -> Option<TrunkCache> {
+        match self {
+            Data::MaskedLm { .. } => None,
+            _ => TrunkCache::new(net, params, limits),
+        }
+    }
+
     /// The training rows, as the loop sees them.
     pub fn objective<'a>(
         &'a self,
         net: &'a dyn TextModel,
         seed: u64,
         checkpoint: bool,
+        cache: Option<&'a TrunkCache>,
     ) -> Box<dyn Objective + 'a> {
         let dropout_seed = Some(seed);
         match self {
-            Data::CausalLm { train: data, .. } => Box::new(CausalLm { net, data, dropout_seed, checkpoint }),
+            Data::CausalLm { train: data, .. } => {
+                Box::new(CausalLm { net, data, dropout_seed, checkpoint, cache })
+            }
             Data::MaskedLm { train: data, .. } => {
                 Box::new(MaskedLm { net, data, seed, dropout_seed, checkpoint })
             }
             Data::Classification(data) => {
-                Box::new(Classification { dropout_seed, checkpoint, ..data.of(net, &data.train) })
+                Box::new(Classification { dropout_seed, checkpoint, cache, ..data.of(net, &data.train) })
             }
         }
     }
 
     /// The held-out rows.
-    pub fn eval<'a>(&'a self, net: &'a dyn TextModel) -> Option<Box<dyn Objective + 'a>> {
+    pub fn eval<'a>(
+        &'a self,
+        net: &'a dyn TextModel,
+        cache: Option<&'a TrunkCache>,
+    ) -> Option<Box<dyn Objective + 'a>> {
         let (dropout_seed, checkpoint) = (None, false);
         Some(match self {
             Data::CausalLm { eval, .. } => {
-                Box::new(CausalLm { net, data: eval.as_deref()?, dropout_seed, checkpoint })
+                Box::new(CausalLm { net, data: eval.as_deref()?, dropout_seed, checkpoint, cache })
             }
             Data::MaskedLm { eval, seed, .. } => {
                 Box::new(MaskedLm { net, data: eval.as_ref()?, seed: *seed, dropout_seed, checkpoint })
             }
-            Data::Classification(data) => Box::new(data.of(net, data.eval.as_ref()?)),
+            Data::Classification(data) => {
+                Box::new(Classification { cache, ..data.of(net, data.eval.as_ref()?) })
+            }
         })
     }
 
@@ -353,7 +372,7 @@ const SAMPLES: usize = 3;
 impl Classified {
     fn of<'a>(&'a self, net: &'a dyn TextModel, data: &'a Examples) -> Classification<'a> {
         let class_weights = self.class_weights.as_deref();
-        Classification { net, data, class_weights, dropout_seed: None, checkpoint: false }
+        Classification { net, data, class_weights, dropout_seed: None, checkpoint: false, cache: None }
     }
 
     /// What the model says of the samples, in words.

@@ -13,6 +13,7 @@ use retune::nn::Head;
 use retune::report::{self, BeforeAfter, ReportData};
 use retune::run_file::RunFile;
 use retune::tasks::TaskRecord;
+use retune::tasks::trunk_cache::Limits;
 use retune::text::Language;
 use retune::train::{
     self, ActivationProfile, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder,
@@ -72,7 +73,7 @@ impl Prepared {
         let data = Data::new(read, &language, &model, &run)?;
         run.metric =
             Some(data.metric(run.metric)?).filter(|metric| run.metric.is_some() || *metric != Metric::Loss);
-        if data.eval(model.net.as_ref()).is_none() {
+        if data.eval(model.net.as_ref(), None).is_none() {
             check_no_eval(&run)?;
         }
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
@@ -86,8 +87,8 @@ impl Prepared {
     pub fn plan(&self) -> Result<Plan> {
         let (base_bytes, trainable_bytes) = PlanRequest::weights(&self.model.params);
         let net = self.model.net.as_ref();
-        let objective = self.data.objective(net, self.run.seed, false);
-        let eval = self.data.eval(net);
+        let objective = self.data.objective(net, self.run.seed, false, None);
+        let eval = self.data.eval(net, None);
         let limit = available_memory(self.run.memory_limit);
         let request = PlanRequest {
             base_bytes,
@@ -148,11 +149,12 @@ impl Prepared {
         let before = self.answers(&questions)?;
         let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = &mut self;
         let net = net.as_ref();
-        let objective = data.objective(net, run.seed, plan.checkpointing);
+        let cache = data.cache(net, params, cache_limits(&plan, &out));
+        let objective = data.objective(net, run.seed, plan.checkpointing, cache.as_ref());
         if let Some(prepare) = attached.prepare.take() {
             prepare(params, objective.as_ref())?;
         }
-        let eval = data.eval(net);
+        let eval = data.eval(net, cache.as_ref());
         let mut sink =
             Sink { out: &out, run_file: &run_file, log: None, plan: Some(&plan), progress, failure: None };
         let outcome = train::train(
@@ -347,6 +349,12 @@ fn settings_rows(run: &RunFile) -> Vec<(String, String)> {
 
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Rows of a frozen trunk: half of the memory that the plan leaves, then a file beside the run.
+fn cache_limits(plan: &Plan, out: &Path) -> Limits {
+    let left = plan.limit_bytes.map(|limit| limit.saturating_sub(plan.total_bytes));
+    Limits { memory: left.unwrap_or(2 << 30) / 2, folder: Some(out.to_path_buf()) }
 }
 
 /// Takes the events of a run: into the log, and onto the screen.

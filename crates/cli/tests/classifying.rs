@@ -123,9 +123,10 @@ fn labels_are_learned_measured_and_told() {
     assert_eq!(measured["confusion"].as_array().unwrap().len(), 2);
     assert!(shop.retune("eval --model out --data heldout.jsonl").ok().stdout.contains("rows: true"));
     let told = shop.retune("predict --model out --data heldout.jsonl --json").ok().json_lines();
+    let rows = shop.read("heldout.jsonl");
     let right = told
         .iter()
-        .zip(shop.read("heldout.jsonl").lines())
+        .zip(rows.lines())
         .filter(|(told, row)| serde_json::from_str::<Value>(row).unwrap()["label"] == told["label"]);
     assert!((right.count() as f64 / told.len() as f64 - best).abs() < 1e-9);
     let sum: f64 = told[0]["scores"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).sum();

@@ -60,7 +60,7 @@ fn loss(task: &Classification, model: &Model, batch: &[usize], denominator: f64)
 
 fn task<'a>(model: &'a Model, data: &'a Examples, weights: Option<&'a [f32]>) -> Classification<'a> {
     let net = model.net.as_ref();
-    Classification { net, data, class_weights: weights, dropout_seed: None, checkpoint: false }
+    Classification { net, data, class_weights: weights, dropout_seed: None, checkpoint: false, cache: None }
 }
 
 #[test]

@@ -122,13 +122,13 @@ impl Args {
         }
         let train_on = if self.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
         let data = dataset(language, &self.data, asked, train_on)?;
-        CausalLm { net, data: &data, dropout_seed: None, checkpoint: false }.check()?;
+        CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
         Ok(Rows::Causal(data))
     }
 }
 
 fn classified<'a>(net: &'a dyn TextModel, data: &'a Examples) -> Classification<'a> {
-    Classification { net, data, class_weights: None, dropout_seed: None, checkpoint: false }
+    Classification { net, data, class_weights: None, dropout_seed: None, checkpoint: false, cache: None }
 }
 
 fn masked<'a>(net: &'a dyn TextModel, data: &'a Texts) -> MaskedLm<'a> {
@@ -139,7 +139,9 @@ impl Rows {
     fn objective<'a>(&'a self, model: &'a Model) -> Box<dyn Objective + 'a> {
         let net = model.net.as_ref();
         match self {
-            Rows::Causal(data) => Box::new(CausalLm { net, data, dropout_seed: None, checkpoint: false }),
+            Rows::Causal(data) => {
+                Box::new(CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None })
+            }
             Rows::Masked(data) => Box::new(masked(net, data)),
             Rows::Labelled(data) => Box::new(classified(net, data)),
         }
