@@ -140,7 +140,14 @@ fn bytes(params: &Params) -> Vec<u8> {
 
 fn open(path: &Path, start: Start) -> RunFolder {
     let identity = BTreeMap::from([("model".to_string(), "toy".to_string())]);
-    RunFolder::open(path, start, identity, "model = \"toy\"\n".into()).unwrap()
+    for _ in 0..200 {
+        match RunFolder::open(path, start, identity.clone(), "model = \"toy\"\n".into()) {
+            // A process that another test is just starting holds the lock of its parent for a moment.
+            Err(Error::Busy { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            other => return other.unwrap(),
+        }
+    }
+    panic!("{} stays busy", path.display());
 }
 
 /// A whole run, or the rest of one, in a folder.
