@@ -71,10 +71,12 @@ impl Prepared {
         let total = model.params.iter().map(|(_, param)| param.elements()).sum();
         let attached = (spec.attach)(&mut model, &run)?;
         let data = Data::new(read, &language, &model, &run)?;
-        run.metric =
-            Some(data.metric(run.metric)?).filter(|metric| run.metric.is_some() || *metric != Metric::Loss);
-        if data.eval(model.net.as_ref(), None).is_none() {
-            check_no_eval(&run)?;
+        let metric = data.metric(run.metric)?;
+        match data.eval(model.net.as_ref(), None) {
+            // The loss needs no word where nobody asked.
+            Some(_) if run.metric.is_none() && metric == Metric::Loss => {}
+            Some(_) => run.metric = Some(metric),
+            None => check_no_eval(&run)?,
         }
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
         Ok(Prepared { run, model, language, data, fresh_head, settings, attached, total })

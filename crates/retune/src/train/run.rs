@@ -277,9 +277,13 @@ impl<'a> Run<'a> {
     fn note_best(&mut self, found: &Measured) -> bool {
         let (step, metric) = (self.state.step, self.settings.metric);
         let value = found.value(metric);
-        let earlier = self.state.best.as_ref().map_or(f64::NAN, Best::value);
-        if !(value.is_finite() && found.loss.is_finite() && metric.better(value, earlier)) {
-            self.state.eval_waited += 1;
+        let earlier = self.state.best.as_ref();
+        let usable = value.is_finite() && found.loss.is_finite();
+        let better = usable && metric.better(value, earlier.map_or(f64::NAN, Best::value));
+        self.state.eval_waited = if better { 0 } else { self.state.eval_waited + 1 };
+        // Of equals the one with the lower loss; patience does not count that.
+        let lower = earlier.is_some_and(|best| value == best.value() && found.loss < best.loss);
+        if !(better || usable && lower) {
             return false;
         }
         let name = self.folder.map(|folder| folder.checkpoint_path(step));
@@ -287,7 +291,6 @@ impl<'a> Run<'a> {
         let name = name.to_string_lossy().into_owned();
         self.state.best = Some(Best { step, loss: found.loss, metric, value: Some(value), name });
         self.state.metrics_best = found.metrics.clone();
-        self.state.eval_waited = 0;
         true
     }
 
