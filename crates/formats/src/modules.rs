@@ -120,6 +120,14 @@ impl ModuleMatcher {
         self.saved.iter().any(|name| !name.is_empty() && dotted.contains(&format!(".{name}.")))
     }
 
+    /// Does PEFT hold this module whole? Unlike above, a name of `modules_to_save` need not begin at a dot: `norm` is
+    /// every `input_layernorm` too, and `classifier` a `pre_classifier`.
+    pub fn is_whole(&self, module: &str) -> bool {
+        let ends = module.match_indices('.').map(|(dot, _)| dot).chain([module.len()]);
+        let mut around = ends.filter_map(|end| module.get(..end));
+        around.any(|path| self.saved.iter().any(|name| !name.is_empty() && path.ends_with(name.as_str())))
+    }
+
     fn is_chosen_layer(&self, module: &str) -> bool {
         let Some(layers) = &self.layers else { return true };
         let found = self.layer_index.iter().find_map(|regex| regex.captures(module));

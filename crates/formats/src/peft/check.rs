@@ -260,7 +260,7 @@ fn check_plain(module: &Module, config: &PeftConfig, rules: &Rules, param: &str)
         },
         _ => false,
     };
-    if head || bias || embedding || (base.is_none() && rules.matcher().is_saved(name)) {
+    if head || bias || embedding || (base.is_none() && rules.matcher().is_whole(name)) {
         return Ok(());
     }
     let shown = quote(&format!("{name}.{param}"));

@@ -3,6 +3,7 @@
 //! `A` `[r, in]` starts random, `B` `[out, r]` at zero, so that nothing changes at the start. Names and shapes are PEFT's.
 //! DoRA (Liu et al., 2024) learns the length of each row of the sum besides.
 
+mod apply;
 mod branch;
 mod files;
 mod init;
@@ -19,8 +20,9 @@ use super::{Attached, Spec, remember_mergeable, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::run_file::{RunFile, TargetModules};
+use apply::{Counted, apply};
 use init::Start;
-use plan::{Counted, Plan, apply};
+use plan::Plan;
 
 pub use files::load;
 

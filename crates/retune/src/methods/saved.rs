@@ -83,8 +83,11 @@ impl Whole {
         check_names(model, known, wanted.names)?;
         let mut whole = Whole::default();
         let param = |id: ParamId| model.params.get(id);
-        let is_saved =
-            |path: &str| wanted.matcher.is_saved(known.name(path)) || is_pre_classifier(wanted, path);
+        let is_saved = |path: &str| wanted.matcher.is_whole(known.name(path));
+        if let Some(path) = wanted.targets.iter().find(|path| is_saved(path)) {
+            let what = "is a target, and modules_to_save holds it whole: it can be one of them";
+            return Err(Error::Method(format!("{path} {what}")));
+        }
         let mut seen = BTreeSet::new();
         for table in model.net.embeddings() {
             seen.insert(table.path.clone());
@@ -190,9 +193,8 @@ fn check_names(model: &Model, known: &Known, names: &[String]) -> Result<()> {
     let params = model.params.iter().filter(|(_, p)| !p.adapter);
     let of_params = params.filter_map(|(_, p)| Some(p.name.rsplit_once('.')?.0.to_string()));
     let modules: Vec<String> = of_params.chain(model.net.linears().iter().map(|l| l.path.clone())).collect();
-    let is_module = |name: &String| {
-        modules.iter().any(|path| format!(".{}.", known.name(path)).contains(&format!(".{name}.")))
-    };
+    let ends = |path: &str, name: &str| path.ends_with(name) || path.contains(&format!("{name}."));
+    let is_module = |name: &String| modules.iter().any(|path| ends(known.name(path), name));
     match names.iter().find(|name| !CLASSIFIERS.contains(&name.as_str()) && !is_module(name)) {
         None => Ok(()),
         Some(odd) => {
@@ -203,11 +205,6 @@ fn check_names(model: &Model, known: &Known, names: &[String]) -> Result<()> {
             )))
         }
     }
-}
-
-/// PEFT matches the names of classifiers as ends of a path without a dot in front: DistilBERT's `pre_classifier` too.
-fn is_pre_classifier(wanted: &Wanted, path: &str) -> bool {
-    path == "pre_classifier" && wanted.matcher.is_saved(CLASSIFIERS[0])
 }
 
 fn take(all: &mut Vec<AtSite>, path: &str) -> Option<AtSite> {

@@ -5,8 +5,9 @@ use retune_formats::peft::{Param, PeftAdapter, PeftConfig};
 use retune_formats::{TensorOut, peft};
 use retune_tensor::{ParamId, Tensor};
 
+use super::apply::{Applied, Counted, apply};
 use super::init::Start;
-use super::plan::{Applied, Counted, Plan, apply};
+use super::plan::Plan;
 use super::{SPEC, check_supported};
 use crate::error::{Error, Result};
 use crate::methods::targets::{Known, choose};

@@ -4,18 +4,15 @@ use std::collections::BTreeMap;
 
 use retune_formats::lora_config::Bias;
 use retune_formats::peft::Param;
-use retune_tensor::{ParamId, Params, Tensor, Weight, ops};
+use retune_tensor::{ParamId, Tensor, ops};
 
-use super::branch::{Branch, LoraDelta, Magnitude};
 use super::init::Start;
-use super::table::{TableBranch, TableDelta, TiedDelta};
 use crate::error::{Error, Result};
 use crate::methods::saved::{Wanted, Whole};
 use crate::methods::targets::Chosen;
 use crate::methods::values::{Saved, Value, Values};
-use crate::methods::{Cost, clear, param_name};
 use crate::models::Model;
-use crate::nn::{Embedding, Linear, Site};
+use crate::nn::{Embedding, Linear};
 
 /// Largest rank.
 const RANK_MAX: usize = 4096;
@@ -24,57 +21,34 @@ const TABLES: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// What one adapter puts at one linear or table.
 pub(super) struct Part {
-    a: Value,
-    b: Value,
-    b_bias: Option<Value>,
+    pub a: Value,
+    pub b: Value,
+    pub b_bias: Option<Value>,
     /// DoRA's vector and `|w|^2` of the weight.
-    magnitude: Option<(Value, Tensor)>,
+    pub magnitude: Option<(Value, Tensor)>,
     /// The layer's own bias, trained.
-    bias: Option<Value>,
+    pub bias: Option<Value>,
     /// The factors that a part of the weight was moved into at the start, `[r, in]` and `[out, r]`.
-    start: Option<(Tensor, Tensor)>,
+    pub start: Option<(Tensor, Tensor)>,
     /// The weight that PEFT saves beside the factors, and its key.
-    table: Option<Saved>,
-    scale: f32,
-    dropout: f32,
+    pub table: Option<Saved>,
+    pub scale: f32,
+    pub dropout: f32,
 }
 
 /// What one adapter puts on a model.
 pub(super) struct Plan {
-    parts: BTreeMap<String, Part>,
+    pub parts: BTreeMap<String, Part>,
     /// The head that shares a table's branch, and what PEFT names the factors there.
-    tied: Option<Tied>,
-    whole: Whole,
+    pub tied: Option<Tied>,
+    pub whole: Whole,
 }
 
-struct Tied {
-    head: String,
-    table: String,
-    a: String,
-    b: String,
-}
-
-/// A plan, how much its adapter counts, and what tells it apart from others of the slot.
-pub(super) struct Counted {
-    pub plan: Plan,
-    pub weight: f32,
-    pub front: String,
-}
-
-/// What was put on a model.
-#[derive(Default)]
-pub(super) struct Applied {
-    pub modules: Vec<String>,
-    pub saved: Vec<Saved>,
-    /// Starting values of factors that a part of the base was moved into, by the keys of the factors.
-    pub starts: Vec<Saved>,
-    /// Weights of the base that PEFT saves too.
-    pub tables: Vec<Saved>,
-    /// What is written once more, transposed: a head's share of its table's branch.
-    pub transposed: Vec<Saved>,
-    pub cost: Cost,
-    /// Parameters of the base itself are trained.
-    pub changes_base: bool,
+pub(super) struct Tied {
+    pub head: String,
+    pub table: String,
+    pub a: String,
+    pub b: String,
 }
 
 impl Plan {
@@ -273,120 +247,5 @@ impl One<'_, '_> {
         let inner = format!("{path}.base_layer");
         let key = self.chosen.known.key(&inner, &Param::Plain("weight".into()));
         TABLES.contains(&path.rsplit('.').next().unwrap_or(path)).then_some((key, weight))
-    }
-}
-
-/// Freezes the base and puts adapters, added up with their weights, into a slot; what was there goes.
-pub(super) fn apply(model: &mut Model, plans: Vec<Counted>, slot: usize) -> Applied {
-    clear(model, slot);
-    model.params.freeze_all();
-    let mut applied = Applied::default();
-    let mut by_module: BTreeMap<String, Vec<(String, Part)>> = BTreeMap::new();
-    let (mut whole, mut tied, mut shared) = (Vec::new(), None, None);
-    for Counted { plan, weight, front } in plans {
-        tied = plan.tied;
-        for (module, mut part) in plan.parts {
-            part.scale *= weight;
-            by_module.entry(module).or_default().push((front.clone(), part));
-        }
-        whole.push(plan.whole);
-    }
-    let Model { params, net, .. } = model;
-    net.visit_sites(&mut |site| {
-        let path = match &site {
-            Site::Linear(layer) => &layer.path,
-            Site::Embedding(table) => &table.path,
-            _ => return,
-        };
-        if let (Site::Linear(head), Some(Tied { head: path, a: key_a, b: key_b, .. }), Some((a, b, scale))) =
-            (&site, &tied, shared)
-            && head.path == *path
-        {
-            applied.modules.push(path.clone());
-            applied.transposed.extend([(key_a.clone(), b), (key_b.clone(), a)]);
-            let Site::Linear(head) = site else { return };
-            head.deltas.put(slot, Box::new(TiedDelta { a, b, scale }));
-            return;
-        }
-        let Some(parts) = by_module.remove(path) else { return };
-        let is_shared = tied.as_ref().is_some_and(|tied| tied.table == *path);
-        applied.modules.push(path.clone());
-        let mut put = |part: Part, front: &str| {
-            let mut add = |value: Value| {
-                let saved = value.add(params, slot, front);
-                let id = saved.1;
-                applied.saved.push(saved);
-                id
-            };
-            let (keys, a, b) =
-                ([part.a.key().to_string(), part.b.key().to_string()], add(part.a), add(part.b));
-            let b_bias = part.b_bias.map(&mut add);
-            let magnitude = part.magnitude.map(|(m, base_norms)| Magnitude { param: add(m), base_norms });
-            let bias = part.bias.map(&mut add);
-            let mut branches = vec![Branch { a, b, b_bias, scale: part.scale, dropout: part.dropout }];
-            if let Some((a0, b0)) = part.start {
-                let mut keep = |key: &str, value: Tensor| {
-                    let id = add_frozen(params, &param_name(slot, &format!("{front}{key}.start")), value);
-                    applied.starts.push((key.to_string(), id));
-                    id
-                };
-                let (a, b) = (keep(&keys[0], a0), keep(&keys[1], b0));
-                branches.push(Branch { a, b, b_bias: None, scale: -part.scale, dropout: 0.0 });
-            }
-            applied.tables.extend(part.table);
-            (branches, magnitude, bias)
-        };
-        let (mut branches, mut magnitude, mut bias) = (Vec::new(), None, None);
-        for (front, part) in parts {
-            let (own, m, b) = put(part, &front);
-            branches.extend(own);
-            (magnitude, bias) = (m, b);
-        }
-        match site {
-            Site::Linear(layer) => {
-                let rank = |b: &Branch| params.get(b.a).shape.first().copied().unwrap_or(0);
-                branches.iter().for_each(|b| applied.cost.add(b, rank(b), layer, magnitude.is_some()));
-                layer.deltas.put(slot, Box::new(LoraDelta { branches, magnitude, bias }));
-            }
-            Site::Embedding(table) => {
-                shared = branches.first().filter(|_| is_shared).map(|b| (b.a, b.b, b.scale));
-                let branches = branches.into_iter().map(|b| TableBranch { a: b.a, b: b.b, scale: b.scale });
-                table.deltas.put(slot, Box::new(TableDelta { branches: branches.collect(), magnitude }));
-            }
-            _ => {}
-        }
-    });
-    for whole in whole {
-        applied.changes_base |= whole.changes_base();
-        applied.modules.extend(whole.apply(model, slot, &mut applied.saved));
-    }
-    applied
-}
-
-/// Adds a frozen parameter of an adapter, in place of one of that name.
-fn add_frozen(params: &mut Params, name: &str, value: Tensor) -> ParamId {
-    let shape = [value.rows(), value.cols()];
-    let id = match params.find(name) {
-        Some(id) => {
-            let param = params.get_mut(id);
-            (param.shape, param.weight) = (shape.to_vec(), Weight::F32(value));
-            id
-        }
-        None => params.add_adapter(name, &shape, value),
-    };
-    params.get_mut(id).trainable = false;
-    id
-}
-
-impl Cost {
-    /// A branch keeps `x Aᵀ` of each row, DoRA the product before it is scaled; with dropout its dropped input, the
-    /// recipe's source and its gradient exist while the block runs, for DoRA two more products.
-    fn add(&mut self, branch: &Branch, r: usize, layer: &Linear, dora: bool) {
-        let product = if dora { layer.out_features } else { 0 };
-        self.kept_per_row += r + product;
-        if branch.dropout > 0.0 {
-            self.kept_per_row += product;
-            self.transient_per_row = self.transient_per_row.max(2 * layer.in_features + 2 * product);
-        }
     }
 }
