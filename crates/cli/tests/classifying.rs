@@ -57,9 +57,10 @@ impl Shop {
 
 fn rows(numbers: std::ops::Range<usize>) -> String {
     let row = |i: usize| {
-        let word = if i % 2 == 0 { GOOD[i / 2 % 4] } else { BAD[i / 2 % 4] };
+        let word = if i.is_multiple_of(2) { GOOD[i / 2 % 4] } else { BAD[i / 2 % 4] };
         let text = format!("a {word} {} and a {}", THINGS[i / 8 % 6], THINGS[i / 3 % 6]);
-        json!({"text": text, "label": if i % 2 == 0 { "positive" } else { "negative" }}).to_string() + "\n"
+        json!({"text": text, "label": if i.is_multiple_of(2) { "positive" } else { "negative" }}).to_string()
+            + "\n"
     };
     numbers.map(row).collect()
 }
