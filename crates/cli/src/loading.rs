@@ -128,14 +128,22 @@ impl ModelArgs {
         Ok((model, record))
     }
 
-    /// Loads the model with each of these adapters in a slot of its own, in their order.
-    pub fn load_slots(&self, head: &HeadRequest, adapters: &[PathBuf]) -> Result<Model> {
+    /// Loads the model with each of these adapters in a slot of its own, in their order; and the first of the slots.
+    /// `base`: the base itself is used as well. What is used beside others must leave the base as it is, so it does not lie
+    /// in slot 0, where some methods overwrite the copy of the base in memory.
+    pub fn load_slots(&self, head: &HeadRequest, adapters: &[PathBuf], base: bool) -> Result<(Model, usize)> {
+        let first = usize::from(base || adapters.len() > 1);
         let mut model = self.open(head)?;
         self.check_bases(&model, adapters)?;
-        for (slot, path) in adapters.iter().enumerate() {
+        for (place, path) in adapters.iter().enumerate() {
+            let slot = first + place;
             methods::load(&mut model, &[methods::Source { path: path.clone(), weight: 1.0 }], slot)?;
+            if first > 0 && model.adapters.iter().any(|on| on.slot == slot && on.changes_base) {
+                let why = "it changes the base itself, so nothing can share that with it; use it alone";
+                bail!("adapter {}: {why}", path.display());
+            }
         }
-        Ok(model)
+        Ok((model, first))
     }
 
     fn open(&self, head: &HeadRequest) -> Result<Model> {

@@ -101,7 +101,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     }
 }
 
-/// A prompt of a file, and the slot of its adapter.
+/// A prompt of a file, and the place of its adapter among those given.
 struct Asked {
     prompt: String,
     is_chat: bool,
@@ -116,14 +116,15 @@ fn answer_all(args: &Args, path: &Path, sampling: &Sampling, json: bool, signals
     let asked = read_prompts(args, path)?;
     set_threads(args.model.machine.threads)?;
     let (head, _) = head_for(&args.model.files()?, &args.model.adapter)?;
-    let model = args.model.load_slots(&head, &args.model.adapter)?;
+    let base = asked.iter().any(|row| row.slot.is_none());
+    let (model, first) = args.model.load_slots(&head, &args.model.adapter, base)?;
     let language = language(&model.files)?;
     for row in &asked {
         let prompt = match row.is_chat || args.chat {
             true => Prompt::Chat { system: args.system.as_deref(), user: &row.prompt },
             false => Prompt::Plain(&row.prompt),
         };
-        let active = row.slot.map_or(Active::Base, Active::Slot);
+        let active = row.slot.map_or(Active::Base, |place| Active::Slot(first + place));
         let on_text = &mut |_: &str| signals.exit_code().is_none();
         let made = prompting::run_through(&model, &language, &prompt, active, sampling, on_text)?;
         if let Some(code) = signals.exit_code() {

@@ -194,8 +194,10 @@ impl Args {
         let mut lines = vec![Value::Null; asked.len()];
         for group in &groups {
             let paths: Vec<PathBuf> = group.adapters.iter().map(|&i| self.model.adapter[i].clone()).collect();
-            let model = self.model.load_slots(&group.record.head(), &paths)?;
-            let slot = |place: usize| group.adapters.iter().position(|&other| other == place);
+            let (model, first) = self.model.load_slots(&group.record.head(), &paths, group.base)?;
+            let slot = |place: usize| {
+                group.adapters.iter().position(|&other| other == place).map(|place| first + place)
+            };
             let mine: Vec<usize> = (0..asked.len())
                 .filter(|&i| asked[i].adapter.map_or(group.base, |place| slot(place).is_some()))
                 .collect();
@@ -279,9 +281,10 @@ impl Args {
             [] => HeadRequest::AsFile,
             paths => crate::loading::head_for(&files, paths)?.0,
         };
-        let model = self.model.load_slots(&head, &paths)?;
+        let base = asked.iter().any(|row| row.adapter.is_none());
+        let (model, first) = self.model.load_slots(&head, &paths, base)?;
         let language = language(&files)?;
-        let slot = |place: usize| used.iter().position(|&other| other == place);
+        let slot = |place: usize| used.iter().position(|&other| other == place).map(|place| first + place);
         let slots: Vec<Option<usize>> = asked.iter().map(|row| row.adapter.and_then(slot)).collect();
         let asks: Vec<&Asked> = asked.iter().collect();
         let length = self.max_length.map_or(MAX_LENGTH, |n| n as usize);

@@ -24,9 +24,15 @@ pub struct CausalLm<'a> {
 
 impl CausalLm<'_> {
     /// # Errors
-    /// If an example holds ids outside the model's vocabulary: tokenizer and model do not belong together.
+    /// If the model cannot predict next tokens, or an example holds ids outside the model's vocabulary: tokenizer and
+    /// model do not belong together.
     pub fn check(&self) -> Result<()> {
         language_model(self.net)?;
+        if !self.net.info().decoder {
+            let what = "this model reads text both ways: it would see the token that it is to predict";
+            let task = "train it on masked tokens instead (`--task masked-lm`), or on labels";
+            return Err(Error::Input(format!("{what} (model type {}); {task}", self.net.info().model_type)));
+        }
         for example in &self.data.examples {
             let named = |e| Error::Input(format!("{}: {e}", example.source));
             check_ids(self.net, &example.ids).map_err(named)?;
