@@ -15,6 +15,7 @@ pub mod nn;
 pub mod objective;
 pub mod report;
 pub mod run_file;
+pub mod sweep;
 pub mod tasks;
 pub mod text;
 pub mod train;

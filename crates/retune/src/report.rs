@@ -3,8 +3,10 @@
 //! [`ReportData`] is plain data: the training command fills it, and its curves can be rebuilt from `metrics.jsonl`.
 
 mod card;
-mod chart;
-mod quality;
+pub(crate) mod chart;
+pub(crate) mod quality;
+mod retained;
+pub(crate) mod scatter;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,7 @@ use crate::train::Event;
 
 pub use card::model_card;
 use chart::{Chart, Line, Style};
+pub use retained::{OnOff, Retained};
 
 /// Everything the page shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +56,8 @@ pub struct ReportData {
     pub outputs: usize,
     /// What [`EvalPoint::metric`] is; without it, the problem's usual one.
     pub metric: Option<Metric>,
+    /// Scores on rows of an old task.
+    pub retained: Option<Retained>,
 }
 
 /// The same rows, scored before and after training.
@@ -141,24 +146,30 @@ impl ReportData {
 
 /// The page as HTML text.
 pub fn html(data: &ReportData) -> String {
-    let title = format!("{} on {}", data.method, data.model);
+    let mut page = page_head(&format!("{} on {}", data.method, data.model));
+    page += &header(data);
+    page += &headline(data);
+    page += &quality::section(data);
+    page += &curves(data);
+    page += &retained::section(data);
+    page += &answers(data);
+    page += &tables(data);
+    page += &how_to_use(data);
+    page + PAGE_END
+}
+
+/// A page up to its first element.
+pub(crate) fn page_head(title: &str) -> String {
     let mut page = String::new();
     page += "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";
     page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
     // Nothing outside this file may be loaded, whatever text found its way in.
     page += "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n";
-    page +=
-        &format!("<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n", escape(&title), CSS);
-    page += &header(data);
-    page += &headline(data);
-    page += &quality::section(data);
-    page += &curves(data);
-    page += &answers(data);
-    page += &tables(data);
-    page += &how_to_use(data);
-    page += "</main>\n</body>\n</html>\n";
-    page
+    page + &format!("<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n", escape(title), CSS)
 }
+
+/// What closes a page.
+pub(crate) const PAGE_END: &str = "</main>\n</body>\n</html>\n";
 
 const CSS: &str = include_str!("report/style.css");
 
@@ -202,6 +213,11 @@ fn headline(data: &ReportData) -> String {
         bytes(data.memory.peak_bytes),
         format!("{} predicted", bytes(data.memory.predicted_bytes)),
     ));
+    draw_tiles(&tiles)
+}
+
+/// Name, number and note of each tile.
+pub(crate) fn draw_tiles(tiles: &[(&str, String, String)]) -> String {
     let tiles: Vec<String> = tiles
         .iter()
         .map(|(name, big, small)| {
@@ -310,7 +326,7 @@ fn how_to_use(data: &ReportData) -> String {
 }
 
 /// Text as HTML text or attribute value. Everything from outside goes through here.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -328,7 +344,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Three significant digits or so: 0.000123, 2.31, 17.4, 1,234.
-fn number(x: f64) -> String {
+pub(crate) fn number(x: f64) -> String {
     match x.abs() {
         _ if !x.is_finite() => "not finite".into(),
         a if a >= 1e15 => format!("{x:.2e}"),
@@ -343,7 +359,7 @@ fn number(x: f64) -> String {
 }
 
 /// Digits in groups of three.
-fn count(n: u64) -> String {
+pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
@@ -358,7 +374,7 @@ fn bytes(n: u64) -> String {
     }
 }
 
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),

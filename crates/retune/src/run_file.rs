@@ -3,6 +3,7 @@
 //! [`RunFile`]'s `Default` is the only place where defaults live; [`keys::KEYS`] is the only place where names, ranges and
 //! one-line descriptions live. Help texts, flags, the commented file and the checks are all printed from these two.
 
+mod change;
 pub mod keys;
 mod lora;
 mod prompts;
@@ -32,6 +33,8 @@ pub struct RunFile {
     pub data: PathBuf,
     /// Held-out rows, never trained on.
     pub eval_data: Option<PathBuf>,
+    /// Rows of an old task, to see how much of it is forgotten; never trained on.
+    pub retain_data: Option<PathBuf>,
     /// The output folder.
     pub out: PathBuf,
     /// The method's name, as `retune methods` prints it.
@@ -109,6 +112,7 @@ impl Default for RunFile {
             model: PathBuf::new(),
             data: PathBuf::new(),
             eval_data: None,
+            retain_data: None,
             out: PathBuf::from("out"),
             method: "lora".into(),
             task: TaskChoice::Auto,

@@ -9,6 +9,8 @@ pub mod heads;
 pub mod llama;
 pub mod loader;
 pub mod rope;
+mod snapshot;
+mod without_adapter;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use crate::nn::{
 };
 pub use files::ModelFiles;
 pub use loader::StorageChoice;
+pub use snapshot::Snapshot;
+pub use without_adapter::WithoutAdapter;
 
 /// An architecture as help texts and tables show it.
 pub struct Spec {

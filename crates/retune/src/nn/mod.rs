@@ -35,3 +35,16 @@ pub enum Site<'a> {
     /// The rows in front of the embedded tokens.
     Prompt(&'a mut Prompt),
 }
+
+impl Site<'_> {
+    /// Takes away what methods put into other slots than these.
+    pub fn keep_only(self, slots: &[usize]) {
+        match self {
+            Site::Linear(site) => site.deltas.keep_only(slots),
+            Site::Embedding(site) => site.deltas.keep_only(slots),
+            Site::Attention(site) => site.prefix.keep_only(slots),
+            Site::SubLayer(site) => site.after.keep_only(slots),
+            Site::Prompt(site) => site.rows.keep_only(slots),
+        }
+    }
+}

@@ -30,4 +30,9 @@ impl<T: ?Sized> Slots<T> {
     pub fn remove(&mut self, slot: usize) -> Option<Box<T>> {
         self.parts.remove(&slot)
     }
+
+    /// Takes away what is in other slots than these.
+    pub fn keep_only(&mut self, slots: &[usize]) {
+        self.parts.retain(|slot, _| slots.contains(slot));
+    }
 }

@@ -1,6 +1,6 @@
 //! The adapter folder's README.md: a model card with the front matter that PEFT writes, and what this run was.
 
-use super::{ReportData, bytes, count, duration, number, quality};
+use super::{ReportData, bytes, count, duration, number, quality, retained};
 use crate::tasks::classification::Problem;
 
 /// The card's text. `run_file` is the complete run file, shown as it is.
@@ -28,11 +28,21 @@ pub fn model_card(data: &ReportData, run_file: &str) -> String {
             number(last.loss.exp())
         );
     }
+    for (name, before, after) in retained::rows(data) {
+        card += &format!("| {} | {before} | {after} |\n", one_line(&name).replace('|', "/"));
+    }
     if let (Some(first), Some(last)) = (data.steps.first(), data.steps.last()) {
         card += &format!(
             "| training loss (first, last step) | {} | {} |\n",
             number(first.loss),
             number(last.loss)
+        );
+    }
+    if let Some(retained) = &data.retained {
+        card += &format!(
+            "\nForgetting, measured on {} rows: {}.\n",
+            count(retained.rows),
+            one_line(&retained.sentence())
         );
     }
     card += &format!(

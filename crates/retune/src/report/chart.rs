@@ -30,24 +30,24 @@ pub enum Style {
 const POINTS_MAX: usize = 800;
 
 /// The drawing area inside the picture, and the values at its edges.
-struct Frame {
-    width: f64,
-    height: f64,
-    left: f64,
-    right: f64,
-    top: f64,
-    bottom: f64,
-    x: (f64, f64),
-    y: (f64, f64),
+pub(super) struct Frame {
+    pub width: f64,
+    pub height: f64,
+    pub left: f64,
+    pub right: f64,
+    pub top: f64,
+    pub bottom: f64,
+    pub x: (f64, f64),
+    pub y: (f64, f64),
 }
 
 impl Frame {
-    fn x_at(&self, x: f64) -> f64 {
+    pub fn x_at(&self, x: f64) -> f64 {
         let share = (x - self.x.0) / (self.x.1 - self.x.0);
         self.left + share * (self.width - self.left - self.right)
     }
 
-    fn y_at(&self, y: f64) -> f64 {
+    pub fn y_at(&self, y: f64) -> f64 {
         let share = (y - self.y.0) / (self.y.1 - self.y.0);
         self.height - self.bottom - share * (self.height - self.top - self.bottom)
     }
@@ -87,24 +87,28 @@ impl Chart {
 }
 
 fn grid(frame: &Frame, y_ticks: &[f64], x_ticks: &[f64]) -> String {
+    let labelled = |all: &[f64]| all.iter().map(|x| (*x, tick_label(*x, all))).collect::<Vec<_>>();
+    grid_lines(frame, &labelled(y_ticks), &labelled(x_ticks))
+}
+
+/// A line at each y, and the labels of both axes.
+pub(super) fn grid_lines(frame: &Frame, y_ticks: &[(f64, String)], x_ticks: &[(f64, String)]) -> String {
     let mut svg = String::new();
-    for &y in y_ticks {
-        let at = frame.y_at(y);
+    for (y, label) in y_ticks {
+        let at = frame.y_at(*y);
         svg += &format!(
-            "<line class=\"grid\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n",
+            "<line class=\"grid\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>\n",
             frame.left,
             frame.width - frame.right,
             frame.left - 8.0,
-            at + 4.0,
-            tick_label(y, y_ticks)
+            at + 4.0
         );
     }
-    for &x in x_ticks {
+    for (x, label) in x_ticks {
         svg += &format!(
-            "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n",
-            frame.x_at(x),
-            frame.height - 6.0,
-            tick_label(x, x_ticks)
+            "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>\n",
+            frame.x_at(*x),
+            frame.height - 6.0
         );
     }
     svg
@@ -162,7 +166,7 @@ fn thinned(line: &Line) -> Line {
 }
 
 /// Lowest and highest value, never equal; (0, 1) of nothing.
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
     match (low.is_finite() && high.is_finite(), low < high) {
         (false, _) => (0.0, 1.0),
@@ -172,21 +176,21 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 /// The distance of about `wanted` round ticks (1, 2 or 5 times a power of ten) within a range.
-fn tick_step((low, high): (f64, f64), wanted: usize) -> f64 {
+pub(super) fn tick_step((low, high): (f64, f64), wanted: usize) -> f64 {
     let rough = (high - low) / wanted.max(1) as f64;
     let power = 10f64.powf(rough.log10().floor());
     [1.0, 2.0, 5.0, 10.0].iter().map(|m| m * power).find(|step| *step >= rough * 0.999).unwrap_or(rough)
 }
 
 /// The multiples of `step` within a range.
-fn ticks((low, high): (f64, f64), step: f64) -> Vec<f64> {
+pub(super) fn ticks((low, high): (f64, f64), step: f64) -> Vec<f64> {
     let first = (low / step - 1e-9).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
     (first..=last).take(50).map(|i| i as f64 * step).collect()
 }
 
 /// A tick with as many decimals as its axis needs, the same on all of them.
-fn tick_label(value: f64, all: &[f64]) -> String {
+pub(super) fn tick_label(value: f64, all: &[f64]) -> String {
     let largest = all.iter().fold(0.0f64, |a, b| a.max(b.abs()));
     let step = all.get(1).zip(all.first()).map_or(largest, |(b, a)| b - a);
     if value == 0.0 {

@@ -59,7 +59,7 @@ fn within(Interval { low, high }: Interval) -> String {
 }
 
 /// The metric's name in words.
-fn label(metric: Metric) -> &'static str {
+pub fn label(metric: Metric) -> &'static str {
     match metric {
         Metric::Loss => "loss",
         Metric::Accuracy => "accuracy",
@@ -149,7 +149,7 @@ fn curve(data: &ReportData) -> String {
     )
 }
 
-fn capital(text: &str) -> String {
+pub fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }

@@ -3,6 +3,7 @@
 use super::TaskChoice;
 
 /// One setting of the run file.
+#[derive(Debug)]
 pub struct Key {
     /// Its table in the file: "" for the top level, else `lora`.
     pub table: &'static str,
@@ -137,6 +138,7 @@ pub const KEYS: &[Key] = &[
     key("", "model", "model", Kind::Path, "a Hugging Face folder or a GGUF file", &["model_name_or_path", "base_model", "model_path"]),
     key("", "data", "data", Kind::Path, "training rows: .jsonl, .csv or .txt", &["dataset", "train_file", "train_data", "dataset_path", "data_path"]),
     key("", "eval_data", "eval-data", Kind::Path, "held-out rows, never trained on", &["eval_dataset", "validation_file", "val_data", "valid_data", "eval_file"]),
+    key("", "retain_data", "retain-data", Kind::Path, "rows of an old task, measured before and after: how much is forgotten", &["retain_set", "replay_data", "forget_data"]),
     key("", "out", "out", Kind::Path, "the folder to write", &["output_dir", "output", "adapter_path", "out_dir"]),
     key("", "method", "method", Kind::Text, "how to fine-tune; `retune methods` lists them", &["peft_type", "fine_tune_type", "adapter"]),
 

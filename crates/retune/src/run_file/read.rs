@@ -36,6 +36,19 @@ pub struct RunFileError {
     pub problems: Vec<Problem>,
 }
 
+impl RunFileError {
+    /// One problem.
+    pub fn one(place: impl Into<String>, message: impl Into<String>) -> RunFileError {
+        RunFileError { problems: vec![Problem { place: place.into(), message: message.into() }] }
+    }
+
+    /// The same problems of something whose lines nobody has seen.
+    pub(super) fn without_lines(mut self, place: &str) -> RunFileError {
+        self.problems.iter_mut().for_each(|problem| problem.place = place.into());
+        self
+    }
+}
+
 impl fmt::Display for RunFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, problem) in self.problems.iter().enumerate() {
@@ -251,7 +264,7 @@ fn unknown_key(table: &str, name: &str) -> String {
 }
 
 /// The setting whose name, or whose name in other programs, is closest to `name`.
-fn nearest_key(name: &str) -> Option<&'static Key> {
+pub(super) fn nearest_key(name: &str) -> Option<&'static Key> {
     let wanted = name.to_ascii_lowercase().replace('-', "_");
     let names = KEYS.iter().flat_map(|key| {
         let flag = key.flag.replace('-', "_");
@@ -314,7 +327,7 @@ fn shown(value: &DeValue) -> String {
     }
 }
 
-fn value_in_flag(key: &Key, text: &str) -> Result<Value, String> {
+pub(super) fn value_in_flag(key: &Key, text: &str) -> Result<Value, String> {
     let wrong = || format!("must be {}, not {text:?}", key.kind.expects().replace(" in quotes", ""));
     let value = match key.kind {
         Kind::Path | Kind::Text | Kind::Choice(_) | Kind::Size => Value::String(text.into()),

@@ -27,7 +27,8 @@ impl RunFile {
     /// TOML is UTF-8: other bytes in a path are replaced rather than losing the file.
     fn utf8_paths(&self) -> RunFile {
         let mut run = self.clone();
-        for path in [&mut run.model, &mut run.data, &mut run.out].into_iter().chain(run.eval_data.as_mut()) {
+        let given = run.eval_data.as_mut().into_iter().chain(run.retain_data.as_mut());
+        for path in [&mut run.model, &mut run.data, &mut run.out].into_iter().chain(given) {
             *path = path.to_string_lossy().into_owned().into();
         }
         run
@@ -76,6 +77,7 @@ mod tests {
     fn the_table_of_keys_and_the_struct_name_the_same_settings() {
         let full = RunFile {
             eval_data: Some("e".into()),
+            retain_data: Some("o".into()),
             lr: Some(1.0),
             steps: Some(1),
             eval_every: Some(1),

@@ -19,6 +19,7 @@ mod settings;
 
 pub use crate::objective::{Objective, ObjectiveError};
 pub use error::{Error, Result};
+pub(crate) use events::null_is_nan;
 pub use events::{Control, Event, Outcome, OutcomeEnd};
 pub use folder::{RunFolder, Start};
 pub use memory_limit::{MemoryLimit, available_memory};

@@ -1,0 +1,70 @@
+//! A model seen with its adapter switched off: every example goes through the base alone.
+
+use retune_tensor::{Tape, Var};
+
+use super::{ActivationProfile, ModelInfo, TextInput, TextModel};
+use crate::nn::{Active, Attention, Embedding, Head, Hidden, KvCache, Linear, Pass, Rows, Shared, Site};
+
+/// A view of a network in which no slot is active. Parameters of the base that a method trains are as trained as ever.
+pub struct WithoutAdapter<'a>(pub &'a dyn TextModel);
+
+impl TextModel for WithoutAdapter<'_> {
+    fn info(&self) -> ModelInfo {
+        self.0.info()
+    }
+
+    fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden {
+        self.0.embed(tape, input, &Pass { active: Active::Base, ..pass.clone() })
+    }
+
+    fn shared(&self, rows: &Rows, before: Option<usize>) -> Shared {
+        self.0.shared(rows, before)
+    }
+
+    fn blocks(&self) -> usize {
+        self.0.blocks()
+    }
+
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var {
+        self.0.block(tape, shared, index, x, cache)
+    }
+
+    fn finish(&self, tape: &Tape, x: &Var) -> Var {
+        self.0.finish(tape, x)
+    }
+
+    fn attention(&self, layer: usize) -> &Attention {
+        self.0.attention(layer)
+    }
+
+    fn head(&self) -> &Head {
+        self.0.head()
+    }
+
+    fn trunk_linears(&self) -> Vec<&Linear> {
+        self.0.trunk_linears()
+    }
+
+    fn embeddings(&self) -> Vec<&Embedding> {
+        self.0.embeddings()
+    }
+
+    /// None: what is only looked at takes nothing.
+    fn visit_sites(&mut self, _visit: &mut dyn FnMut(Site<'_>)) {}
+
+    fn config_json(&self) -> serde_json::Value {
+        self.0.config_json()
+    }
+
+    fn activation_profile(&self) -> ActivationProfile {
+        self.0.activation_profile()
+    }
+
+    fn prefix_rows(&self, _slot: Option<usize>) -> usize {
+        self.0.prefix_rows(None)
+    }
+
+    fn prompt_rows(&self, _slot: Option<usize>) -> usize {
+        self.0.prompt_rows(None)
+    }
+}
