@@ -73,7 +73,7 @@ fn heading(key: &Key) -> &'static str {
         ("prompt", _) => "Method prompt",
         ("prefix", _) => "Method prefix",
         ("adapter", _) => "Method adapter",
-        (_, "model" | "data" | "eval_data" | "out" | "method" | "task") => "What",
+        (_, "model" | "data" | "eval_data" | "retain_data" | "out" | "method" | "task") => "What",
         (_, "max_length" | "train_on" | "eval_share") => "Data",
         (_, "labels" | "pooling" | "class_weights" | "keep_head") => "Classification",
         (_, "metric" | "early_stopping_patience" | "keep_last" | "eval_every" | "save_every" | "keep") => {

@@ -169,7 +169,7 @@ mod tests {
         };
         let html = section(&data);
         assert_eq!(html.matches("<rect").count(), 3);
-        assert!(!html.contains("<i>") && html.contains("The old task's loss went from"), "{html}");
+        assert!(!html.contains("<i>") && html.contains("task&#39;s loss went from 1.2300"), "{html}");
         assert!(section(&ReportData::default()).is_empty());
         assert_eq!(rows(&data).len(), 2);
         let odd = Retained { after: OnOff { on: f64::NAN, off: Some(f64::INFINITY) }, ..retained() };

@@ -45,7 +45,8 @@ impl Key {
 
     /// Whether a value's text may hold commas, so that several are told apart by something else.
     pub fn holds_commas(&self) -> bool {
-        matches!(self.kind, Kind::Names | Kind::Targets)
+        let by_name = matches!(self.kind, Kind::WholeByName(..) | Kind::AboveByName(..));
+        by_name || matches!(self.kind, Kind::Names | Kind::Targets | Kind::Wholes)
     }
 }
 

@@ -59,6 +59,9 @@ pub struct Done {
     /// Why it was stopped or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// How to use it, as a command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// How much the old task's loss or metric changed, where that was measured: before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retained: Option<(f64, f64)>,
@@ -67,7 +70,7 @@ pub struct Done {
 /// A sweep so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    version: u32,
+    pub(super) version: u32,
     pub metric: Metric,
     /// The settings that all runs share, as a run file.
     pub base: String,
@@ -187,6 +190,7 @@ pub(super) mod tests {
             step: 10,
             steps: 10,
             note: None,
+            command: None,
             retained: None,
         }
     }
