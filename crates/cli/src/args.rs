@@ -30,6 +30,8 @@ pub enum Command {
     Quickstart(commands::quickstart::Args),
     /// Fine-tune a model on rows of data
     Train(commands::train::Args),
+    /// Train over a grid of settings and compare the runs
+    Sweep(commands::sweep::Args),
     /// Continue a prompt or answer in a chat
     Generate(commands::generate::Args),
     /// Tell the labels of texts, or their embeddings

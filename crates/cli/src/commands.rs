@@ -15,4 +15,5 @@ pub mod plan;
 pub mod predict;
 pub mod preview;
 pub mod quickstart;
+pub mod sweep;
 pub mod train;

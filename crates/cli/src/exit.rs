@@ -51,7 +51,7 @@ pub fn message(error: &anyhow::Error) -> String {
     text
 }
 
-fn code_of(error: &anyhow::Error) -> u8 {
+pub fn code_of(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
         if cause.is::<RunFileError>() || cause.is::<UsageError>() {
             return USAGE;

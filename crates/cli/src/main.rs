@@ -13,6 +13,7 @@ mod prompting;
 mod run_flags;
 mod signals;
 mod style;
+mod sweeping;
 mod tasks;
 mod training;
 
@@ -34,6 +35,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Quickstart(args) => commands::quickstart::run(args, cli.json),
         Command::Train(args) => commands::train::run(args, cli.json),
+        Command::Sweep(args) => commands::sweep::run(args, cli.json),
         Command::Generate(args) => commands::generate::run(args, cli.json),
         Command::Predict(args) => commands::predict::run(args, cli.json),
         Command::Eval(args) => commands::eval::run(args, cli.json),

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use retune::report::Retained;
 use retune::train::Event;
+
+use crate::sweeping::RunView;
 
 use crate::style::{count, mebibytes, seconds};
 
@@ -17,6 +20,8 @@ pub enum Progress {
     Bar(ProgressBar),
     /// Lines on stderr, at most one every few seconds.
     Lines { last: Option<Instant> },
+    /// One run of several, in their table.
+    OfSweep(Box<RunView>),
 }
 
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -44,6 +49,7 @@ impl Progress {
                 out.flush()?;
             }
             Progress::Bar(bar) => show_on_bar(bar, event),
+            Progress::OfSweep(view) => view.show(event),
             Progress::Lines { last } => {
                 let is_due = last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
                 let is_last = matches!(event, Event::Step { step, steps, .. } if step == steps);
@@ -67,7 +73,7 @@ impl Progress {
     /// Tells people something; nothing with `--json`.
     pub fn note(&mut self, text: &str) -> Result<()> {
         match self {
-            Progress::Json => {}
+            Progress::Json | Progress::OfSweep(_) => {}
             Progress::Bar(bar) => bar.println(text),
             Progress::Lines { .. } => eprintln!("{text}"),
         }
@@ -85,6 +91,26 @@ impl Progress {
             }
             Progress::Bar(bar) => bar.println(format!("warning: {text}")),
             Progress::Lines { .. } => eprintln!("warning: {text}"),
+            Progress::OfSweep(view) => view.warn(text),
+        }
+        Ok(())
+    }
+
+    /// Whether somebody who watches wants the run to end.
+    pub fn wants_stop(&self) -> bool {
+        matches!(self, Progress::OfSweep(view) if view.hopeless.is_some())
+    }
+
+    /// Tells machines what was kept of the old task; people find it in the closing lines.
+    ///
+    /// # Errors
+    /// If stdout is closed or full.
+    pub fn retained(&mut self, retained: &Retained) -> Result<()> {
+        if matches!(self, Progress::Json) {
+            let mut line = serde_json::to_value(retained)?;
+            line["event"] = "retained".into();
+            line["untouched"] = retained.is_untouched().into();
+            writeln!(stdout(), "{line}")?;
         }
         Ok(())
     }

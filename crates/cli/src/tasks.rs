@@ -292,6 +292,70 @@ impl Data {
         })
     }
 
+    /// Rows of an old task, as examples of this model's own task.
+    ///
+    /// # Errors
+    /// If the model has no head for such rows, or one that knows no old task; if the rows do not fit it.
+    pub fn retained(
+        &self,
+        path: &Path,
+        language: &Language,
+        model: &Model,
+        run: &RunFile,
+        fresh_head: bool,
+    ) -> Result<Data> {
+        let (net, file) = (model.net.as_ref(), path.display());
+        let asked = run.max_length as usize;
+        match (self, is_labelled(path)?) {
+            (Data::Classification(_), false) => bail!(
+                "{file}: its rows have no labels, and this run's model has a classifier, not a language model's head: the \
+                 loss of plain texts cannot be measured; give rows with the same labels"
+            ),
+            (Data::CausalLm { .. } | Data::MaskedLm { .. }, true) => bail!(
+                "{file}: its rows have labels, and this run's model has a language model's head, not a classifier: give \
+                 texts or conversations"
+            ),
+            (Data::Classification(_), true) if fresh_head => bail!(
+                "{file}: this run's classifier is a new one, which knows no old task that it could forget; retain_data is \
+                 for a model that has its classifier already (and keep_head = true)"
+            ),
+            (Data::CausalLm { .. }, false) => {
+                let data = dataset(language, path, asked, run.train_on)?;
+                CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
+                Ok(Data::CausalLm { train: Box::new(data), eval: None })
+            }
+            (Data::MaskedLm { seed, .. }, false) => {
+                let records = Records::read_all(path)?;
+                let name = path.display().to_string();
+                let train = Texts::build(&language.tokenizer, &name, &records, room(net, asked))?;
+                MaskedLm { net, data: &train, seed: *seed, dropout_seed: None, checkpoint: false }.check()?;
+                Ok(Data::MaskedLm { train, eval: None, seed: *seed })
+            }
+            (Data::Classification(data), true) => {
+                let (problem, labels) = (Some(data.train.problem), Some(data.train.labels.clone()));
+                let rows =
+                    classification::Dataset::load(path, &Options { problem, labels, model_labels: None })?;
+                let train = Examples::of(&language.tokenizer, &rows, room(net, asked))?;
+                let old = Classified { train, eval: None, class_weights: None, samples: Vec::new() };
+                old.of(net, &old.train).check()?;
+                Ok(Data::Classification(Box::new(old)))
+            }
+        }
+    }
+
+    /// The training rows, to be measured instead.
+    pub fn measured<'a>(&'a self, net: &'a dyn TextModel) -> Box<dyn Objective + 'a> {
+        match self {
+            Data::CausalLm { train: data, .. } => {
+                Box::new(CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None })
+            }
+            Data::MaskedLm { train: data, seed, .. } => {
+                Box::new(MaskedLm { net, data, seed: *seed, dropout_seed: None, checkpoint: false })
+            }
+            Data::Classification(data) => Box::new(data.of(net, &data.train)),
+        }
+    }
+
     /// The metric that the best weights are chosen by.
     ///
     /// # Errors

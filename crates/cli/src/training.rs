@@ -8,9 +8,9 @@ use retune::base;
 use retune::export::{self, ExportOptions};
 use retune::methods;
 use retune::metrics::Metric;
-use retune::models::{Model, ModelFiles};
+use retune::models::{Model, ModelFiles, Snapshot, TextModel, WithoutAdapter};
 use retune::nn::Head;
-use retune::report::{self, BeforeAfter, ReportData};
+use retune::report::{self, BeforeAfter, OnOff, ReportData, Retained};
 use retune::run_file::RunFile;
 use retune::tasks::TaskRecord;
 use retune::tasks::trunk_cache::Limits;
@@ -30,10 +30,58 @@ use crate::tasks::{Data, Read, room};
 
 /// The files of a run's folder beside the adapter's.
 pub const RUN_FILE: &str = "run.toml";
-const METRICS: &str = "metrics.jsonl";
+pub const METRICS: &str = "metrics.jsonl";
 const REPORT: &str = "report.html";
 /// Questions answered before and after.
 const SAMPLE_QUESTIONS: usize = 3;
+
+/// A base model with its head, and the rows of a run: what several runs can share.
+pub struct Base {
+    model: Model,
+    language: Language,
+    /// The head is new: before training it knows nothing.
+    fresh_head: bool,
+    total: usize,
+    /// Rows that were read, for the head's labels, but are no examples yet.
+    read: Option<Read>,
+    /// Examples, and the room for a text that they were made for.
+    data: Option<(usize, Data)>,
+}
+
+impl Base {
+    /// Loads a run's model and reads its rows.
+    ///
+    /// # Errors
+    /// If a file is damaged, or the rows are not what the task needs.
+    pub fn load(run: &RunFile) -> Result<Base> {
+        let path = crate::embedded::resolve(&run.model)?;
+        let files = ModelFiles::open(&path)?;
+        let read = Read::new(run, &files)?;
+        let (head, fresh_head) = read.head(run, &files)?;
+        let model = Model::load_with(&path, storage_of(run.storage), &head)?;
+        let language = language(&model.files)?;
+        let total = model.params.iter().map(|(_, param)| param.elements()).sum();
+        Ok(Base { model, language, fresh_head, total, read: Some(read), data: None })
+    }
+
+    /// The model as it is now, to go back to after a run.
+    pub fn snapshot(&self) -> Snapshot {
+        self.model.snapshot()
+    }
+
+    /// The rows as examples for the model with its method on; those of an earlier run, if they fit as well.
+    fn take_data(&mut self, run: &RunFile) -> Result<(usize, Data)> {
+        let room = room(self.model.net.as_ref(), run.max_length as usize);
+        if let Some(known) = self.data.take().filter(|(known, _)| *known == room) {
+            return Ok(known);
+        }
+        let read = match self.read.take() {
+            Some(read) => read,
+            None => Read::new(run, &self.model.files)?,
+        };
+        Ok((room, Data::new(read, &self.language, &self.model, run)?))
+    }
+}
 
 /// All that a run needs, loaded and checked, before any step.
 pub struct Prepared {
@@ -42,8 +90,14 @@ pub struct Prepared {
     pub model: Model,
     pub language: Language,
     pub data: Data,
+    /// Tokens of a text that the examples were made for.
+    room: usize,
+    /// Rows of an old task.
+    retain: Option<Data>,
     /// The head is new: before training it knows nothing.
     fresh_head: bool,
+    /// The base's own values are kept beside those that are trained.
+    keeps_base: bool,
     pub settings: TrainSettings,
     pub attached: methods::Attached,
     pub total: usize,
@@ -58,19 +112,25 @@ pub struct Trained {
 
 impl Prepared {
     /// Loads model and data and puts the method on.
-    pub fn new(mut run: RunFile) -> Result<Prepared> {
+    pub fn new(run: RunFile) -> Result<Prepared> {
         set_threads(run.threads)?;
+        // A misspelt method is told before minutes of loading.
+        methods::find(&run.method)?;
+        let base = Base::load(&run)?;
+        Prepared::on(base, run)
+    }
+
+    /// Puts a run's method on a base that was loaded for it.
+    ///
+    /// # Errors
+    /// If the method cannot be put on this model, or the rows do not fit it.
+    pub fn on(mut base: Base, mut run: RunFile) -> Result<Prepared> {
         let spec = methods::find(&run.method)?;
         run.lr = Some(run.lr_or(spec.default_lr));
         run.model = crate::embedded::resolve(&run.model)?;
-        let files = ModelFiles::open(&run.model)?;
-        let read = Read::new(&run, &files)?;
-        let (head, fresh_head) = read.head(&run, &files)?;
-        let mut model = Model::load_with(&run.model, storage_of(run.storage), &head)?;
-        let language = language(&model.files)?;
-        let total = model.params.iter().map(|(_, param)| param.elements()).sum();
-        let attached = (spec.attach)(&mut model, &run)?;
-        let data = Data::new(read, &language, &model, &run)?;
+        let attached = (spec.attach)(&mut base.model, &run)?;
+        let (room, data) = base.take_data(&run)?;
+        let Base { model, language, fresh_head, total, .. } = base;
         let metric = data.metric(run.metric)?;
         match data.eval(model.net.as_ref(), None) {
             // The loss needs no word where nobody asked.
@@ -78,8 +138,36 @@ impl Prepared {
             Some(_) => run.metric = Some(metric),
             None => check_no_eval(&run)?,
         }
+        let retain = run.retain_data.as_deref();
+        let retain =
+            retain.map(|path| data.retained(path, &language, &model, &run, fresh_head)).transpose()?;
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
-        Ok(Prepared { run, model, language, data, fresh_head, settings, attached, total })
+        let keeps_base = false;
+        Ok(Prepared {
+            run,
+            model,
+            language,
+            data,
+            room,
+            retain,
+            fresh_head,
+            keeps_base,
+            settings,
+            attached,
+            total,
+        })
+    }
+
+    /// Takes the method off again, so that another can be put on.
+    pub fn into_base(self, snapshot: &Snapshot) -> Base {
+        let Prepared { mut model, language, data, room, fresh_head, total, .. } = self;
+        model.reset(snapshot);
+        Base { model, language, fresh_head, total, read: None, data: Some((room, data)) }
+    }
+
+    /// Says that a snapshot of the base is kept while the run trains, for the plan.
+    pub fn keeping_base(self) -> Prepared {
+        Prepared { keeps_base: true, ..self }
     }
 
     /// The memory that the run will take; picks checkpointing if that was left open.
@@ -87,7 +175,11 @@ impl Prepared {
     /// # Errors
     /// If it cannot fit.
     pub fn plan(&self) -> Result<Plan> {
-        let (base_bytes, trainable_bytes) = PlanRequest::weights(&self.model.params);
+        let (mut base_bytes, trainable_bytes) = PlanRequest::weights(&self.model.params);
+        if self.keeps_base {
+            let own = self.model.params.iter().filter(|(_, param)| param.trainable && !param.adapter);
+            base_bytes += own.map(|(_, param)| param.weight.bytes() as u64).sum::<u64>();
+        }
         let net = self.model.net.as_ref();
         let objective = self.data.objective(net, self.run.seed, false, None);
         let eval = self.data.eval(net, None);
@@ -141,15 +233,33 @@ impl Prepared {
         progress: &mut Progress,
         signals: &Signals,
     ) -> Result<Trained> {
+        let (outcome, report) = self.train_in_place(start, command, progress, signals)?;
+        self.check_end(&outcome, signals)?;
+        let report = report.context("the run ended without a report")?;
+        Ok(Trained { prepared: self, outcome, report })
+    }
+
+    /// As [`Prepared::train`]; a run that did not come to its end is no error, but has no report.
+    ///
+    /// # Errors
+    /// What can go wrong.
+    pub fn train_in_place(
+        &mut self,
+        start: Start,
+        command: &str,
+        progress: &mut Progress,
+        signals: &Signals,
+    ) -> Result<(Outcome, Option<ReportData>)> {
         let plan = self.plan()?;
         let out = self.run.out.clone();
         let run_file = self.run.to_toml();
         let folder = RunFolder::open(&out, start, self.identity()?, run_file.clone())?;
         progress.show(&Event::Planned(plan.clone()))?;
 
+        let old_before = self.measure_retained(signals)?;
         let questions = self.questions()?;
         let before = self.answers(&questions)?;
-        let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = &mut self;
+        let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = self;
         let net = net.as_ref();
         let cache = data.cache(net, params, cache_limits(&plan, &out));
         let objective = data.objective(net, run.seed, plan.checkpointing, cache.as_ref());
@@ -175,13 +285,81 @@ impl Prepared {
         drop((objective, eval));
         let outcome = outcome?;
         failure.map_or(Ok(()), Err)?;
-        self.check_end(&outcome, signals)?;
+        if outcome.end != OutcomeEnd::Finished {
+            return Ok((outcome, None));
+        }
         let after = self.answers(&questions)?;
         let pairs = questions.texts().into_iter().zip(before.into_iter().zip(after));
         let answers =
             pairs.map(|(question, (before, after))| report::Answer { question, before, after }).collect();
-        let report = self.write_results(&plan, &outcome, command, answers)?;
-        Ok(Trained { prepared: self, outcome, report })
+        let retained = match old_before {
+            Some(before) => match self.measure_retained(signals) {
+                // A finished run is written, even if there is no time left to measure.
+                Err(_) if signals.exit_code().is_some() => None,
+                after => after?.map(|after| self.retained(before, after)),
+            },
+            None => None,
+        };
+        if let Some(retained) = &retained {
+            progress.retained(retained)?;
+        }
+        let report = self.write_results(&plan, &outcome, command, answers, retained)?;
+        Ok((outcome, Some(report)))
+    }
+
+    /// Why the adapter cannot be switched off, if it cannot.
+    fn no_off(&self) -> Option<String> {
+        let own = self.model.params.iter().any(|(_, param)| param.trainable && !param.adapter);
+        own.then(|| "parameters of the base itself were trained: there is no adapter to switch off".into())
+    }
+
+    /// The metric on the old task's rows, as the model is now.
+    ///
+    /// # Errors
+    /// If it cannot be computed, or the program was asked to end.
+    fn measure_retained(&self, signals: &Signals) -> Result<Option<OnOff>> {
+        let Some(data) = &self.retain else { return Ok(None) };
+        let metric = self.retained_metric(data)?;
+        let measure = |net: &dyn TextModel| -> Result<f64> {
+            let objective = data.measured(net);
+            let mut go_on = |_| match signals.exit_code() {
+                Some(_) => Control::Stop,
+                None => Control::Continue,
+            };
+            let found =
+                train::measure(&self.model.params, objective.as_ref(), self.settings.batch_size, &mut go_on)?;
+            let Some(found) = found else {
+                let code = signals.exit_code().unwrap_or(130);
+                return Err(Ended::new(code, "interrupted while the old task was measured").into());
+            };
+            let of = |metrics: &retune::metrics::Metrics| metrics.get(metric);
+            Ok(if metric == Metric::Loss {
+                found.loss
+            } else {
+                found.metrics.as_ref().and_then(of).unwrap_or(f64::NAN)
+            })
+        };
+        let net = self.model.net.as_ref();
+        let on = measure(net)?;
+        let off = if self.no_off().is_none() { Some(measure(&WithoutAdapter(net))?) } else { None };
+        Ok(Some(OnOff { on, off }))
+    }
+
+    /// The run's own metric, where the old task has it.
+    fn retained_metric(&self, data: &Data) -> Result<Metric> {
+        data.metric(self.run.metric)
+    }
+
+    fn retained(&self, before: OnOff, after: OnOff) -> Retained {
+        let data = self.retain.as_ref();
+        Retained {
+            file: self.run.retain_data.as_deref().map(name_of).unwrap_or_default(),
+            rows: data.map_or(0, |data| data.measured(self.model.net.as_ref()).len() as u64),
+            metric: data.and_then(|data| self.retained_metric(data).ok()).unwrap_or_default(),
+            before,
+            after,
+            no_off: self.no_off(),
+        }
     }
 
     /// A few questions of the held-out rows, else of the training rows.
@@ -239,9 +417,10 @@ impl Prepared {
         outcome: &Outcome,
         command: &str,
         answers: Vec<report::Answer>,
+        retained: Option<Retained>,
     ) -> Result<ReportData> {
         let out = &self.run.out;
-        let report = ReportData { answers, ..self.report(plan, outcome, command)? };
+        let report = ReportData { answers, retained, ..self.report(plan, outcome, command)? };
         let card = report::model_card(&report, &self.run.to_toml());
         match &self.attached.save {
             Some(save) => {
@@ -296,6 +475,7 @@ impl Prepared {
         let mut rows = vec![("training data".to_owned(), name_of(&self.run.data))];
         rows.extend(self.run.eval_data.iter().map(|path| ("held-out data".to_owned(), name_of(path))));
         rows.extend(self.data.rows());
+        rows.extend(self.run.retain_data.iter().map(|path| ("old task's data".to_owned(), name_of(path))));
         rows
     }
 
@@ -344,7 +524,7 @@ fn settings_rows(run: &RunFile) -> Vec<(String, String)> {
     let lines = text.lines().filter(|line| !line.starts_with(['#', '[']));
     let pairs = lines.filter_map(|line| line.split_once(" = "));
     pairs
-        .filter(|(name, _)| !["model", "data", "eval_data", "out"].contains(name))
+        .filter(|(name, _)| !["model", "data", "eval_data", "retain_data", "out"].contains(name))
         .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
         .collect()
 }
@@ -377,7 +557,7 @@ impl Sink<'_> {
         if let Err(error) = taken {
             self.failure.get_or_insert(error);
         }
-        self.failure.is_none()
+        self.failure.is_none() && !self.progress.wants_stop()
     }
 
     fn write(&mut self, event: &Event) -> Result<()> {

@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 
 use anyhow::Result;
 use retune::metrics::Metric;
-use retune::report::BeforeAfter;
+use retune::report::{BeforeAfter, ReportData};
 use retune::run_file::RunFile;
 use retune::tasks::Task;
 use retune::train::Start;
@@ -23,6 +23,7 @@ Examples:
   retune train --model minilm --data labelled.csv --method lora --out out       rows with labels: a classifier
   retune train run.toml --epochs 5          flags beat the file, the file beats the defaults
   retune train out --resume                 go on after an interruption, to the same bytes
+  retune train run.toml --retain-data old.jsonl   how much of an old task is forgotten
   retune plan run.toml                      how much memory it would take
 
 What is learned follows from the rows (--task): answers, or labels of texts, pairs and words. Of what was evaluated the best
@@ -95,6 +96,9 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
         count(report.trainable_parameters),
         count(report.tokens)
     )?;
+    if let Some(retained) = &report.retained {
+        writeln!(out, "  kept           {}", crate::style::printable(&retained.sentence()))?;
+    }
     for answer in &report.answers {
         writeln!(out, "\n  {}", bold(&crate::style::printable(&answer.question)))?;
         writeln!(out, "  before: {}", crate::style::printable(&answer.before))?;
@@ -103,23 +107,34 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
     let what = if report.whole_model { "model" } else { "adapter" };
     writeln!(out, "\n  {what:<14} {}", run.out.display())?;
     writeln!(out, "  report         {}", run.out.join("report.html").display())?;
-    let model = match report.whole_model {
-        true => format!("--model {}", shell_word(&report.out)),
-        false => format!("--model {} --adapter {}", shell_word(&report.model_path), shell_word(&report.out)),
-    };
+    let model = model_words(report);
     let data = shell_word(&run.eval_data.as_ref().unwrap_or(&run.data).display().to_string());
     writeln!(out, "\nTry next:")?;
     let retune = program();
-    match trained.prepared.data.task() {
-        Task::TextGeneration => writeln!(out, "  {retune} generate {model} --chat --prompt \"...\"")?,
-        Task::MaskedLm => writeln!(out, "  {retune} predict {model} --task embed --text \"...\"")?,
-        _ => writeln!(out, "  {retune} predict {model} --text \"...\"")?,
-    }
+    writeln!(out, "  {retune} {}", use_words(report, trained.prepared.data.task()))?;
     writeln!(out, "  {retune} eval {model} --data {data}")?;
     if !report.whole_model {
         writeln!(out, "  {retune} merge {model} --out merged")?;
     }
     Ok(())
+}
+
+/// How a command names what came out.
+fn model_words(report: &ReportData) -> String {
+    match report.whole_model {
+        true => format!("--model {}", shell_word(&report.out)),
+        false => format!("--model {} --adapter {}", shell_word(&report.model_path), shell_word(&report.out)),
+    }
+}
+
+/// The command, without the program, that uses what came out.
+pub fn use_words(report: &ReportData, task: Task) -> String {
+    let model = model_words(report);
+    match task {
+        Task::TextGeneration => format!("generate {model} --chat --prompt \"...\""),
+        Task::MaskedLm => format!("predict {model} --task embed --text \"...\""),
+        _ => format!("predict {model} --text \"...\""),
+    }
 }
 
 /// The task's numbers on the held-out rows; of a new head only those after training, for before it knew nothing.
