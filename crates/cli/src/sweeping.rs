@@ -9,7 +9,7 @@ use retune::metrics::Metric;
 use retune::sweep::{Curve, Done, Hopeless, MedianRule, Record, State, Trial};
 use retune::train::Event;
 
-use crate::style::{count, printable, seconds};
+use crate::style::{count, printable};
 
 /// Widest column of settings.
 const SETTINGS_MAX: usize = 48;
@@ -85,6 +85,11 @@ impl Table {
             bar.finish_and_clear();
         }
     }
+}
+
+/// As everywhere, with a digit more of short times: sweeps are often over small models.
+pub fn seconds(time: f64) -> String {
+    if time < 9.95 { format!("{time:.1} s") } else { crate::style::seconds(time) }
 }
 
 /// The columns of a row: place, settings, trained, metric, time, state.

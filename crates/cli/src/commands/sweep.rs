@@ -16,8 +16,8 @@ use crate::loading::set_threads;
 use crate::progress::Progress;
 use crate::run_flags::RunFlags;
 use crate::signals::Signals;
-use crate::style::{bold, count, seconds};
-use crate::sweeping::{RunView, Table, is_ended, row, settings, why};
+use crate::style::{bold, count};
+use crate::sweeping::{RunView, Table, is_ended, row, seconds, settings, why};
 use crate::training::{Base, METRICS, Prepared, command_line, program};
 
 const PAGE: &str = "sweep.html";

@@ -97,7 +97,8 @@ fn draw(frame: &Frame, x: f64, dot: &Dot, numbered: bool) -> String {
     let mut svg = format!(
         "<circle class=\"{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{r}\"><title>{title}</title></circle>\n"
     );
-    if numbered {
+    // Those that were ended early lie close together, and nobody looks for them.
+    if numbered && dot.mark != Mark::Hollow {
         let weight = if dot.mark == Mark::Best { "label second" } else { "tick" };
         let (left, anchor) =
             if cx > frame.width - 40.0 { (cx - r - 3.0, "end") } else { (cx + r + 3.0, "start") };

@@ -69,7 +69,7 @@ fn settings(run: &Done) -> String {
 fn tiles(page: &Page, record: &Record) -> String {
     let mut tiles = Vec::new();
     if let Some((best, value)) = record.best().and_then(|best| Some((best, best.value?))) {
-        tiles.push((label(record.metric), shown(record.metric, value), settings(best)));
+        tiles.push((label(record.metric), record.shown(value), settings(best)));
         let share = 100.0 * best.trainable as f64 / best.total.max(1) as f64;
         tiles.push((
             "trained by the best",
@@ -110,7 +110,7 @@ fn pictures(record: &Record, ranked: &[&Done]) -> String {
         .collect();
     format!(
         "<section>\n<h2>What it costs, what it brings</h2>\n<p class=\"note\">One dot a run, with its number in the table below; \
-         the large one is the best, hollow ones were ended early. {better} is better. Point at a dot to see its settings.</p>\n\
+         the large one is the best; hollow ones, which have none, were ended early. {better} is better. Point at a dot to see its settings.</p>\n\
          <div class=\"two-charts\">\n{}</div>\n</section>\n",
         figures.concat()
     )
@@ -136,7 +136,7 @@ fn dots(record: &Record, ranked: &[&Done], x: fn(&Done) -> f64) -> Vec<Dot> {
                 i + 1,
                 settings(run),
                 label(record.metric),
-                shown(record.metric, value),
+                record.shown(value),
                 count(run.trainable),
                 duration(run.seconds),
                 if mark == Mark::Hollow { format!(", {}", run.state.name()) } else { String::new() }
@@ -206,7 +206,7 @@ fn table(record: &Record, ranked: &[&Done]) -> String {
         .map(|(i, run)| {
             let of = |key: &str| run.settings.iter().find(|(k, _)| k == key).map_or("–", |(_, value)| value);
             let mut cells: Vec<String> = keys.iter().map(|key| format!("<td>{}</td>", escape(of(key)))).collect();
-            let value = run.value.map_or("–".into(), |value| shown(record.metric, value));
+            let value = run.value.map_or("–".into(), |value| record.shown(value));
             cells.push(format!("<td class=\"n\">{value}</td>"));
             if retained {
                 let told = run.retained.map_or("–".into(), |(from, to)| format!("{} → {}", three(from), three(to)));
