@@ -217,3 +217,28 @@ fn settings_that_do_not_fit_are_named() {
         .failed(65, &["train.jsonl:1", "positve"]);
     shop.retune("predict --model bert").failed(2, &["--text"]);
 }
+
+#[test]
+fn a_sweep_over_methods_and_an_old_task_of_the_same_labels() {
+    let shop = Shop::new();
+    let words =
+        "--model bert --storage f32 --batch 8 --data train.jsonl --eval-data heldout.jsonl --epochs 2";
+    let over = "--over method=lora,head,full --over lr=1e-2 --no-early-stop --json --out swept";
+    let lines = shop.retune(&format!("sweep {words} {over}")).ok().json_lines();
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert!(lines.iter().take(3).all(|line| line["state"] == "finished"), "{lines:?}");
+    let end = &lines[3];
+    assert_eq!(end["metric"], "accuracy");
+    assert!(end["command"].as_str().unwrap().starts_with("predict --model"), "{end}");
+    // A new classifier knows nothing that it could forget; one that was trained does.
+    let refused = shop.train("--data train.jsonl --retain-data heldout.jsonl --out out");
+    refused.failed(65, &["a new one, which knows no old task"]);
+    let whole = format!(
+        "train {} --retain-data heldout.jsonl --json --out next",
+        words.replace("bert", "swept/full_lr-1e-2")
+    );
+    let lines = shop.retune(&whole).ok().json_lines();
+    let told = lines.iter().find(|line| line["event"] == "retained").unwrap();
+    assert_eq!((&told["metric"], &told["rows"]), (&json!("accuracy"), &json!(32)), "{told}");
+    assert!(told["before"]["on"].as_f64().unwrap() > 0.0, "{told}");
+}
