@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEER = ROOT / "scripts" / "peer"
 LENGTHS = PEER / "lengths_instruction.json"
 AVX2 = {"RETUNE_KERNEL": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+BERT_METHODS = ["full", "lora", "bitfit", "adapter", "prompt", "prefix", "head"]
 # 17 tokens of SmolLM2; four times 16 words and an end make about a row of 64.
 WORDS = "The robot walked along the river and told everybody about the machines that it had seen. "
 
@@ -31,8 +32,10 @@ TARGETS = {
     "first-loss": [("seconds", "<=", 1.0)],
     "help": [("seconds", "<=", 0.05)],
     "quickstart": [("seconds", "<=", 240), ("peak_rss_mib", "<=", 1536)],
-}
-CASES = ["full4x512", "full4x512-gc", "instr", "storage", "generate", "start"]
+    "bert-full": [("speed_ratio", ">=", 2.2), ("memory_ratio", ">=", 2)],
+    "bert-head": [("later_speed_ratio", ">=", 20), ("memory_ratio", ">=", 5)],
+} | {f"bert-{method}": [("speed_ratio", ">=", 2.2), ("memory_ratio", ">=", 5)] for method in ("lora", "bitfit", "adapter", "prompt", "prefix")}
+CASES = ["full4x512", "full4x512-gc", "instr", "storage", "generate", "start", "bert"]
 ALL_CASES = CASES + ["quickstart"]
 
 
@@ -47,6 +50,7 @@ def parse():
     ap.add_argument("--no-peer", action="store_true")
     ap.add_argument("--peer-python", type=pathlib.Path, help="python with torch, transformers and peft")
     ap.add_argument("--gguf", type=pathlib.Path, help="SmolLM2's GGUF (default: $RETUNE_SMOLLM2_GGUF, else the cache of `retune fetch smollm2`)")
+    ap.add_argument("--minilm", type=pathlib.Path, help="MiniLM's folder (default: $RETUNE_TEST_MINILM, else the cache of `retune fetch minilm`)")
     ap.add_argument("--wait", type=float, default=10, help="minutes to wait for a quiet machine")
     ap.add_argument("--smoke", action="store_true", help="tiny shapes, one round, no waiting")
     ap.add_argument("--out", type=pathlib.Path, default=ROOT / "target" / "bench.json")
@@ -57,6 +61,7 @@ def parse():
     if a.smoke:
         a.rounds, a.steps, a.warm, a.wait = 1, 2, 1, 0
     a.gguf = a.gguf or smollm2()
+    a.minilm = a.minilm or minilm()
     a.python = None if a.no_peer else peer_python(a)
     return a
 
@@ -69,6 +74,11 @@ def cache():
 def smollm2():
     named = os.environ.get("RETUNE_SMOLLM2_GGUF")
     return pathlib.Path(named) if named else next(iter(sorted(cache().glob("*/SmolLM2-135M-Instruct.Q4_1.gguf"))), None)
+
+
+def minilm():
+    named = os.environ.get("RETUNE_TEST_MINILM")
+    return pathlib.Path(named) if named else next(iter(sorted(cache().glob("minilm-*"))), None)
 
 
 def peer_python(a):
@@ -113,7 +123,7 @@ def json_line(command, a):
 def build(cases):
     """Paths of the benchmarks and the program, freshly built."""
     found = {}
-    wanted = [["bench", "-p", "retune", "--bench", "train", "--bench", "generate", "--no-run"]]
+    wanted = [["bench", "-p", "retune", "--bench", "train", "--bench", "generate", "--bench", "classify", "--no-run"]]
     if {"start", "quickstart"} & set(cases):
         wanted.append(["build", "--release", "-p", "retune-cli"])
     for arguments in wanted:
@@ -185,6 +195,31 @@ class Bench:
             result["speed_ratio"] = ratio(runs["retune"], runs["peft"], "tok_s_real")
             result["memory_ratio"] = ratio(runs["peft"], runs["retune"], "peak_rss_mib")
         self.results[case] = {"figures": result, "runs": runs}
+
+    def bert(self):
+        a = self.a
+        if not a.minilm:
+            print("bert: no model: `retune fetch minilm` gets it, or name it with --minilm", file=sys.stderr)
+            return
+        size = ["--steps", 4, "--warm", 1] if a.smoke else []
+        for method in BERT_METHODS:
+            later = ["--epochs", 4] if method == "head" else []
+            ours = [self.programs["classify"], "--method", method, "--model", a.minilm, "--threads", a.threads, "--json", *size, *later]
+            sides = {"retune": lambda: json_line(ours, a)}
+            if a.python:
+                sides["peft"] = lambda: json_line([a.python, PEER / "bench_bert.py", method, "--model", a.minilm, "--threads", a.threads, *size], a)
+            runs = self.in_turn(f"bert-{method}", sides)
+            if "retune" not in runs:
+                continue
+            keys = ("tok_s_real", "tok_s_real_later_epochs", "s_per_step_median", "peak_rss_mib", "trainable")
+            result = {key: middle(runs["retune"], key) for key in keys}
+            if "peft" in runs:
+                result |= {f"peer_{key}": middle(runs["peft"], key) for key in ("tok_s_real", "s_per_step_median", "peak_rss_mib", "trainable")}
+                result["speed_ratio"] = ratio(runs["retune"], runs["peft"], "tok_s_real")
+                result["memory_ratio"] = ratio(runs["peft"], runs["retune"], "peak_rss_mib")
+                if result["tok_s_real_later_epochs"]:
+                    result["later_speed_ratio"] = round(result["tok_s_real_later_epochs"] / result["peer_tok_s_real"], 1)
+            self.results[f"bert-{method}"] = {"figures": result, "runs": runs}
 
     def storage(self):
         storages = ["f32", "bf16", "q4_1", "q4_0", "q8_0"]
@@ -284,6 +319,11 @@ def markdown(bench, about):
     if training:
         rows = [[c, r[c]["tok_s_real"], r[c].get("peer_tok_s_real"), r[c].get("speed_ratio"), r[c]["peak_rss_mib"], r[c].get("peer_peak_rss_mib"), r[c].get("step_over_floor")] for c in training]
         parts.append(table(["case", "Retune tok/s", "PEFT tok/s", "ratio", "Retune MiB", "PEFT MiB", "step / floor"], rows))
+    bert = [c for c in r if c.startswith("bert-")]
+    if bert:
+        rows = [[c[5:], r[c]["tok_s_real"], r[c].get("tok_s_real_later_epochs"), r[c].get("peer_tok_s_real"), r[c].get("speed_ratio"), r[c]["peak_rss_mib"],
+                 r[c].get("peer_peak_rss_mib"), r[c].get("memory_ratio")] for c in bert]
+        parts.append(table(["MiniLM classifier", "Retune tok/s", "later epochs", "PEFT tok/s", "ratio", "Retune MiB", "PEFT MiB", "ratio"], rows))
     storages = [c for c in r if c.startswith("storage-")]
     if storages:
         rows = [[c[8:], r[c]["tok_s_real"], r[c]["time_against_f32"], r[c]["base_weights_mb"], r[c]["peak_rss_mib"]] for c in storages]

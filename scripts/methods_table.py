@@ -107,7 +107,7 @@ keep_last = true
     if status:
         print(f"{name}, fold {fold}: failed\n{(folder / 'log.txt').read_text()[-600:]}", file=sys.stderr)
         return None
-    events = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().split("\n") if line]
     of = lambda kind: [e for e in events if e["event"] == kind]
     steps, per_epoch = of("step"), of("started")[0]["steps_per_epoch"]
     rate = lambda part: sum(s["tokens"] for s in part) / max(1e-9, sum(s["tokens"] / s["tokens_per_s"] for s in part))
@@ -150,7 +150,7 @@ def main():
     retune = None if a.table else program(a)
     if not a.table:
         model, data = fetched(retune, "minilm"), fetched(retune, "sentiment")
-        rows = [json.loads(line) for line in (data / "all.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (data / "all.jsonl").read_text().split("\n") if line]
         parts = folds(rows)
     results = {}
     for fold in range(a.folds):
