@@ -155,17 +155,15 @@ pub fn capital(text: &str) -> String {
 }
 
 fn scores(data: &ReportData) -> String {
-    let rows: Vec<String> = rows(data)
-        .iter()
-        .map(|(name, before, after)| {
-            let name = escape(name);
-            format!("<tr><th>{name}</th><td>{before}</td><td>{after}</td></tr>\n")
-        })
-        .collect();
-    format!(
-        "<table class=\"scores\">\n<tr class=\"head\"><th></th><td>before</td><td>after</td></tr>\n{}</table>\n",
-        rows.concat()
-    )
+    // A head that was drawn for the run has no before worth a column.
+    let has_before = data.metrics.as_ref().is_some_and(|metrics| metrics.before.is_some());
+    let before = |cell: &str| if has_before { format!("<td>{cell}</td>") } else { String::new() };
+    let row = |(name, first, after): &(String, String, String)| {
+        format!("<tr><th>{}</th>{}<td>{after}</td></tr>\n", escape(name), before(first))
+    };
+    let rows: String = rows(data).iter().map(row).collect();
+    let head = format!("<tr class=\"head\"><th></th>{}<td>after</td></tr>\n", before("before"));
+    format!("<table class=\"scores\">\n{head}{rows}</table>\n")
 }
 
 /// Precision, recall and F1 of each class after training, with a bar for F1 and a mark where it was before.
@@ -348,6 +346,7 @@ mod tests {
         metrics.after = Metrics::of_classes(&names, &truth, &guess).unwrap();
         let page = html(&data);
         assert!(!page.contains("<b>class") && !page.contains("NaN"));
+        assert!(!page.contains("<td>before</td>") && page.contains("<td>after</td>"));
         data.metrics.as_mut().unwrap().after = Metrics::of_numbers(&[1.0, 1.0], &[1.0, 2.0]).unwrap();
         assert!(html(&data).contains("mean squared error"));
         data.metrics.as_mut().unwrap().after = Metrics::default();
