@@ -166,11 +166,11 @@ class Bench:
         return json_line([a.python, PEER / "bench_llama.py", "lora", "--model", self.model, "--steps", a.steps, "--warm", a.warm,
                           "--threads", a.threads, "--budget", 600, *arguments], a)
 
-    def in_turn(self, what, sides):
+    def in_turn(self, what, sides, wait=True):
         """Runs every side once a round; {side: [a line a round]}. A run that failed is named, and its line empty."""
         lines = {side: [] for side in sides}
-        quiet = wait_for_quiet(self.a.wait)
-        self.busy |= not quiet
+        if wait:
+            self.busy |= not wait_for_quiet(self.a.wait)
         for number in range(self.a.rounds):
             for side, measure in sides.items():
                 try:
@@ -208,7 +208,8 @@ class Bench:
             sides = {"retune": lambda: json_line(ours, a)}
             if a.python:
                 sides["peft"] = lambda: json_line([a.python, PEER / "bench_bert.py", method, "--model", a.minilm, "--threads", a.threads, *size], a)
-            runs = self.in_turn(f"bert-{method}", sides)
+            # These take seconds: the load is that of the method before.
+            runs = self.in_turn(f"bert-{method}", sides, wait=method == BERT_METHODS[0])
             if "retune" not in runs:
                 continue
             keys = ("tok_s_real", "tok_s_real_later_epochs", "s_per_step_median", "peak_rss_mib", "trainable")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use retune::base;
 use retune::methods;
-use retune::models::{HeadRequest, Model, ModelFiles, StorageChoice};
+use retune::models::{HeadRequest, Model, ModelFiles, Snapshot, StorageChoice};
 use retune::run_file::{Storage, TrainOn};
 use retune::tasks::TaskRecord;
 use retune::tasks::causal_lm::{Dataset, Options};
@@ -21,7 +21,8 @@ pub struct ModelArgs {
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
 
-    /// An adapter folder. Of several, the last counts alone unless --weights are given
+    /// An adapter folder, as often as you like: --weights add several up; without them `eval` tells of each, `predict` and
+    /// `generate --data` take the one that a row names, and other commands the last
     #[arg(long, value_name = "DIR")]
     pub adapter: Vec<PathBuf>,
 
@@ -126,6 +127,40 @@ impl ModelArgs {
             methods::load(&mut model, &sources, 0)?;
         }
         Ok((model, record))
+    }
+
+    /// Calls `each` with the model and what it is for: once for each `--adapter`, which are switched over one base that is
+    /// loaded once as long as they share a head; once alone without them, or with all of them where --weights add them up.
+    pub fn one_by_one(
+        &self,
+        mut each: impl FnMut(Option<&Path>, &Model, Option<&TaskRecord>) -> Result<()>,
+    ) -> Result<()> {
+        if self.adapter.len() < 2 || !self.weights.is_empty() {
+            let (model, record) = self.load_with_task()?;
+            return each(self.adapter.first().map(PathBuf::as_path), &model, record.as_ref());
+        }
+        set_threads(self.machine.threads)?;
+        let files = self.files()?;
+        let mut held: Option<(HeadRequest, Model, Snapshot)> = None;
+        for path in &self.adapter {
+            let (head, record) = head_for(&files, std::slice::from_ref(path))?;
+            let (head, mut model, base) = match held.take() {
+                Some((of, mut model, base)) if of == head => {
+                    model.reset(&base);
+                    (head, model, base)
+                }
+                _ => {
+                    let model = self.open(&head)?;
+                    let base = model.snapshot();
+                    (head, model, base)
+                }
+            };
+            self.check_bases(&model, std::slice::from_ref(path))?;
+            methods::load(&mut model, &[methods::Source { path: path.clone(), weight: 1.0 }], 0)?;
+            each(Some(path), &model, record.as_ref())?;
+            held = Some((head, model, base));
+        }
+        Ok(())
     }
 
     /// Loads the model with each of these adapters in a slot of its own, in their order; and the first of the slots.

@@ -40,7 +40,9 @@ fn run_file(method: &str) -> RunFile {
             "lora",
             "[lora]\nrank = 8\nlora_alpha = 16\nlora_dropout = 0\ntarget_modules = ['query', 'value']\nuse_dora = true",
         ),
-        "adapter" => ("adapter", "[adapter]\narchitecture = 'houlsby'\nreduction_factor = 6\nnon_linearity = 'gelu'"),
+        "adapter" => {
+            ("adapter", "[adapter]\narchitecture = 'houlsby'\nreduction_factor = 6\nnon_linearity = 'gelu'")
+        }
         "prompt" => ("prompt", "[prompt]\nnum_virtual_tokens = 20"),
         "prefix" => ("prefix", "[prefix]\nnum_virtual_tokens = 20"),
         other => (other, ""),

@@ -1,7 +1,7 @@
 //! `retune eval`: loss, perplexity and the task's metrics of a model, with or without adapters, on rows of data.
 
 use std::io::{IsTerminal, Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use indicatif::ProgressBar;
@@ -16,6 +16,7 @@ use retune::tasks::{Task, TaskRecord};
 use retune::text::Language;
 use retune::train::{Control, Objective, measure};
 use retune_formats::records::Records;
+use serde_json::Value;
 
 use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language};
@@ -38,6 +39,7 @@ Examples:
   retune eval --model model.gguf --data heldout.jsonl
   retune eval --model model.gguf --adapter out --data heldout.jsonl --json
   retune eval --model minilm --adapter sentiment --data labelled.csv     accuracy, F1 of each class, confusion
+  retune eval --model model --adapter a --adapter b --data heldout.jsonl  one after the other over one base
 
 What is measured is what the adapter (or the model) was trained for: its task.json tells.")]
 pub struct Args {
@@ -63,10 +65,32 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let signals = Signals::catch()?;
-    let (model, record) = args.model.load_with_task()?;
+    let several = args.model.adapter.len() > 1 && args.model.weights.is_empty();
+    args.model.one_by_one(|adapter, model, record| {
+        let named = adapter.filter(|_| several);
+        if let Some(path) = named.filter(|_| !json) {
+            println!("{}", bold(&path.display().to_string()));
+        }
+        measured(args, named, model, record, json, &signals)?;
+        if several && !json {
+            println!();
+        }
+        Ok(())
+    })
+}
+
+/// Measures one model and prints what was found; `named` is the adapter where there are several.
+fn measured(
+    args: &Args,
+    named: Option<&Path>,
+    model: &Model,
+    record: Option<&TaskRecord>,
+    json: bool,
+    signals: &Signals,
+) -> Result<()> {
     let language = language(&model.files)?;
-    let data = args.examples(&model, record.as_ref(), &language)?;
-    let objective = data.objective(&model);
+    let data = args.examples(model, record, &language)?;
+    let objective = data.objective(model);
     let bar = if std::io::stderr().is_terminal() {
         ProgressBar::new(objective.len() as u64)
     } else {
@@ -85,11 +109,20 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     }
     let mut out = stdout().lock();
     match &measured.metrics {
-        Some(metrics) if json => writeln!(out, "{}", serde_json::to_string(metrics)?)?,
+        Some(metrics) if json => writeln!(out, "{}", with_name(serde_json::to_value(metrics)?, named))?,
+        None if json => writeln!(out, "{}", with_name(data.loss_line(measured.loss), named))?,
         Some(metrics) => show(metrics, &mut out)?,
-        None => data.show_loss(measured.loss, json, &mut out)?,
+        None => data.show_loss(measured.loss, &mut out)?,
     }
     Ok(())
+}
+
+/// The line of one of several adapters says which.
+fn with_name(mut line: Value, named: Option<&Path>) -> Value {
+    if let Some(path) = named {
+        line["adapter"] = path.display().to_string().into();
+    }
+    line
 }
 
 /// The rows to measure on.
@@ -155,21 +188,26 @@ impl Rows {
         }
     }
 
-    fn show_loss(&self, loss: f64, json: bool, out: &mut impl Write) -> Result<()> {
-        let (rows, tokens, targets) = match self {
+    /// Rows, tokens, and tokens with loss where that is not all of them.
+    fn counts(&self) -> (usize, usize, Option<usize>) {
+        match self {
             Rows::Causal(data) => (data.report.examples, data.report.tokens, Some(data.report.target_tokens)),
             Rows::Masked(data) => {
                 (data.examples.len(), data.examples.iter().map(|e| e.tokens.ids.len()).sum(), None)
             }
             Rows::Labelled(data) => (data.examples.len(), data.tokens, None),
-        };
-        if json {
-            let line = serde_json::json!({
-                "loss": loss, "perplexity": loss.exp(), "rows": rows, "tokens": tokens, "target_tokens": targets,
-            });
-            writeln!(out, "{line}")?;
-            return Ok(());
         }
+    }
+
+    fn loss_line(&self, loss: f64) -> Value {
+        let (rows, tokens, targets) = self.counts();
+        serde_json::json!({
+            "loss": loss, "perplexity": loss.exp(), "rows": rows, "tokens": tokens, "target_tokens": targets,
+        })
+    }
+
+    fn show_loss(&self, loss: f64, out: &mut impl Write) -> Result<()> {
+        let (rows, _, targets) = self.counts();
         let targets = targets.map(|n| format!(", {} target tokens", count(n as u64))).unwrap_or_default();
         let (perplexity, rows) = (loss.exp(), count(rows as u64));
         writeln!(out, "loss {loss:.4}   perplexity {perplexity:.3}   {rows} rows{targets}")?;
