@@ -172,9 +172,13 @@ fn adapters_share_batches_and_answer_as_if_alone() {
         }
     }
     // Measured one after the other over one base, each is as it would be alone.
-    let both = shop.retune("eval --model bert --adapter one --adapter two --data heldout.jsonl --json").ok().json_lines();
+    let both = shop
+        .retune("eval --model bert --adapter one --adapter two --data heldout.jsonl --json")
+        .ok()
+        .json_lines();
     for (measured, name) in both.iter().zip(["one", "two"]) {
-        let alone = shop.retune(&format!("eval --model bert --adapter {name} --data heldout.jsonl --json")).ok();
+        let alone =
+            shop.retune(&format!("eval --model bert --adapter {name} --data heldout.jsonl --json")).ok();
         assert_eq!(measured["adapter"], name);
         assert_eq!(measured["loss"], alone.json_lines()[0]["loss"], "{name}");
     }
