@@ -261,11 +261,12 @@ impl Prepared {
         let before = self.answers(&questions)?;
         let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = self;
         let net = net.as_ref();
+        // Only what is ready says what lies below the lowest trained weight: the cache comes after.
+        if let Some(prepare) = attached.prepare.take() {
+            prepare(params, data.objective(net, run.seed, plan.checkpointing, None).as_ref())?;
+        }
         let cache = data.cache(net, params, cache_limits(&plan, &out));
         let objective = data.objective(net, run.seed, plan.checkpointing, cache.as_ref());
-        if let Some(prepare) = attached.prepare.take() {
-            prepare(params, objective.as_ref())?;
-        }
         let eval = data.eval(net, cache.as_ref());
         let mut sink =
             Sink { out: &out, run_file: &run_file, log: None, plan: Some(&plan), progress, failure: None };

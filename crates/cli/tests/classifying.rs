@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Ran, data, ran};
+use retune_formats::{TensorInfo, TensorSource, safetensors};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -188,6 +189,33 @@ fn adapters_share_batches_and_answer_as_if_alone() {
     shop.write("odd.jsonl", "{\"text\": \"a\", \"adapter\": \"tow\"}\n");
     shop.retune("predict --model bert --adapter one --adapter two --data odd.jsonl")
         .failed(65, &["odd.jsonl:1", "tow", "\"two\""]);
+}
+
+/// Entries that the data chooses are trained in every layer: the frozen part's rows are not kept from before the choice.
+#[test]
+fn entries_chosen_by_the_data_are_trained() {
+    let shop = Shop::new();
+    for selection in ["random", "magnitude", "fisher"] {
+        let flags = format!(
+            "--method sparse --selection {selection} --share 0.05 --epochs 2 --lr 5e-3 --out {selection}"
+        );
+        shop.train(&format!("--data train.jsonl {flags}")).ok();
+        let folder = shop.path(selection);
+        let file = ["delta.safetensors", "adapter_model.safetensors"].map(|name| folder.join(name));
+        let file = file.iter().find(|path| path.is_file()).expect("what was trained");
+        let file = safetensors::File::open(file).unwrap();
+        let trained = |part: &str| {
+            let of = |info: &&TensorInfo| {
+                let values = info.name.ends_with(".values") || info.name.ends_with("shira_weight");
+                values && info.name.contains(part)
+            };
+            file.tensors()
+                .iter()
+                .filter(of)
+                .any(|t| file.read_f32(&t.name).unwrap().iter().any(|x| *x != 0.0))
+        };
+        assert!(trained("layer.0.") && trained("layer.1."), "{selection}");
+    }
 }
 
 #[test]

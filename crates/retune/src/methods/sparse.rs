@@ -64,13 +64,14 @@ impl LinearDelta for SparseDelta {
     fn forward(&self, tape: &Tape, _rows: &Rows, layer: &Linear, x: &Var) -> Var {
         let mut y = layer.plain(tape, x);
         for (places, values, weight) in &self.parts {
-            if let Some(pattern) = places.get() {
-                let values = match *weight {
-                    1.0 => tape.param(*values),
-                    weight => ops::scale(tape, &tape.param(*values), weight),
-                };
-                y = ops::sparse_linear_delta(tape, &y, x, pattern, &values);
-            }
+            // Asked for before its places are chosen too: who looks for what is trained (the trunk cache) must find it.
+            let values = tape.param(*values);
+            let Some(pattern) = places.get() else { continue };
+            let values = match *weight {
+                1.0 => values,
+                weight => ops::scale(tape, &values, weight),
+            };
+            y = ops::sparse_linear_delta(tape, &y, x, pattern, &values);
         }
         y
     }
