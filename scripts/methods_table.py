@@ -134,7 +134,10 @@ def table(results, total):
             continue
         accuracy = [100 * f["accuracy"] for f in runs]
         mean = statistics.mean(accuracy)
-        half = T95[len(accuracy) - 1] * statistics.stdev(accuracy) / math.sqrt(len(accuracy)) if 1 < len(accuracy) <= 5 else float("nan")
+        if len(accuracy) > 1:
+            half = T95[len(accuracy) - 1] * statistics.stdev(accuracy) / math.sqrt(len(accuracy))
+        else:                                   # one fold of 600: the normal interval of a share
+            half = 1.96 * math.sqrt(mean * (100 - mean) / 600)
         mid = lambda key: statistics.median(f[key] for f in runs)
         share = 100 * mid("trainable") / total
         ratio = f"{mid('peak_rss_mib') / memory:.2f}" if memory else "–"
