@@ -80,12 +80,7 @@ fn examples(path: &Path, batches: usize) -> (Examples, usize) {
 
 fn main() {
     let Some(args) = Args::read(USAGE, OPTIONS) else { return };
-    let threads = args.get("threads", 2);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .use_current_thread()
-        .build_global()
-        .expect("threads");
+    let threads = args.threads();
     let method = args.text("method").unwrap_or("lora");
     let run = run_file(method);
     let (steps, warm) = (args.get("steps", 30usize), args.get("warm", 3usize));

@@ -34,12 +34,7 @@ const SHORT: usize = 16;
 
 fn main() {
     let Some(args) = Args::read(USAGE, OPTIONS) else { return };
-    let threads = args.get("threads", 2);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .use_current_thread()
-        .build_global()
-        .expect("no pool was used before");
+    args.threads();
     let path = args.text("model").map(PathBuf::from).or_else(smollm2);
     let path = path.unwrap_or_else(|| panic!("no model: `retune fetch smollm2` gets it\n{USAGE}"));
     let result = run(&args, &path);

@@ -61,12 +61,7 @@ fn main() {
         shape.model(storage, &models_folder());
         return;
     }
-    let threads = args.get("threads", 2);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .use_current_thread()
-        .build_global()
-        .expect("no pool was used before");
+    args.threads();
     let path = args.text("base").map_or_else(|| made(shape, storage), PathBuf::from);
     let result = run(&args, shape, storage, &path);
     if args.has("json") {

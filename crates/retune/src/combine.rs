@@ -22,9 +22,7 @@ use crate::base::BaseIdentity;
 use crate::error::{Error, Result};
 use crate::linalg::{truncated_svd, truncated_svd_of_product};
 use crate::methods::{Source, targets::nearest};
-
-/// What an adapter is for, beside it.
-const TASK_FILE: &str = "task.json";
+use crate::tasks::TASK_FILE;
 
 /// What a rule works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,6 +23,14 @@ impl Args {
         Some(Args(args))
     }
 
+    /// `--threads`, 2 without it; the pool has so many from here on.
+    pub fn threads(&self) -> usize {
+        let threads = self.get("threads", 2);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+        pool.build_global().expect("no pool was used before");
+        threads
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.0.iter().any(|a| a.strip_prefix("--") == Some(name))
     }

@@ -52,6 +52,22 @@ pub struct Pass {
     pub active: Active,
 }
 
+impl Pass {
+    /// A pass of the training loop: dropout while `tape` records and there is a seed, its masks keyed by (seed, epoch,
+    /// example). `examples` are the batch's stable keys.
+    pub fn of_step(
+        tape: &Tape,
+        seed: Option<u64>,
+        epoch: u64,
+        examples: impl Iterator<Item = u64>,
+        checkpoint: bool,
+    ) -> Pass {
+        let seed = seed.filter(|_| tape.is_recording());
+        let dropout = seed.map(|seed| Dropouts { seed, epoch, examples: examples.collect() });
+        Pass { dropout, checkpoint, ..Pass::default() }
+    }
+}
+
 /// The rows of a batch as layers see them.
 #[derive(Clone)]
 pub struct Rows {

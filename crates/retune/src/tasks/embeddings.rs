@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use retune_tensor::{Params, Tape, Tensor};
 
-use super::classification::{Packed, Tokens};
+use super::classification::{Packed, Tokens, in_batch_order};
 use crate::models::TextModel;
 use crate::nn::{Active, Pass, Pooling};
 
@@ -24,8 +24,7 @@ pub fn embed(
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Option<Tensor> {
     let slot = |text: usize| slots.get(text).copied().flatten();
-    let mut order: Vec<usize> = (0..texts.len()).collect();
-    order.sort_by_key(|&text| (slot(text), texts[text].ids.len(), text));
+    let order = in_batch_order(texts, slots);
     let mut all = Tensor::zeros(texts.len(), net.info().hidden_size);
     let mut done = 0;
     for batch in order.chunks(batch_size.max(1)) {

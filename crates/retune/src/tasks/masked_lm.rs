@@ -14,7 +14,7 @@ use super::causal_lm::{Row, head_loss, language_model};
 use super::classification::{Packed, Source, Tokens};
 use crate::error::{Error, Result};
 use crate::models::{TextModel, check_ids};
-use crate::nn::{Dropouts, Pass};
+use crate::nn::Pass;
 use crate::objective::{Objective, ObjectiveError};
 use crate::text::{SPECIAL_GUARD, Tokenizer};
 
@@ -206,13 +206,8 @@ impl Objective for MaskedLm<'_> {
             texts.push(Tokens { ids, ..example.tokens.clone() });
         }
         let packed = Packed::of(texts.iter());
-        let dropout = self.dropout_seed.filter(|_| tape.is_recording());
-        let keys = || batch.iter().map(|&i| self.example(i).key).collect();
-        let pass = Pass {
-            dropout: dropout.map(|seed| Dropouts { seed, epoch, examples: keys() }),
-            checkpoint: self.checkpoint,
-            ..Pass::default()
-        };
+        let keys = batch.iter().map(|&i| self.example(i).key);
+        let pass = Pass::of_step(tape, self.dropout_seed, epoch, keys, self.checkpoint);
         let hidden = self.net.hidden(tape, &packed.input(), &pass);
         Ok(head_loss(tape, language_model(self.net)?, &hidden, &labels))
     }

@@ -6,5 +6,6 @@ pub mod embeddings;
 pub mod masked_lm;
 pub mod record;
 pub mod trunk_cache;
+mod wording;
 
 pub use record::{TASK_FILE, Task, TaskRecord};

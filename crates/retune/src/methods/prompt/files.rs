@@ -10,6 +10,7 @@ use retune_tensor::Tensor;
 
 use super::held::{self, Held};
 use crate::error::{Error, Result};
+use crate::methods::saved::CLASSIFIERS;
 use crate::models::Model;
 use crate::nn::{Head, Problem};
 use crate::run_file::RunFile;
@@ -22,7 +23,7 @@ pub(crate) fn described(model: &Model, run: &RunFile, n: usize, token_dim: usize
         num_transformer_submodules: Some(1),
         num_attention_heads: Some(heads),
         num_layers: Some(model.net.blocks()),
-        modules_to_save: held::is_classifier(model).then(|| held::NAMES.map(String::from).to_vec()),
+        modules_to_save: held::is_classifier(model).then(|| CLASSIFIERS.map(String::from).to_vec()),
         common: Common {
             task_type: task_type(model).map(String::from),
             base_model_name_or_path: Some(run.model.display().to_string()),

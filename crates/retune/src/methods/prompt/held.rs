@@ -6,11 +6,9 @@ use retune_tensor::{ParamId, Tensor};
 use super::encoder::Adder;
 use crate::error::{Error, Result};
 use crate::methods::replace::Replaced;
+use crate::methods::saved::CLASSIFIERS;
 use crate::models::Model;
 use crate::nn::{Head, Linear, Site};
-
-/// The modules that PEFT holds whole where the task is a classification.
-pub(crate) const NAMES: [&str; 2] = ["classifier", "score"];
 
 /// Names in files, and parameters.
 pub(crate) type Held = Vec<(String, ParamId)>;
@@ -28,7 +26,7 @@ pub(crate) fn is_classifier(model: &Model) -> bool {
 
 /// PEFT takes what ends in one of the names, and what is in there: DistilBERT's `pre_classifier` too, no pooler.
 fn is_held(path: &str) -> bool {
-    path.split('.').any(|part| NAMES.iter().any(|name| part.ends_with(name)))
+    path.split('.').any(|part| CLASSIFIERS.iter().any(|name| part.ends_with(name)))
 }
 
 /// A classifier's head as it is.

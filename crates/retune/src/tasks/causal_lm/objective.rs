@@ -6,7 +6,7 @@ use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 use super::{Dataset, Example};
 use crate::error::{Error, Result};
 use crate::models::{TextInput, TextModel, check_ids};
-use crate::nn::{Dropouts, Hidden, LanguageModelHead, Pass};
+use crate::nn::{Hidden, LanguageModelHead, Pass};
 use crate::objective::{Objective, ObjectiveError};
 use crate::tasks::trunk_cache::{self, Text, TrunkCache};
 
@@ -120,13 +120,8 @@ impl Objective for CausalLm<'_> {
     ) -> std::result::Result<Var, ObjectiveError> {
         let examples: Vec<&Example> = batch.iter().map(|&i| &self.data.examples[i]).collect();
         let labels = labels(&examples, self.prompt_rows(), denominator);
-        let keys = || examples.iter().map(|e| e.key).collect();
-        let dropout = self.dropout_seed.filter(|_| tape.is_recording());
-        let pass = Pass {
-            dropout: dropout.map(|seed| Dropouts { seed, epoch, examples: keys() }),
-            checkpoint: self.checkpoint,
-            ..Pass::default()
-        };
+        let keys = examples.iter().map(|e| e.key);
+        let pass = Pass::of_step(tape, self.dropout_seed, epoch, keys, self.checkpoint);
         let texts: Vec<Text> = examples.iter().map(|e| Text { ids: &e.ids, token_types: &[] }).collect();
         let hidden = trunk_cache::hidden(self.cache, tape, self.net, &texts, &pass);
         Ok(head_loss(tape, language_model(self.net)?, &hidden, &labels))

@@ -4,6 +4,7 @@
 //! `completion`, `instruction`/`input`/`output` (Alpaca; Dolly's `context` and `response` too), `question` and `answer`,
 //! `text`.
 
+use crate::tasks::wording::{describe, shorten};
 use crate::text::Message;
 use serde_json::{Map, Value};
 
@@ -151,21 +152,6 @@ fn nearest(key: &str) -> Option<String> {
         .map(|name| (strsim::jaro_winkler(&lower, name), *name))
         .max_by(|a, b| a.0.total_cmp(&b.0))?;
     (similarity >= SIMILAR && lower != name).then(|| format!("{name:?} for {:?}", shorten(key)))
-}
-
-fn shorten(text: &str) -> String {
-    text.chars().take(40).collect()
-}
-
-fn describe(value: &Value) -> String {
-    match value {
-        Value::Null => "null".into(),
-        Value::Bool(b) => format!("{b}"),
-        Value::Number(n) => format!("the number {n}"),
-        Value::String(_) => "a text".into(),
-        Value::Array(items) => format!("a list of {}", items.len()),
-        Value::Object(_) => "an object".into(),
-    }
 }
 
 fn string(key: &str, value: &Value) -> Result<String, String> {

@@ -8,8 +8,9 @@ use std::path::Path;
 use super::Problem;
 use super::error::{Error, Result, SHOWN_MAX, Source, collect};
 use super::labels::{CLASSES_MAX, Labels, NAME_MAX};
-use super::rows::{Found, RawLabel, Row, read_rows, shorten};
+use super::rows::{Found, RawLabel, Row, read_rows};
 use crate::tasks::causal_lm::split::hash;
+use crate::tasks::wording::shorten;
 
 /// What a row is labelled with; classes are indices into [`Labels`].
 #[derive(Debug, Clone, PartialEq)]

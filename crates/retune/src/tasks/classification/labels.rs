@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::rows::shorten;
 use crate::error::{Error, Result};
 use crate::methods::targets::nearest;
+use crate::tasks::wording::shorten;
 
 /// More classes than this are taken for a wrong column.
 pub const CLASSES_MAX: usize = 10_000;

@@ -11,7 +11,7 @@ use super::{Example, Examples, Label, Problem, Tokens};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::{TextInput, TextModel};
-use crate::nn::{Active, Classifier, Dropouts, Head, Pass};
+use crate::nn::{Active, Classifier, Head, Pass};
 use crate::objective::{Measured, Objective, ObjectiveError};
 use crate::tasks::trunk_cache::{self, Text, TrunkCache};
 
@@ -227,13 +227,8 @@ impl Objective for Classification<'_> {
         epoch: u64,
         denominator: f64,
     ) -> std::result::Result<Var, ObjectiveError> {
-        let dropout = self.dropout_seed.filter(|_| tape.is_recording());
-        let keys = || batch.iter().map(|&i| self.example(i).key).collect();
-        let pass = Pass {
-            dropout: dropout.map(|seed| Dropouts { seed, epoch, examples: keys() }),
-            checkpoint: self.checkpoint,
-            ..Pass::default()
-        };
+        let keys = batch.iter().map(|&i| self.example(i).key);
+        let pass = Pass::of_step(tape, self.dropout_seed, epoch, keys, self.checkpoint);
         let (logits, segments) = self.forward(tape, batch, &pass)?;
         Ok(self.loss_of(tape, &logits, &segments, batch, denominator as f32))
     }

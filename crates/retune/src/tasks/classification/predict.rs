@@ -37,6 +37,14 @@ pub struct Tagged {
     pub probability: f32,
 }
 
+/// The texts in the order of batches: neighbours share an adapter, and are of similar lengths.
+pub(crate) fn in_batch_order(texts: &[Tokens], slots: &[Option<usize>]) -> Vec<usize> {
+    let slot = |text: usize| slots.get(text).copied().flatten();
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&text| (slot(text), texts[text].ids.len(), text));
+    order
+}
+
 /// Predicts for texts, each through the adapter in its slot (`None`: the base alone), in batches of `batch_size`, at most.
 /// The answers are in the order of the texts. `progress` is told how many texts are done and says whether to go on; if not,
 /// there is no result.
@@ -53,9 +61,7 @@ pub fn predict(
 ) -> Result<Option<Vec<Prediction>>> {
     let problem = classifier(net)?.problem;
     let slot = |text: usize| slots.get(text).copied().flatten();
-    // Neighbours share an adapter, and batches are of similar lengths.
-    let mut order: Vec<usize> = (0..texts.len()).collect();
-    order.sort_by_key(|&text| (slot(text), texts[text].ids.len(), text));
+    let order = in_batch_order(texts, slots);
     let mut found: Vec<Option<Prediction>> = vec![None; texts.len()];
     let mut done = 0;
     for batch in order.chunks(batch_size.max(1)) {

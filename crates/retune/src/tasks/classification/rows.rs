@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::Problem;
 use super::error::{Result, Source, collect};
+use crate::tasks::wording::{describe, shorten};
 
 /// The keys of the two texts of a pair, as the usual data sets name them.
 const PAIRS: [(&str, &str); 10] = [
@@ -289,21 +290,6 @@ fn label(key: &str, value: &Value) -> std::result::Result<Option<RawLabel>, Stri
         },
         Value::Object(_) => return Err(format!("{key:?} is an object, not a label")),
     }))
-}
-
-pub(super) fn shorten(text: &str) -> String {
-    text.chars().take(40).collect()
-}
-
-fn describe(value: &Value) -> String {
-    match value {
-        Value::Null => "null".into(),
-        Value::Bool(b) => format!("{b}"),
-        Value::Number(n) => format!("the number {n}"),
-        Value::String(_) => "a text".into(),
-        Value::Array(items) => format!("a list of {}", items.len()),
-        Value::Object(_) => "an object".into(),
-    }
 }
 
 /// What rows are about, by their labels: words with tags; lists of labels; numbers of which at least one has a fraction; else
