@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::storage::Storage;
+use crate::storage::{Storage, pin};
 use crate::tensor::Tensor;
 
 /// Names one parameter of one [`Params`].
@@ -49,6 +49,7 @@ impl Weight {
 /// Decodes a whole storage into a `[rows, cols]` matrix.
 pub fn decode_all(storage: &dyn Storage) -> Tensor {
     let (rows, cols) = (storage.rows(), storage.cols());
+    let storage = pin(storage);
     let mut tensor = Tensor::scratch(rows, cols);
     for (row, out) in tensor.data_mut().chunks_exact_mut(cols.max(1)).enumerate() {
         storage.decode(row, 0, out);
@@ -165,6 +166,11 @@ impl Params {
             Weight::F32(tensor) => Some(tensor),
             Weight::Stored(_) => None,
         }
+    }
+
+    /// Why the values of a weight cannot be had any more; what was computed since is NaN. Asked after a pass, before its result is used.
+    pub fn fault(&self) -> Option<String> {
+        self.list.iter().find_map(|param| param.weight.storage().fault())
     }
 
     /// Bytes of all weights.

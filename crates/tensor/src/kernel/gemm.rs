@@ -62,11 +62,12 @@ pub fn gemm(out: &mut [f32], ldc: usize, m: usize, n: usize, beta: f32, terms: &
         (m - 1) * ldc + n,
         out.len()
     );
+    let pinned: Vec<_> = terms.iter().map(|(_, rhs)| rhs.pin()).collect();
     let mut blocks = Vec::new();
-    for (lhs, rhs) in terms {
+    for ((lhs, rhs), pinned) in terms.iter().zip(&pinned) {
         let k = lhs.depth();
         assert_eq!((lhs.rows(), k, rhs.width()), (m, rhs.depth(), n), "rows, depth, width of a term");
-        let rhs = rhs.plain();
+        let rhs = rhs.of(pinned).plain();
         let len = block_len(k);
         blocks.extend((0..k).step_by(len).map(|k0| Block { lhs, rhs, depth: k0..(k0 + len).min(k) }));
     }

@@ -1,7 +1,7 @@
 //! Products with one row, or a few: y[M, N] = x[M, K] Wᵀ, where each weight is decoded as it is read; packing would not pay.
 
 use super::parallel::{SharedMut, for_each_task};
-use crate::storage::Storage;
+use crate::storage::{Storage, pin};
 
 /// Rows above which the packed kernel is the faster one.
 pub const MATVEC_ROWS_MAX: usize = 4;
@@ -30,6 +30,7 @@ pub fn matvec_many(ws: &[&dyn Storage], x: &[f32], m: usize, outs: &mut [&mut [f
         let step = w.rows().div_ceil(own).next_multiple_of(4);
         tasks.extend((0..w.rows()).step_by(step.max(1)).map(|row| (i, row, (row + step).min(w.rows()))));
     }
+    let ws: Vec<_> = ws.iter().map(|w| pin(*w)).collect();
     let shared: Vec<SharedMut<f32>> = outs.iter_mut().map(|out| SharedMut::new(out)).collect();
     for_each_task(tasks.len(), |task| {
         let (i, start, end) = tasks[task];

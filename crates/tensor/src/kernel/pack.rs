@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::buffer::Aligned;
 use super::mat::MatRef;
 use super::micro::Kernels;
-use crate::storage::Storage;
+use crate::storage::{Pinned, Storage, pin};
 
 /// The right operand B of C[M, N] += A[M, K] B[K, N].
 #[derive(Clone, Copy)]
@@ -34,6 +34,26 @@ impl<'a> Rhs<'a> {
             Rhs::Dense(b) => b.cols(),
             Rhs::WeightT(w) => w.rows(),
             Rhs::Weight(w) => w.cols(),
+        }
+    }
+
+    /// Holds a stored weight in memory until the product is done.
+    pub(super) fn pin(&self) -> Option<Pinned<'a>> {
+        match self {
+            Rhs::Dense(_) => None,
+            Rhs::WeightT(w) | Rhs::Weight(w) => Some(pin(*w)),
+        }
+    }
+
+    /// The same operand, of the weight that is held.
+    pub(super) fn of<'b>(self, pinned: &'b Option<Pinned<'a>>) -> Rhs<'b>
+    where
+        'a: 'b,
+    {
+        match (self, pinned) {
+            (Rhs::WeightT(_), Some(w)) => Rhs::WeightT(&**w),
+            (Rhs::Weight(_), Some(w)) => Rhs::Weight(&**w),
+            (other, _) => other,
         }
     }
 

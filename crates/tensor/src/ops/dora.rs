@@ -12,7 +12,7 @@ use super::linear::mat;
 use super::{LoraBranch, add, add_bias, embedding_lora, linear, scale_columns};
 use crate::kernel::{self, PackedLhs, Rhs};
 use crate::params::Weight;
-use crate::storage::Storage;
+use crate::storage::{Storage, pin};
 use crate::tape::{Tape, Var, WeightVar};
 use crate::tensor::Tensor;
 
@@ -21,7 +21,7 @@ const CHUNK: usize = 256;
 
 /// `|w|^2` of each row of a weight `[N, K]`, as `[1, N]`. A frozen weight's are worth keeping.
 pub fn row_norms_squared(weight: &dyn Storage) -> Tensor {
-    let cols = weight.cols();
+    let (cols, weight) = (weight.cols(), pin(weight));
     let of_row = |row: usize| {
         let mut decoded = vec![0.0; cols];
         weight.decode(row, 0, &mut decoded);
@@ -33,7 +33,7 @@ pub fn row_norms_squared(weight: &dyn Storage) -> Tensor {
 
 /// `|w|^2` of each column of a table `[V, C]`, as `[1, C]`.
 pub fn column_norms_squared(weight: &dyn Storage) -> Tensor {
-    let (rows, cols) = (weight.rows(), weight.cols());
+    let (rows, cols, weight) = (weight.rows(), weight.cols(), pin(weight));
     let of_chunk = |chunk: usize| {
         let (mut decoded, mut sums) = (vec![0.0; cols], vec![0.0f64; cols]);
         for row in chunk * CHUNK..rows.min((chunk + 1) * CHUNK) {

@@ -1,6 +1,7 @@
 //! Look-up: `y[t] = W[ids[t]]`. Backward adds each row's gradient to the row of its id.
 
 use super::parallel::for_rows;
+use crate::storage::pin;
 use crate::tape::{Tape, Var, WeightVar};
 use crate::tensor::Tensor;
 
@@ -9,7 +10,7 @@ use crate::tensor::Tensor;
 /// # Panics
 /// If an id is not below `V`: ids are checked where text becomes tokens.
 pub fn embedding(tape: &Tape, weight: &WeightVar, ids: &[u32]) -> Var {
-    let storage = weight.weight.storage();
+    let storage = pin(weight.weight.storage());
     let (vocab, cols) = (storage.rows(), storage.cols());
     let mut y = Tensor::scratch(ids.len(), cols);
     for_rows(y.data_mut(), cols, |first, chunk| {

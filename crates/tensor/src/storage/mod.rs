@@ -19,6 +19,9 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use thiserror::Error;
 
 /// A weight matrix in whatever encoding.
@@ -37,8 +40,36 @@ pub trait Storage: Send + Sync {
     fn as_f32(&self) -> Option<&[f32]> {
         None
     }
+    /// The storage to work on during one product, if this one lies in a file: [`pin`] asks for it. `decode` and `dot_rows` work without,
+    /// but ask for it each time.
+    fn pinned(&self) -> Option<Arc<dyn Storage>> {
+        None
+    }
+    /// Why the values cannot be had any more (a file that changed while it was in use). From then on they are NaN.
+    fn fault(&self) -> Option<String> {
+        None
+    }
     /// y[i] = the dot product of row `row0 + i` with x[cols]. Serial; the same bytes for a row whatever rows are asked for with it.
     fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]);
+}
+
+/// A storage that stays in memory as long as this lives.
+pub struct Pinned<'a> {
+    own: Option<Arc<dyn Storage>>,
+    storage: &'a dyn Storage,
+}
+
+/// Brings a storage into memory for one product, or for one pass over its rows.
+pub fn pin(storage: &dyn Storage) -> Pinned<'_> {
+    Pinned { own: storage.pinned(), storage }
+}
+
+impl<'a> Deref for Pinned<'a> {
+    type Target = dyn Storage + 'a;
+
+    fn deref(&self) -> &(dyn Storage + 'a) {
+        self.own.as_deref().unwrap_or(self.storage)
+    }
 }
 
 /// The encodings of model files.
