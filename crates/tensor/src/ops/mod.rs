@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod add;
 pub mod add_bias;
 pub mod add_scaled;
@@ -34,7 +35,8 @@ pub(crate) mod gradcheck;
 mod parallel;
 
 pub use activation::{Activation, activation};
-pub use adamw::{AdamW, adamw_step};
+pub use adamw::{AdamW, adamw_step, adamw_step_bytes};
+pub use adamw_8bit::{Moment8, adamw_8bit_step, decode_8bit};
 pub use add::add;
 pub use add_bias::add_bias;
 pub use add_scaled::{add_scaled, scale};
