@@ -164,6 +164,23 @@ pub fn to_python_text(value: &Value) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// A finite number as Python's `repr` writes a float.
+pub(crate) fn python_number(value: f64) -> String {
+    let mut out = Vec::new();
+    // Writing into memory cannot fail.
+    let _ = write_python_number(&mut out, value);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn write_python_number<W: ?Sized + Write>(w: &mut W, value: f64) -> std::io::Result<()> {
+    let exponential = format!("{value:e}");
+    let (mantissa, exponent) = exponential.split_once('e').unwrap_or((&exponential, "0"));
+    match exponent.parse::<i32>().unwrap_or(0) {
+        e if (-4..16).contains(&e) => write!(w, "{value:?}"),
+        e => write!(w, "{mantissa}e{}{:02}", if e < 0 { '-' } else { '+' }, e.unsigned_abs()),
+    }
+}
+
 /// Serialises objects in the order of their keys, whatever order the map keeps.
 struct Sorted<'a>(&'a Value);
 
@@ -186,12 +203,7 @@ struct Python<'a>(serde_json::ser::PrettyFormatter<'a>);
 
 impl serde_json::ser::Formatter for Python<'_> {
     fn write_f64<W: ?Sized + Write>(&mut self, w: &mut W, value: f64) -> std::io::Result<()> {
-        let exponential = format!("{value:e}");
-        let (mantissa, exponent) = exponential.split_once('e').unwrap_or((&exponential, "0"));
-        match exponent.parse::<i32>().unwrap_or(0) {
-            e if (-4..16).contains(&e) => write!(w, "{value:?}"),
-            e => write!(w, "{mantissa}e{}{:02}", if e < 0 { '-' } else { '+' }, e.unsigned_abs()),
-        }
+        write_python_number(w, value)
     }
 
     fn write_string_fragment<W: ?Sized + Write>(&mut self, w: &mut W, text: &str) -> std::io::Result<()> {

@@ -8,6 +8,7 @@
 pub mod adapter_hub;
 pub mod adapters;
 pub mod atomic;
+pub mod bitsandbytes;
 pub mod bytes;
 pub mod delta;
 pub mod dtype;

@@ -68,3 +68,5 @@ pub const PICKLE_MEMORY_BYTES: usize = 512 << 10;
 /// How often larger than their file the tensors of a PyTorch file may be, because they share storages (AdapterHub names
 /// a prefix once for every layer).
 pub const TORCH_SHARING: u64 = 128;
+/// Largest description of a quantised tensor (bitsandbytes' `quant_state`), in bytes.
+pub const QUANT_STATE_BYTES: u64 = 4 << 10;
