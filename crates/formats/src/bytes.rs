@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result, quote};
 
@@ -16,8 +17,14 @@ use crate::error::{Error, Result, quote};
 pub struct Bytes {
     path: PathBuf,
     len: u64,
+    /// When the file was last written to, as it was when it was opened.
+    modified: Option<SystemTime>,
     inner: Inner,
 }
+
+/// From this size on a file is told to the system as one that is read in passing.
+#[cfg(target_os = "linux")]
+const LARGE: u64 = 256 << 20;
 
 #[derive(Debug)]
 enum Inner {
@@ -35,14 +42,20 @@ impl Bytes {
             return Err(Error::unsupported(path, what, "a file was expected"));
         }
         let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
-        let len = file.metadata().map_err(Error::io(path, "open"))?.len();
-        Ok(Bytes { path: path.to_path_buf(), len, inner: Inner::File(file) })
+        let meta = file.metadata().map_err(Error::io(path, "open"))?;
+        let len = meta.len();
+        #[cfg(target_os = "linux")]
+        if len >= LARGE {
+            // Weights larger than the page cache must not push out of it what other programs use again. A hint: no matter if it fails.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::NoReuse);
+        }
+        Ok(Bytes { path: path.to_path_buf(), len, modified: meta.modified().ok(), inner: Inner::File(file) })
     }
 
     /// Bytes that are already in memory (embedded in the program); `name` stands for the path in messages.
     pub fn from_memory(name: impl Into<PathBuf>, bytes: impl Into<Cow<'static, [u8]>>) -> Bytes {
         let bytes = bytes.into();
-        Bytes { path: name.into(), len: bytes.len() as u64, inner: Inner::Memory(bytes) }
+        Bytes { path: name.into(), len: bytes.len() as u64, modified: None, inner: Inner::Memory(bytes) }
     }
 
     /// The path that messages name.
@@ -111,6 +124,26 @@ impl Bytes {
         Error::io(&self.path, "read")(e)
     }
 
+    /// Is the file still what it was when it was opened? Its length and the time of its last change are compared. Another
+    /// file put in its place does not matter: this one stays open.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] says what is different.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let Inner::File(file) = &self.inner else { return Ok(()) };
+        let meta = file.metadata().map_err(Error::io(&self.path, "look at"))?;
+        let what = match (meta.len(), meta.modified().ok()) {
+            (len, _) if len < self.len => format!("it was cut from {} to {len} bytes", self.len),
+            (len, _) if len > self.len => format!("it grew from {} to {len} bytes", self.len),
+            (_, modified) if modified != self.modified => {
+                let at = |time: Option<SystemTime>| time.map_or("an unknown time".into(), seconds);
+                format!("it was written to (last changed at {}, now at {})", at(self.modified), at(modified))
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Changed { path: self.path.clone(), what })
+    }
+
     /// The whole file, if it has at most `limit` bytes.
     pub fn read_all(&self, what: &str, limit: u64) -> Result<Vec<u8>> {
         if self.len > limit {
@@ -129,6 +162,12 @@ impl Bytes {
             Error::invalid(&self.path, what, format!("the text is not UTF-8 at byte {at}"))
         })
     }
+}
+
+/// A time for messages: seconds since 1970, to the millisecond.
+fn seconds(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:03} s", since.as_secs(), since.subsec_millis())
 }
 
 #[cfg(unix)]
@@ -285,6 +324,37 @@ mod tests {
         fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
         let message = bytes.read_at(0, &mut [0; 100]).unwrap_err().to_string();
         assert!(message.contains("shorter") && message.contains("100"), "{message}");
+    }
+
+    #[test]
+    fn a_file_that_changes_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let write =
+            |f: &dyn Fn(&mut fs::File)| f(&mut fs::OpenOptions::new().write(true).open(&path).unwrap());
+        let changed = |bytes: &Bytes| bytes.check_unchanged().unwrap_err().to_string();
+        fs::write(&path, [1u8; 100]).unwrap();
+        let bytes = Bytes::open(&path).unwrap();
+        bytes.check_unchanged().unwrap();
+        write(&|f| f.set_len(120).unwrap());
+        assert!(changed(&bytes).contains("grew from 100 to 120"), "{}", changed(&bytes));
+        write(&|f| f.set_len(7).unwrap());
+        assert!(changed(&bytes).contains("cut from 100 to 7"), "{}", changed(&bytes));
+        write(&|f| {
+            f.set_len(100).unwrap();
+            f.set_modified(UNIX_EPOCH + std::time::Duration::from_millis(1500)).unwrap();
+        });
+        assert!(
+            changed(&bytes).contains("written to") && changed(&bytes).contains("1.500 s"),
+            "{}",
+            changed(&bytes)
+        );
+        // Another file of this name is no matter.
+        let bytes = Bytes::open(&path).unwrap();
+        fs::write(dir.path().join("g"), [2u8; 5]).unwrap();
+        fs::rename(dir.path().join("g"), &path).unwrap();
+        bytes.check_unchanged().unwrap();
+        Bytes::from_memory("m", &b"1"[..]).check_unchanged().unwrap();
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub enum Error {
     /// Less free disk than the write needs.
     #[error("{}: {need} bytes are to be written and {free} are free on that disk; free some space or choose another folder", path.display())]
     NoSpace { path: PathBuf, need: u64, free: u64 },
+    /// A file is not what it was when it was opened.
+    #[error("{}: the file changed while it was in use: {what}; its weights must stay as they are, so start again with a file that nobody writes to", path.display())]
+    Changed { path: PathBuf, what: String },
     /// The caller handed over tensors that do not make a valid file.
     #[error("{}: cannot write: {what}", path.display())]
     Write { path: PathBuf, what: String },
@@ -106,13 +109,14 @@ impl Error {
             | Error::Json { path, .. }
             | Error::Record { path, .. }
             | Error::NoSpace { path, .. }
+            | Error::Changed { path, .. }
             | Error::Write { path, .. } => path,
         }
     }
 
     /// True when the operating system failed us (exit code 74), false when the file is at fault (65).
     pub fn is_io(&self) -> bool {
-        matches!(self, Error::Io { .. } | Error::NoSpace { .. })
+        matches!(self, Error::Io { .. } | Error::NoSpace { .. } | Error::Changed { .. })
     }
 }
 

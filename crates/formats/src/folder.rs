@@ -237,6 +237,13 @@ impl Weights {
         &self.unlisted
     }
 
+    fn shard(&self, info: &TensorInfo) -> Result<&safetensors::File> {
+        self.shards.get(info.shard as usize).ok_or_else(|| {
+            let what = format!("tensor {} is of another model", quote(&info.name));
+            Error::invalid(&self.path, "model", what)
+        })
+    }
+
     /// The weight files.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.shards.iter().map(|shard| shard.path())
@@ -253,14 +260,11 @@ impl TensorSource for Weights {
     }
 
     fn read_at(&self, info: &TensorInfo, byte_offset: u64, out: &mut [u8]) -> Result<()> {
-        match self.shards.get(info.shard as usize) {
-            Some(shard) => shard.read_at(info, byte_offset, out),
-            None => Err(Error::invalid(
-                &self.path,
-                "model",
-                format!("tensor {} is of another model", quote(&info.name)),
-            )),
-        }
+        self.shard(info)?.read_at(info, byte_offset, out)
+    }
+
+    fn check_unchanged(&self, info: &TensorInfo) -> Result<()> {
+        self.shard(info)?.check_unchanged(info)
     }
 
     fn path(&self) -> &Path {

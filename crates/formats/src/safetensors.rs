@@ -127,6 +127,10 @@ impl TensorSource for File {
         self.bytes.read_at(position(self.path(), info, byte_offset, out.len())?, out)
     }
 
+    fn check_unchanged(&self, _: &TensorInfo) -> Result<()> {
+        self.bytes.check_unchanged()
+    }
+
     fn path(&self) -> &Path {
         self.bytes.path()
     }

@@ -55,6 +55,12 @@ pub trait TensorSource: Send + Sync {
     /// Reads by position: any number of threads may read at once.
     fn read_at(&self, info: &TensorInfo, byte_offset: u64, out: &mut [u8]) -> Result<()>;
 
+    /// Is the file of this tensor still what it was when it was opened? Sources in memory always are.
+    fn check_unchanged(&self, info: &TensorInfo) -> Result<()> {
+        let _ = info;
+        Ok(())
+    }
+
     /// The file or folder that messages name.
     fn path(&self) -> &Path;
 
@@ -101,6 +107,10 @@ impl<T: TensorSource + ?Sized> TensorSource for Box<T> {
 
     fn read_at(&self, info: &TensorInfo, byte_offset: u64, out: &mut [u8]) -> Result<()> {
         (**self).read_at(info, byte_offset, out)
+    }
+
+    fn check_unchanged(&self, info: &TensorInfo) -> Result<()> {
+        (**self).check_unchanged(info)
     }
 
     fn path(&self) -> &Path {
