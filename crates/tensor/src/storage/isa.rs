@@ -9,6 +9,8 @@ pub(super) trait Isa: Copy {
     type Bytes: Copy;
     /// 16 f32.
     type Floats: Copy;
+    /// 16 f32 to be looked up.
+    type Table: Copy;
 
     fn bytes(self, from: &[u8; 32]) -> Self::Bytes;
     /// Columns 0..16 from the lower halves, 16..32 from the upper.
@@ -32,6 +34,11 @@ pub(super) trait Isa: Copy {
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// a * b + c, fused where that is one instruction: for sums, not for weights.
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+
+    /// Sixteen values times a scale.
+    fn table(self, values: &[f32; 16], scale: f32) -> Self::Table;
+    /// The values of sixteen nibbles, the high one of each byte first.
+    fn look_up(self, table: Self::Table, from: &[u8; 8]) -> Self::Floats;
 
     /// The value of an IEEE half.
     fn half(self, bits: [u8; 2]) -> f32;
@@ -118,6 +125,7 @@ pub(super) struct Plain;
 impl Isa for Plain {
     type Bytes = [u8; 32];
     type Floats = [f32; 16];
+    type Table = [f32; 16];
 
     #[inline(always)]
     fn bytes(self, from: &[u8; 32]) -> [u8; 32] {
@@ -206,6 +214,19 @@ impl Isa for Plain {
         c
     }
     #[inline(always)]
+    fn table(self, values: &[f32; 16], scale: f32) -> [f32; 16] {
+        values.map(|v| v * scale)
+    }
+    #[inline(always)]
+    fn look_up(self, table: [f32; 16], from: &[u8; 8]) -> [f32; 16] {
+        let mut v = [0.0; 16];
+        for j in 0..8 {
+            v[2 * j] = table[usize::from(from[j] >> 4)];
+            v[2 * j + 1] = table[usize::from(from[j] & 15)];
+        }
+        v
+    }
+    #[inline(always)]
     fn half(self, bits: [u8; 2]) -> f32 {
         from_f16(u16::from_le_bytes(bits))
     }
@@ -278,10 +299,21 @@ mod x86 {
         }
     }
 
+    /// Sixteen bytes whose lower halves are the nibbles, the high one of each byte first; their upper halves are unspecified.
+    #[inline(always)]
+    fn nibbles_in_order(from: &[u8; 8]) -> __m128i {
+        // SAFETY: eight bytes are read through a reference to as many; SSE2 is part of x86-64.
+        unsafe {
+            let v = _mm_loadl_epi64(from.as_ptr().cast());
+            _mm_unpacklo_epi8(_mm_srli_epi16::<4>(v), v)
+        }
+    }
+
     // SAFETY of all blocks below: `self` proves that the machine has the instructions; loads and stores are of whole arrays by reference.
     impl Isa for Avx2 {
         type Bytes = __m256i;
         type Floats = [__m256; 2];
+        type Table = [__m256; 2];
 
         #[inline(always)]
         fn bytes(self, from: &[u8; 32]) -> __m256i {
@@ -381,6 +413,27 @@ mod x86 {
             unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
         }
         #[inline(always)]
+        fn table(self, values: &[f32; 16], scale: f32) -> [__m256; 2] {
+            self.mul(self.load(values), self.splat(scale))
+        }
+        #[inline(always)]
+        fn look_up(self, table: [__m256; 2], from: &[u8; 8]) -> [__m256; 2] {
+            // SAFETY: see above the impl.
+            unsafe {
+                // A permutation reads the lowest three bits of each index; the fourth, moved to the sign, chooses between the halves.
+                let index = nibbles_in_order(from);
+                let choose = |index: __m256i| {
+                    let low = _mm256_permutevar8x32_ps(table[0], index);
+                    let high = _mm256_permutevar8x32_ps(table[1], index);
+                    _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+                };
+                [
+                    choose(_mm256_cvtepu8_epi32(index)),
+                    choose(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(index, index))),
+                ]
+            }
+        }
+        #[inline(always)]
         fn half(self, bits: [u8; 2]) -> f32 {
             // SAFETY: see above the impl.
             unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bits))))) }
@@ -416,6 +469,7 @@ mod x86 {
     impl Isa for Avx512 {
         type Bytes = __m256i;
         type Floats = __m512;
+        type Table = __m512;
 
         #[inline(always)]
         fn bytes(self, from: &[u8; 32]) -> __m256i {
@@ -487,6 +541,15 @@ mod x86 {
         fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: see above the impl.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn table(self, values: &[f32; 16], scale: f32) -> __m512 {
+            self.mul(self.load(values), self.splat(scale))
+        }
+        #[inline(always)]
+        fn look_up(self, table: __m512, from: &[u8; 8]) -> __m512 {
+            // SAFETY: see above the impl.
+            unsafe { _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles_in_order(from)), table) }
         }
         #[inline(always)]
         fn half(self, bits: [u8; 2]) -> f32 {

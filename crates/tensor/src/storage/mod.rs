@@ -4,9 +4,13 @@
 //! kernel and everything above knows no more of it. Add a format: one file, and two adjacent lines here.
 
 mod blocks;
+mod code4;
+mod constants;
 mod dense;
+mod dynamic_map;
 #[cfg(test)]
 mod fixtures;
+mod four_bit;
 mod isa;
 mod q2_k;
 mod q3_k;
@@ -18,11 +22,18 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod row_int8;
 
 use std::ops::Deref;
 use std::sync::Arc;
 
 use thiserror::Error;
+
+pub use code4::Code4;
+pub use constants::{Constants, NESTED_BLOCKSIZE};
+pub use dynamic_map::{dynamic_map, nearest};
+pub use four_bit::FourBit;
+pub use row_int8::RowInt8;
 
 /// A weight matrix in whatever encoding.
 pub trait Storage: Send + Sync {
@@ -51,6 +62,17 @@ pub trait Storage: Send + Sync {
     }
     /// y[i] = the dot product of row `row0 + i` with x[cols]. Serial; the same bytes for a row whatever rows are asked for with it.
     fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]);
+    /// Its parts, for writers of model files, if it is one of the storages that are several tensors of a file.
+    fn quantized(&self) -> Option<Quantized<'_>> {
+        None
+    }
+}
+
+/// The storages that are several tensors of a model's file.
+#[derive(Clone, Copy)]
+pub enum Quantized<'a> {
+    FourBit(&'a FourBit),
+    RowInt8(&'a RowInt8),
 }
 
 /// A storage that stays in memory as long as this lives.
@@ -135,6 +157,20 @@ pub enum StorageError {
     ReadOnly { format: &'static str },
     #[error("a {rows} x {cols} matrix needs {want} elements, not {got}")]
     Elements { rows: usize, cols: usize, want: usize, got: usize },
+    #[error(
+        "{format} needs {want} {what}, not {got}; the file is damaged or its parts don't belong together"
+    )]
+    Parts { format: &'static str, what: &'static str, want: usize, got: usize },
+    #[error(
+        "blocks of {got} elements are not supported: a block size is a power of two up to 65536, usually 64"
+    )]
+    Blocksize { got: usize },
+    #[error("{what} {index} of {format} is {value}, which no quantised matrix has; the file is damaged")]
+    Constant { format: &'static str, what: &'static str, index: usize, value: f32 },
+    #[error(
+        "the element in row {row}, column {col} is {value}: it cannot be quantised; check where the model comes from"
+    )]
+    NotFinite { row: usize, col: usize, value: f32 },
 }
 
 impl Format {

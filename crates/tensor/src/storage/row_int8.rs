@@ -1,0 +1,167 @@
+//! Eight bits an element with one scale a row, as LLM.int8 (arXiv 2208.07339) stores weights: w = q * scale / 127, scale the row's largest magnitude.
+
+use rayon::prelude::*;
+
+use super::four_bit::{elements, not_finite};
+use super::isa::{Isa, per_isa};
+use super::{Quantized, Storage, StorageError, check_decode, check_dot};
+
+/// A matrix of one signed byte an element.
+pub struct RowInt8 {
+    rows: usize,
+    cols: usize,
+    values: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+const NAME: &str = "int8";
+
+impl RowInt8 {
+    /// Quantises a row-major matrix as bitsandbytes does (ties to even), on all threads.
+    ///
+    /// # Errors
+    /// If the sizes disagree, or an element is not finite.
+    pub fn quantize(rows: usize, cols: usize, data: &[f32]) -> Result<RowInt8, StorageError> {
+        let want = elements(NAME, rows, cols)?;
+        if data.len() != want {
+            return Err(StorageError::Elements { rows, cols, want, got: data.len() });
+        }
+        let (mut values, mut scales) = (vec![0; want], vec![0.0; rows]);
+        if want > 0 {
+            let rows = values.par_chunks_mut(cols).zip(data.par_chunks(cols)).zip(&mut scales);
+            rows.with_min_len((1 << 14) / cols.min(1 << 14)).for_each(|((values, row), scale)| {
+                *scale = quantize_row(row, values);
+            });
+        }
+        match scales.iter().position(|s| !s.is_finite()) {
+            Some(row) => Err(not_finite(cols, row * cols, data)),
+            None => Ok(RowInt8 { rows, cols, values, scales }),
+        }
+    }
+
+    /// A matrix from the parts that a file has.
+    ///
+    /// # Errors
+    /// If a size is wrong, or a scale negative or not finite.
+    pub fn from_parts(
+        rows: usize,
+        cols: usize,
+        values: Vec<i8>,
+        scales: Vec<f32>,
+    ) -> Result<RowInt8, StorageError> {
+        let (format, want) = (NAME, elements(NAME, rows, cols)?);
+        if values.len() != want {
+            return Err(StorageError::Size { format, rows, cols, want, got: values.len() });
+        }
+        if scales.len() != rows {
+            let (what, want, got) = ("scales, one for each row", rows, scales.len());
+            return Err(StorageError::Parts { format, what, want, got });
+        }
+        if let Some(index) = scales.iter().position(|s| !(s.is_finite() && *s >= 0.0)) {
+            let (what, value) = ("scale of row", scales[index]);
+            return Err(StorageError::Constant { format, what, index, value });
+        }
+        Ok(RowInt8 { rows, cols, values, scales })
+    }
+
+    /// Bytes that a matrix takes.
+    pub fn size(rows: usize, cols: usize) -> Result<usize, StorageError> {
+        Ok(elements(NAME, rows, cols)?.saturating_add(rows.saturating_mul(4)))
+    }
+
+    /// The quantised elements, row-major.
+    pub fn values(&self) -> &[i8] {
+        &self.values
+    }
+
+    /// The largest magnitude of each row.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+}
+
+/// Quantises a row, and gives its scale: NaN or infinite if an element is.
+fn quantize_row(row: &[f32], values: &mut [i8]) -> f32 {
+    let scale = row.iter().fold(0.0f32, |most, v| if v.abs() <= most { most } else { v.abs() });
+    if row.iter().any(|v| v.is_nan()) {
+        return f32::NAN;
+    }
+    let inverse = if scale == 0.0 { 0.0 } else { 127.0 / scale };
+    for (q, v) in values.iter_mut().zip(row) {
+        *q = (v * inverse).round_ties_even() as i8;
+    }
+    scale
+}
+
+impl Storage for RowInt8 {
+    fn format(&self) -> &'static str {
+        NAME
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn cols(&self) -> usize {
+        self.cols
+    }
+    fn bytes(&self) -> usize {
+        self.values.len() + 4 * self.scales.len()
+    }
+    fn block(&self) -> usize {
+        1
+    }
+    fn decode(&self, row: usize, col0: usize, out: &mut [f32]) {
+        check_decode(self, row, col0, out.len());
+        decode(&self.values[row * self.cols + col0..][..out.len()], self.scales[row], out);
+    }
+    fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]) {
+        check_dot(self, row0, x, y);
+        dot_rows(&self.values[row0 * self.cols..], &self.scales[row0..], x, y);
+    }
+    fn quantized(&self) -> Option<Quantized<'_>> {
+        Some(Quantized::RowInt8(self))
+    }
+}
+
+const GROUP: usize = 32;
+const PER_SCALE: f32 = 1.0 / 127.0;
+
+/// Up to a group of elements, followed by zeros.
+#[inline(always)]
+fn group(values: &[i8]) -> [u8; GROUP] {
+    let mut all = [0; GROUP];
+    all.iter_mut().zip(values).for_each(|(to, q)| *to = *q as u8);
+    all
+}
+
+per_isa! {
+    fn decode[][](isa; values: &[i8], scale: f32, out: &mut [f32]) {
+        let (scale, per_scale) = (isa.splat(scale), isa.splat(PER_SCALE));
+        for (values, out) in values.chunks(GROUP).zip(out.chunks_mut(GROUP)) {
+            // Two products, rounded one by one as in the reference.
+            let [low, high] = isa.floats(isa.bytes(&group(values))).map(|q| isa.mul(isa.mul(q, scale), per_scale));
+            let mut all = [[0.0; 16]; 2];
+            isa.store(low, &mut all[0]);
+            isa.store(high, &mut all[1]);
+            out.copy_from_slice(&all.as_flattened()[..out.len()]);
+        }
+    }
+}
+
+per_isa! {
+    /// y[i] = the dot product of x and the i-th row of `values`.
+    fn dot_rows[][](isa; values: &[i8], scales: &[f32], x: &[f32], y: &mut [f32]) {
+        for (i, y) in y.iter_mut().enumerate() {
+            let mut sums = [isa.splat(0.0); 2];
+            let row = &values[i * x.len()..][..x.len()];
+            for (values, x) in row.chunks(GROUP).zip(x.chunks(GROUP)) {
+                let mut all = [[0.0; 16]; 2];
+                all.as_flattened_mut()[..x.len()].copy_from_slice(x);
+                let [low, high] = isa.floats(isa.bytes(&group(values)));
+                sums = [isa.mul_add(low, isa.load(&all[0]), sums[0]), isa.mul_add(high, isa.load(&all[1]), sums[1])];
+            }
+            let mut lanes = [0.0; 16];
+            isa.store(isa.add(sums[0], sums[1]), &mut lanes);
+            *y = lanes.iter().sum::<f32>() * scales[i] * PER_SCALE;
+        }
+    }
+}
