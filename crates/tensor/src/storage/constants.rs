@@ -109,7 +109,7 @@ impl Constants {
                 parts("quantised absmax constants", blocks, codes.len())?;
                 parts("nested absmax constants", blocks.div_ceil(*blocksize), absmax.len())?;
                 magnitudes("nested absmax constant", absmax)?;
-                let wrong = map.iter().position(|v| !(v.abs() <= 1.0));
+                let wrong = map.iter().position(|v| v.is_nan() || v.abs() > 1.0);
                 wrong.map_or(Ok(()), |i| number("entry of the nested map", i, map[i], false))?;
                 let most = absmax.iter().fold(0.0f32, |most, v| most.max(*v));
                 number("nested offset", 0, *offset, (offset.abs() + most).is_finite())

@@ -5,22 +5,25 @@ use std::path::PathBuf;
 use super::{Format, encode, from_bytes};
 
 const ROWS: usize = 2;
+const TYPES: &str = "gguf_types";
 
-fn read(name: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/gguf_types").join(name);
+/// A file of tests/data.
+pub(super) fn read(folder: &str, name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data").join(folder).join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn floats(name: &str) -> Vec<f32> {
-    read(name).as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w)).collect()
+/// The numbers of such a file.
+pub(super) fn floats(folder: &str, name: &str) -> Vec<f32> {
+    read(folder, name).as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w)).collect()
 }
 
 #[test]
 fn every_quantised_type_decodes_to_the_bits_of_the_reference() {
     for format in Format::all().filter(|f| f.block() > 1) {
-        let want = floats(&format!("{}.f32", format.name()));
+        let want = floats(TYPES, &format!("{}.f32", format.name()));
         let cols = want.len() / ROWS;
-        let w = from_bytes(format, ROWS, cols, read(&format!("{}.bin", format.name()))).unwrap();
+        let w = from_bytes(format, ROWS, cols, read(TYPES, &format!("{}.bin", format.name()))).unwrap();
         let mut got = vec![f32::NAN; cols];
         for (row, want) in want.chunks_exact(cols).enumerate() {
             w.decode(row, 0, &mut got);
@@ -33,12 +36,12 @@ fn every_quantised_type_decodes_to_the_bits_of_the_reference() {
 
 #[test]
 fn encoding_gives_the_bytes_of_the_reference() {
-    let source = floats("source.f32");
+    let source = floats(TYPES, "source.f32");
     let mut checked = 0;
     for format in Format::all() {
         let Ok(bytes) = encode(format, ROWS, source.len() / ROWS, &source) else { continue };
         if format != Format::F32 {
-            assert!(bytes == read(&format!("{}.encoded", format.name())), "{}", format.name());
+            assert!(bytes == read(TYPES, &format!("{}.encoded", format.name())), "{}", format.name());
             checked += 1;
         }
     }
@@ -47,7 +50,7 @@ fn encoding_gives_the_bytes_of_the_reference() {
 
 #[test]
 fn what_was_encoded_decodes_near_its_source() {
-    let source = floats("source.f32");
+    let source = floats(TYPES, "source.f32");
     let cols = source.len() / ROWS;
     for (format, worst) in
         [(Format::Q8_0, 0.005), (Format::Q5_1, 0.04), (Format::Q4_0, 0.13), (Format::F16, 0.0006)]

@@ -77,7 +77,7 @@ impl FourBit {
             let (want, got) = (elements.div_ceil(2), packed.len());
             return Err(StorageError::Size { format, rows, cols, want, got });
         }
-        if let Some(index) = map.iter().position(|v| !(v.abs() <= 1.0)) {
+        if let Some(index) = map.iter().position(|v| v.is_nan() || v.abs() > 1.0) {
             let what = "entry of the map";
             return Err(StorageError::Constant { format, what, index, value: map[index] });
         }
@@ -137,7 +137,6 @@ const STEP: usize = 16;
 multiversion! {
     /// Quantises whole blocks, of which the last may be cut short: the constants are NaN or infinite where an element is.
     fn quantize(nearest: &Nearest, blocksize: usize, data: &[f32], packed: &mut [u8], absmax: &mut [f32]) {
-        // The odd nibble of a block of one element, until its neighbour comes.
         for (i, (block, absmax)) in data.chunks(blocksize).zip(absmax).enumerate() {
             let most = largest(block);
             let floor = most.max(SMALLEST);

@@ -4,6 +4,8 @@
 //! kernel and everything above knows no more of it. Add a format: one file, and two adjacent lines here.
 
 mod blocks;
+#[cfg(test)]
+mod bnb_fixtures;
 mod code4;
 mod constants;
 mod dense;

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::four_bit::{elements, not_finite};
-use super::isa::{Isa, per_isa};
+use super::isa::per_isa;
 use super::{Quantized, Storage, StorageError, check_decode, check_dot};
 
 /// A matrix of one signed byte an element.
