@@ -4,7 +4,7 @@ use super::gemm::serial_on;
 use super::micro::Kernels;
 use super::skinny::Skinny;
 use super::*;
-use crate::storage::{Format, Storage, encode, from_bytes};
+use crate::storage::{Code4, Format, FourBit, RowInt8, Storage, encode, from_bytes};
 
 const SIZES: &[usize] = &[1, 2, 3, 5, 7, 13, 16, 31, 33, 65, 127];
 
@@ -231,25 +231,26 @@ fn skinny_products_are_right_on_every_level() {
     }
 }
 
-/// A random matrix in a format. Formats that nobody here writes get random bytes, with ordinary numbers where their blocks have halves.
+/// A random matrix in a format.
 fn stored(format: Format, rows: usize, cols: usize, seed: u32) -> Box<dyn Storage> {
-    let data = noise(rows * cols, seed);
-    let bytes = encode(format, rows, cols, &data).unwrap_or_else(|_| {
-        let mut bytes: Vec<u8> =
-            noise(format.size(rows, cols).unwrap(), seed).iter().map(|v| (v * 3e6) as i32 as u8).collect();
-        let block = format.size(1, format.block()).unwrap();
-        let halves: &[usize] = match format {
-            Format::Q2_K => &[80, 82],
-            Format::Q3_K => &[108],
-            Format::Q6_K => &[208],
-            _ => &[0, 2],
-        };
-        for block in bytes.chunks_exact_mut(block) {
-            halves.iter().for_each(|&at| block[at + 1] = 0x10 | block[at + 1] & 0x83);
-        }
-        bytes
-    });
+    let bytes = encode(format, rows, cols, &noise(rows * cols, seed)).unwrap();
     from_bytes(format, rows, cols, bytes).unwrap()
+}
+
+/// Random matrices in every storage: rows of about 37 `blocks` columns where the storage takes any number, so that its own blocks straddle them.
+fn storages(rows: usize, blocks: usize, seed: u32) -> Vec<Box<dyn Storage>> {
+    let cols = 37 * blocks;
+    let data = noise(rows * cols, seed);
+    let formats =
+        Format::all().map(|f| stored(f, rows, if f.block() == 1 { cols } else { f.block() * blocks }, seed));
+    let mut all: Vec<_> = formats.collect();
+    for (code, double) in Code4::ALL.into_iter().flat_map(|code| [(code, false), (code, true)]) {
+        for blocksize in [64, 8] {
+            all.push(Box::new(FourBit::quantize(code, blocksize, double, rows, cols, &data).unwrap()));
+        }
+    }
+    all.push(Box::new(RowInt8::quantize(rows, cols, &data).unwrap()));
+    all
 }
 
 fn decoded(w: &dyn Storage) -> Vec<f32> {
@@ -262,12 +263,11 @@ fn decoded(w: &dyn Storage) -> Vec<f32> {
 
 #[test]
 fn every_storage_multiplies_as_its_decoded_self_in_both_orientations() {
-    for format in Format::all() {
-        for &level in Level::available() {
-            let kernels = Kernels::of(level);
-            for (rows, blocks, m) in [(1, 1, 1), (33, 3, 13), (70, 5, 40)] {
-                let cols = if format.block() == 1 { 37 * blocks } else { format.block() * blocks };
-                let w = stored(format, rows, cols, 20 + blocks as u32);
+    for (rows, blocks, m) in [(1, 1, 1), (33, 3, 13), (70, 5, 40)] {
+        for w in storages(rows, blocks, 20 + blocks as u32) {
+            for &level in Level::available() {
+                let kernels = Kernels::of(level);
+                let (format, cols) = (w.format(), w.cols());
                 let plain = decoded(w.as_ref());
                 let plain = MatRef::new(&plain, rows, cols);
                 let (x, g) = (noise(m * cols, 15), noise(m * rows, 16));
@@ -282,12 +282,12 @@ fn every_storage_multiplies_as_its_decoded_self_in_both_orientations() {
                 assert_eq!(
                     run(&x, Rhs::WeightT(w.as_ref())),
                     run(&x, Rhs::Dense(plain.t())),
-                    "{format:?} {rows} x {cols}"
+                    "{format} {rows} x {cols}"
                 );
                 assert_eq!(
                     run(&g, Rhs::Weight(w.as_ref())),
                     run(&g, Rhs::Dense(plain)),
-                    "{format:?} {rows} x {cols}"
+                    "{format} {rows} x {cols}"
                 );
             }
         }
@@ -296,10 +296,9 @@ fn every_storage_multiplies_as_its_decoded_self_in_both_orientations() {
 
 #[test]
 fn one_row_products_follow_the_decoded_weight() {
-    for format in Format::all() {
-        for (rows, blocks) in [(1, 1), (9, 2), (67, 5)] {
-            let cols = if format.block() == 1 { 37 * blocks } else { format.block() * blocks };
-            let w = stored(format, rows, cols, 30);
+    for (rows, blocks) in [(1, 1), (9, 2), (67, 5)] {
+        for w in storages(rows, blocks, 30) {
+            let cols = w.cols();
             let plain = decoded(w.as_ref());
             for m in [1, 3] {
                 let x = noise(m * cols, 17);
@@ -322,14 +321,18 @@ fn one_row_products_follow_the_decoded_weight() {
 
 #[test]
 fn pieces_of_a_row_decode_as_the_whole() {
-    for format in Format::all() {
-        let block = format.block();
-        let w = stored(format, 3, block * 7, 40);
+    for w in storages(3, 7, 40) {
+        let (cols, block) = (w.cols(), w.block());
         let whole = decoded(w.as_ref());
-        for (from, to) in [(0, 1), (2, 5), (6, 7), (3, 3)] {
+        let blocks = cols / block;
+        for (from, to) in
+            [(0, 1), (2, 5), (blocks - 1, blocks), (3, 3), (1, blocks), (2, blocks - 1), (5, 5 + blocks / 2)]
+        {
+            let to = to.min(blocks);
             let mut piece = vec![f32::NAN; (to - from) * block];
             w.decode(1, from * block, &mut piece);
-            assert_eq!(bits(&piece), bits(&whole[(7 + from) * block..(7 + to) * block]));
+            let at = cols + from * block;
+            assert_eq!(bits(&piece), bits(&whole[at..at + piece.len()]), "{} {from}..{to}", w.format());
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) trait Blocked<const BYTES: usize>: Send + Sync + 'static {
     fn group<I: Isa>(isa: I, block: &[u8; BYTES], i: usize) -> [I::Floats; 2];
 
     /// Appends a block of `COLS` elements, as ggml's reference writes it.
-    const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = None;
+    const ENCODE: fn(&[f32], &mut Vec<u8>);
 }
 
 /// A format's entry in the registry.
@@ -32,13 +32,7 @@ pub(super) const fn spec<F: Blocked<BYTES>, const BYTES: usize>() -> Spec {
         name: F::NAME,
         block: (F::COLS, BYTES),
         open: |rows, cols, bytes| Box::new(Blocks::<F, BYTES> { rows, cols, bytes, format: PhantomData }),
-        encode: match F::ENCODE {
-            None => None,
-            Some(_) => Some(|row, out| {
-                let Some(encode) = F::ENCODE else { return };
-                row.chunks_exact(F::COLS).for_each(|block| encode(block, out));
-            }),
-        },
+        encode: |row, out| row.chunks_exact(F::COLS).for_each(|block| (F::ENCODE)(block, out)),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Double: constant[b] = map[codes[b]] * absmax[b / blocksize] + offset, with offset the mean of all constants.
 
 use super::StorageError;
-use super::dynamic_map::{dynamic_map, nearest};
+use super::dynamic_map::dynamic_map;
 
 /// Constants in a block of double quantisation.
 pub const NESTED_BLOCKSIZE: usize = 256;
@@ -118,6 +118,22 @@ impl Constants {
     }
 }
 
+/// The index in `map` of the value nearest to `v`; midway between two, the lower one.
+#[inline]
+fn nearest(map: &[f32; 256], v: f32) -> u8 {
+    // The first index whose midpoint to the next value is not below v.
+    let (mut low, mut high) = (0, 255);
+    while low < high {
+        let middle = (low + high) / 2;
+        if (map[middle] + map[middle + 1]) / 2.0 < v {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low as u8
+}
+
 fn double_bytes(codes: usize, nested: usize) -> usize {
     codes.saturating_add(nested.saturating_mul(4)).saturating_add(size_of::<[f32; 256]>() + size_of::<f32>())
 }
@@ -127,5 +143,24 @@ pub(super) fn check_blocksize(blocksize: usize) -> Result<(), StorageError> {
     match blocksize.is_power_of_two() && blocksize <= 1 << 16 {
         true => Ok(()),
         false => Err(StorageError::Blocksize { got: blocksize }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_is_its_own_nearest_and_midpoints_go_down() {
+        let map = dynamic_map(true);
+        for (i, v) in map.iter().enumerate() {
+            assert_eq!(usize::from(nearest(map, *v)), i);
+        }
+        for i in 0..255 {
+            let middle = (map[i] + map[i + 1]) / 2.0;
+            assert_eq!(usize::from(nearest(map, middle)), i);
+            assert_eq!(usize::from(nearest(map, middle.next_up())), i + 1);
+        }
+        assert_eq!((nearest(map, -7.0), nearest(map, 7.0)), (0, 255));
     }
 }

@@ -17,7 +17,7 @@ pub(super) static F32: Spec = Spec {
         let data = bytes.as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w)).collect();
         Box::new(Tensor::from_vec(rows, cols, data))
     },
-    encode: Some(|row, out| out.extend(row.iter().flat_map(|v| v.to_le_bytes()))),
+    encode: |row, out| out.extend(row.iter().flat_map(|v| v.to_le_bytes())),
 };
 
 pub(super) static F16: Spec = Spec {
@@ -25,7 +25,7 @@ pub(super) static F16: Spec = Spec {
     name: "f16",
     block: (1, 2),
     open: |rows, cols, bytes| Box::new(HalfMatrix::<false> { rows, cols, words: words(&bytes) }),
-    encode: Some(|row, out| out.extend(row.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()))),
+    encode: |row, out| out.extend(row.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
 };
 
 pub(super) static BF16: Spec = Spec {
@@ -33,7 +33,7 @@ pub(super) static BF16: Spec = Spec {
     name: "bf16",
     block: (1, 2),
     open: |rows, cols, bytes| Box::new(HalfMatrix::<true> { rows, cols, words: words(&bytes) }),
-    encode: Some(|row, out| out.extend(row.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()))),
+    encode: |row, out| out.extend(row.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
 };
 
 fn words(bytes: &[u8]) -> Vec<u16> {

@@ -41,22 +41,6 @@ fn boundary(k: i32, pieces: i32) -> f32 {
     }
 }
 
-/// The index in `map` of the value nearest to `v`; midway between two, the lower one.
-#[inline]
-pub fn nearest(map: &[f32; 256], v: f32) -> u8 {
-    // The first index whose midpoint to the next value is not below v.
-    let (mut low, mut high) = (0, 255);
-    while low < high {
-        let middle = (low + high) / 2;
-        if (map[middle] + map[middle + 1]) / 2.0 < v {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low as u8
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,22 +58,6 @@ mod tests {
             assert!(map.is_sorted_by(|a, b| a < b));
             assert_eq!(map.iter().map(|v| u64::from(v.to_bits())).sum::<u64>(), checksum, "{signed}");
             assert_eq!([map[0], map[100], map[130], map[200], map[254]], some);
-        }
-    }
-
-    #[test]
-    fn every_value_is_its_own_nearest_and_midpoints_go_down() {
-        for signed in [true, false] {
-            let map = dynamic_map(signed);
-            for (i, v) in map.iter().enumerate() {
-                assert_eq!(usize::from(nearest(map, *v)), i);
-            }
-            for i in 0..255 {
-                let middle = (map[i] + map[i + 1]) / 2.0;
-                assert_eq!(usize::from(nearest(map, middle)), i);
-                assert_eq!(usize::from(nearest(map, middle.next_up())), i + 1);
-            }
-            assert_eq!((nearest(map, -7.0), nearest(map, 7.0)), (0, 255));
         }
     }
 }

@@ -51,7 +51,7 @@ impl FourBit {
             quantize(&nearest, blocksize, data, packed, absmax);
         });
         if let Some(block) = absmax.iter().position(|c| !c.is_finite()) {
-            return Err(not_finite(cols, block * blocksize, data));
+            return Err(StorageError::not_finite(cols, block * blocksize, data));
         }
         let constants = if double { Constants::double(&absmax) } else { Constants::Single(absmax) };
         Ok(FourBit { code, blocksize, rows, cols, packed, map: *code.table(), constants })
@@ -123,12 +123,6 @@ pub(super) fn elements(format: &'static str, rows: usize, cols: usize) -> Result
         rows,
         cols,
     })
-}
-
-/// The first element from `from` on that is not finite.
-pub(super) fn not_finite(cols: usize, from: usize, data: &[f32]) -> StorageError {
-    let at = from + data[from..].iter().position(|v| !v.is_finite()).unwrap_or(0);
-    StorageError::NotFinite { row: at / cols.max(1), col: at % cols.max(1), value: data[at] }
 }
 
 /// Values scaled and looked up at a time.

@@ -14,6 +14,7 @@ mod dynamic_map;
 mod fixtures;
 mod four_bit;
 mod isa;
+mod k_quants;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -29,11 +30,12 @@ mod row_int8;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use thiserror::Error;
 
 pub use code4::Code4;
 pub use constants::{Constants, NESTED_BLOCKSIZE};
-pub use dynamic_map::{dynamic_map, nearest};
+pub use dynamic_map::dynamic_map;
 pub use four_bit::FourBit;
 pub use row_int8::RowInt8;
 
@@ -122,8 +124,8 @@ pub(crate) struct Spec {
     /// Columns per block, bytes per block.
     pub block: (usize, usize),
     pub open: fn(usize, usize, Vec<u8>) -> Box<dyn Storage>,
-    /// Appends a row, whole blocks, to the bytes; None where only others write this encoding.
-    pub encode: Option<fn(&[f32], &mut Vec<u8>)>,
+    /// Appends a row, whole blocks, to the bytes.
+    pub encode: fn(&[f32], &mut Vec<u8>),
 }
 
 const SPECS: &[&Spec] = &[
@@ -155,8 +157,6 @@ pub enum StorageError {
     Block { format: &'static str, cols: usize, block: usize },
     #[error("a {rows} x {cols} matrix in {format} is larger than memory can be; the header is damaged")]
     Huge { format: &'static str, rows: usize, cols: usize },
-    #[error("retune reads {format} but does not write it; use f32, f16, bf16, q8_0, q4_0 or q4_1")]
-    ReadOnly { format: &'static str },
     #[error("a {rows} x {cols} matrix needs {want} elements, not {got}")]
     Elements { rows: usize, cols: usize, want: usize, got: usize },
     #[error(
@@ -173,6 +173,14 @@ pub enum StorageError {
         "the element in row {row}, column {col} is {value}: it cannot be quantised; check where the model comes from"
     )]
     NotFinite { row: usize, col: usize, value: f32 },
+}
+
+impl StorageError {
+    /// Names the first element from `from` on that is not finite.
+    fn not_finite(cols: usize, from: usize, data: &[f32]) -> StorageError {
+        let at = from + data[from..].iter().position(|v| !v.is_finite()).unwrap_or(0);
+        StorageError::NotFinite { row: at / cols.max(1), col: at % cols.max(1), value: data[at] }
+    }
 }
 
 impl Format {
@@ -223,19 +231,39 @@ pub fn from_bytes(
     Ok((format.spec().open)(rows, cols, bytes))
 }
 
-/// The bytes of a matrix in `format`, as a model's file has them; the quantised ones exactly as ggml's `quantize_row_*_ref`.
+/// Elements that a task encodes at least: some milliseconds where the scales are searched for.
+const TASK_ELEMENTS: usize = 1 << 15;
+
+/// The bytes of a matrix in `format`, as a model's file has them; the quantised ones exactly as ggml's `quantize_row_*_ref`. On all threads.
+///
+/// # Errors
+/// If the sizes disagree, rows are no whole blocks, or an element that shares its scale with others is not finite.
 pub fn encode(format: Format, rows: usize, cols: usize, data: &[f32]) -> Result<Vec<u8>, StorageError> {
     let want = rows.saturating_mul(cols);
     if data.len() != want {
         return Err(StorageError::Elements { rows, cols, want, got: data.len() });
     }
-    let size = format.size(rows, cols)?;
-    let encode = format.spec().encode.ok_or(StorageError::ReadOnly { format: format.name() })?;
-    let mut bytes = Vec::with_capacity(size);
-    for row in data.chunks_exact(cols.max(1)) {
-        encode(row, &mut bytes);
+    let mut bytes = vec![0; format.size(rows, cols)?];
+    if bytes.is_empty() {
+        return Ok(bytes);
     }
-    Ok(bytes)
+    let spec = format.spec();
+    let rows_a_task = (TASK_ELEMENTS / cols).max(1);
+    let tasks = bytes.par_chunks_mut(rows_a_task * cols / spec.block.0 * spec.block.1);
+    let wrong =
+        tasks.zip(data.par_chunks(rows_a_task * cols)).enumerate().filter_map(|(task, (bytes, data))| {
+            if spec.block.0 > 1 && !data.iter().all(|v| v.is_finite()) {
+                return Some(task);
+            }
+            let mut encoded = Vec::with_capacity(bytes.len());
+            data.chunks_exact(cols).for_each(|row| (spec.encode)(row, &mut encoded));
+            bytes.copy_from_slice(&encoded);
+            None
+        });
+    match wrong.min() {
+        Some(task) => Err(StorageError::not_finite(cols, task * rows_a_task * cols, data)),
+        None => Ok(bytes),
+    }
 }
 
 /// Checks the arguments of `decode`.

@@ -14,7 +14,7 @@ impl Blocked<18> for Q40 {
     const FORMAT: Format = Format::Q4_0;
     const NAME: &'static str = "q4_0";
     const COLS: usize = 32;
-    const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
+    const ENCODE: fn(&[f32], &mut Vec<u8>) = encode;
 
     #[inline(always)]
     fn group<I: Isa>(isa: I, block: &[u8; 18], _: usize) -> [I::Floats; 2] {

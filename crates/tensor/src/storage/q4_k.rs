@@ -3,7 +3,9 @@
 
 use super::blocks::{Blocked, field, spec};
 use super::isa::Isa;
+use super::k_quants::{Search, affine_of_32, nibbles};
 use super::{Format, Spec};
+use crate::multiversion;
 
 pub(super) static Q4_K: Spec = spec::<Q4K, 144>();
 
@@ -13,6 +15,7 @@ impl Blocked<144> for Q4K {
     const FORMAT: Format = Format::Q4_K;
     const NAME: &'static str = "q4_k";
     const COLS: usize = 256;
+    const ENCODE: fn(&[f32], &mut Vec<u8>) = encode;
 
     #[inline(always)]
     fn group<I: Isa>(isa: I, block: &[u8; 144], i: usize) -> [I::Floats; 2] {
@@ -30,4 +33,13 @@ pub(super) fn scale_and_min(packed: &[u8; 12], i: usize) -> (u8, u8) {
         return (packed[i] & 63, packed[i + 4] & 63);
     }
     (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
+}
+
+multiversion! {
+    fn encode(x: &[f32], out: &mut Vec<u8>) {
+        let search = Search { levels: 15.0, from: -1.0, tries: 20, absolute: false };
+        let (head, q) = affine_of_32(field(x, 0), search);
+        out.extend(head);
+        out.extend(nibbles(&q));
+    }
 }

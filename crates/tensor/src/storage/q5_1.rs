@@ -14,7 +14,7 @@ impl Blocked<24> for Q51 {
     const FORMAT: Format = Format::Q5_1;
     const NAME: &'static str = "q5_1";
     const COLS: usize = 32;
-    const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
+    const ENCODE: fn(&[f32], &mut Vec<u8>) = encode;
 
     #[inline(always)]
     fn group<I: Isa>(isa: I, block: &[u8; 24], _: usize) -> [I::Floats; 2] {

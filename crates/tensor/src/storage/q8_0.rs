@@ -14,7 +14,7 @@ impl Blocked<34> for Q80 {
     const FORMAT: Format = Format::Q8_0;
     const NAME: &'static str = "q8_0";
     const COLS: usize = 32;
-    const ENCODE: Option<fn(&[f32], &mut Vec<u8>)> = Some(encode);
+    const ENCODE: fn(&[f32], &mut Vec<u8>) = encode;
 
     #[inline(always)]
     fn group<I: Isa>(isa: I, block: &[u8; 34], _: usize) -> [I::Floats; 2] {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::four_bit::{elements, not_finite};
+use super::four_bit::elements;
 use super::isa::per_isa;
 use super::{Quantized, Storage, StorageError, check_decode, check_dot};
 
@@ -34,7 +34,7 @@ impl RowInt8 {
             });
         }
         match scales.iter().position(|s| !s.is_finite()) {
-            Some(row) => Err(not_finite(cols, row * cols, data)),
+            Some(row) => Err(StorageError::not_finite(cols, row * cols, data)),
             None => Ok(RowInt8 { rows, cols, values, scales }),
         }
     }
