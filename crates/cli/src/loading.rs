@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 use retune::base;
 use retune::methods;
-use retune::models::{HeadRequest, Model, ModelFiles, Snapshot, StorageChoice};
-use retune::run_file::{Storage, TrainOn};
+use retune::models::{HeadRequest, LoadOptions, Model, ModelFiles, Snapshot};
+use retune::run_file::{Quantization, RunFile, Storage, TrainOn};
 use retune::tasks::TaskRecord;
 use retune::tasks::causal_lm::{Dataset, Options};
 use retune::text::Language;
@@ -41,30 +42,40 @@ pub struct ModelArgs {
 /// How the machine is used.
 #[derive(Clone, clap::Args)]
 pub struct MachineArgs {
-    /// How the weights lie in memory: as-is keeps what the file stores
-    #[arg(long, value_name = "f32|bf16|as-is", default_value = "as-is", value_parser = storage)]
-    pub storage: StorageChoice,
+    /// How the weights lie in memory: as-is keeps what the file stores, nf4 to int8 quantise the blocks' linears
+    #[arg(long, value_name = "NAME", default_value = "as-is", value_parser = PossibleValuesParser::new(Storage::NAMES))]
+    pub storage: String,
+
+    /// Of storage nf4, fp4 and int4: quantise the blocks' constants as well [default: true]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub double_quant: Option<bool>,
+
+    /// Modules that are not quantised, beside tables and heads: paths, their ends, or patterns
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub keep_modules: Vec<String>,
 
     /// Worker threads; without it, one for each core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
 }
 
-fn storage(text: &str) -> Result<StorageChoice, String> {
-    match text {
-        "f32" => Ok(StorageChoice::F32),
-        "bf16" => Ok(StorageChoice::Bf16),
-        "as-is" => Ok(StorageChoice::AsIs),
-        _ => Err("one of f32, bf16, as-is".into()),
-    }
-}
-
-/// The run file's word for it.
-pub fn storage_of(storage: Storage) -> StorageChoice {
-    match storage {
-        Storage::F32 => StorageChoice::F32,
-        Storage::Bf16 => StorageChoice::Bf16,
-        Storage::AsIs => StorageChoice::AsIs,
+impl MachineArgs {
+    /// How the weights are taken into memory.
+    ///
+    /// # Errors
+    /// If the settings of quantised storages are given with another.
+    pub fn load_options(&self) -> Result<LoadOptions> {
+        let storage = Storage::from_name(&self.storage).unwrap_or(Storage::AsIs);
+        let default = Quantization::default();
+        let quantization = Quantization {
+            double_quant: self.double_quant.unwrap_or(default.double_quant),
+            keep_modules: self.keep_modules.clone(),
+        };
+        if quantization != default && !storage.is_quantised() {
+            let what = "--double-quant and --keep-modules are for --storage nf4, fp4, int4 and int8";
+            return Err(UsageError(format!("{what}, not {}", self.storage)).into());
+        }
+        Ok(RunFile { storage, quantization, ..RunFile::default() }.load_options())
     }
 }
 
@@ -182,7 +193,8 @@ impl ModelArgs {
     }
 
     fn open(&self, head: &HeadRequest) -> Result<Model> {
-        Ok(Model::load_with(&crate::embedded::resolve(&self.model)?, self.machine.storage, head)?)
+        let path = crate::embedded::resolve(&self.model)?;
+        Ok(Model::load_with(&path, self.machine.load_options()?, head)?)
     }
 
     fn check_bases(&self, model: &Model, adapters: &[PathBuf]) -> Result<()> {

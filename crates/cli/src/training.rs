@@ -22,7 +22,7 @@ use retune::train::{
 use retune_formats::{atomic, hash};
 
 use crate::exit::{DIVERGED, Ended, UsageError};
-use crate::loading::{language, set_threads, storage_of};
+use crate::loading::{language, set_threads};
 use crate::progress::Progress;
 use crate::prompting::{Question, questions};
 use crate::signals::Signals;
@@ -58,7 +58,7 @@ impl Base {
         let files = ModelFiles::open(&path)?;
         let read = Read::new(run, &files)?;
         let (head, fresh_head) = read.head(run, &files)?;
-        let model = Model::load_with(&path, storage_of(run.storage), &head)?;
+        let model = Model::load_with(&path, run.load_options(), &head)?;
         let language = language(&model.files)?;
         let total = model.params.iter().map(|(_, param)| param.elements()).sum();
         Ok(Base { model, language, fresh_head, total, read: Some(read), data: None })
@@ -207,6 +207,11 @@ impl Prepared {
         identity.insert("max_length".into(), self.run.max_length.to_string());
         identity.insert("train_on".into(), format!("{:?}", self.run.train_on).to_lowercase());
         identity.insert("storage".into(), format!("{:?}", self.run.storage).to_lowercase());
+        if self.run.storage.is_quantised() {
+            let quantization = &self.run.quantization;
+            identity.insert("double_quant".into(), quantization.double_quant.to_string());
+            identity.insert("keep_modules".into(), quantization.keep_modules.join(", "));
+        }
         identity.insert("eval_share".into(), format!("{:?}", self.run.eval_share));
         if let Some(path) = &self.run.eval_data {
             identity.insert("eval_data".into(), hash::file(path)?);

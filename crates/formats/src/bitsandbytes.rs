@@ -147,6 +147,16 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// In short: `nf4`, `nf4+dq`, `int8`.
+    pub fn name(self) -> String {
+        match self {
+            Kind::FourBit { code, double, .. } => {
+                format!("{}{}", code.name(), if double { "+dq" } else { "" })
+            }
+            Kind::Int8 => "int8".into(),
+        }
+    }
+
     /// For people: `nf4`, `fp4 with double quantisation`, `int8`.
     pub fn describe(self) -> String {
         match self {
@@ -360,6 +370,11 @@ impl Entry {
     /// `[out, in]` of the weight's values.
     pub fn shape(&self) -> &[usize; 2] {
         &self.shape
+    }
+
+    /// Number of its values.
+    pub fn numel(&self) -> u64 {
+        self.shape.iter().fold(1, |n, &d| n.saturating_mul(d as u64))
     }
 
     /// The names of its tensors in the file, its own among them.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use retune_formats::{Error as FormatError, atomic, json, limits};
+use retune_formats::{Error as FormatError, atomic, bitsandbytes, json, limits};
 use retune_tensor::ParamId;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub struct BaseIdentity {
     /// The hash of the base whose values this one has, in other bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exported_from: Option<String>,
+    /// How its linears were quantised while it was loaded (`nf4+dq`); `None`: they had the values of the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantised: Option<String>,
 }
 
 impl BaseIdentity {
@@ -46,10 +49,13 @@ impl BaseIdentity {
     pub fn of(model: &Model) -> Result<BaseIdentity> {
         let blake3 = hash_files(&model.files.weight_files())?;
         let (parameters, shapes) = shapes(model);
+        let origin = origin(&model.files, &blake3);
+        let loaded = quantised_while_loading(model).map(str::to_string);
         Ok(BaseIdentity {
             path: model.files.path().display().to_string(),
             model_type: model.net.info().model_type,
-            exported_from: origin(&model.files, &blake3),
+            quantised: loaded.or_else(|| origin.as_ref()?.quantised.clone()),
+            exported_from: origin.and_then(|own| own.exported_from),
             blake3,
             parameters,
             shapes,
@@ -106,7 +112,9 @@ pub fn check(model: &Model, adapter: &Path, any_base: bool) -> Result<Option<Str
     };
     let found = BaseIdentity::of(model)?;
     if wanted.is(&found) {
-        return Ok(None);
+        return Ok(
+            other_storage(&wanted, &found).map(|what| format!("adapter {}: {what}", adapter.display()))
+        );
     }
     let kind = if wanted.shapes == found.shapes {
         "the same architecture with other weights, perhaps another quantisation or version"
@@ -129,12 +137,34 @@ pub fn check(model: &Model, adapter: &Path, any_base: bool) -> Result<Option<Str
     }
 }
 
+/// How the linears of a model were quantised while it was loaded, if they were.
+fn quantised_while_loading(model: &Model) -> Option<&'static str> {
+    let tensors = model.files.source().tensors();
+    if tensors.iter().any(|info| bitsandbytes::owner(&info.name).is_some()) {
+        return None;
+    }
+    let mut storages = model.params.iter().map(|(_, param)| param.weight.storage());
+    storages.find(|storage| storage.quantized().is_some()).map(|storage| storage.format())
+}
+
+/// What to say of an adapter that was trained on the values of another storage of its base.
+fn other_storage(wanted: &BaseIdentity, found: &BaseIdentity) -> Option<String> {
+    let named = |id: &BaseIdentity| match &id.quantised {
+        Some(name) => format!("quantised to {name}"),
+        None => "as its files have it".to_string(),
+    };
+    (wanted.quantised != found.quantised).then(|| {
+        let (then, here) = (named(wanted), named(found));
+        format!("it was trained on this base {then}, which is {here} here: its answers may differ a little")
+    })
+}
+
 /// What a folder that we exported says about where its values come from, if it still holds them.
-fn origin(files: &ModelFiles, blake3: &str) -> Option<String> {
+fn origin(files: &ModelFiles, blake3: &str) -> Option<BaseIdentity> {
     let ModelFiles::Folder(folder) = files else { return None };
     // A damaged record is no record: the folder is then a base like any other.
     let own = BaseIdentity::read(folder.path()).ok().flatten()?;
-    own.exported_from.filter(|_| own.blake3 == blake3)
+    Some(own).filter(|own| own.exported_from.is_some() && own.blake3 == blake3)
 }
 
 /// Number of values, and the hash of names and shapes in the order of the names.

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metric;
+use crate::models::{LoadOptions, Quantisation, StorageChoice};
 
 pub use lora::{Ia3, LoraBias};
 pub use prompts::{
@@ -94,6 +95,8 @@ pub struct RunFile {
     pub memory_limit: Option<u64>,
     pub on_nan: OnNan,
 
+    pub quantization: Quantization,
+
     pub lora: Lora,
 
     pub full: Full,
@@ -144,6 +147,7 @@ impl Default for RunFile {
             checkpointing: Checkpointing::Auto,
             memory_limit: None,
             on_nan: OnNan::Skip,
+            quantization: Quantization::default(),
             lora: Lora::default(),
             full: Full::default(),
             partial: Partial::default(),
@@ -158,6 +162,18 @@ impl Default for RunFile {
 }
 
 impl RunFile {
+    /// How the weights are taken into memory.
+    pub fn load_options(&self) -> LoadOptions {
+        let Quantization { double_quant, keep_modules } = &self.quantization;
+        let storage = match self.storage {
+            Storage::F32 => StorageChoice::F32,
+            Storage::Bf16 => StorageChoice::Bf16,
+            quantised => Quantisation::from_name(quantised.name(), *double_quant)
+                .map_or(StorageChoice::AsIs, StorageChoice::Quantised),
+        };
+        LoadOptions { storage, keep_modules: keep_modules.clone() }
+    }
+
     /// The learning rate to train with: the one given, or the method's own default.
     pub fn lr_or(&self, method_default: f64) -> f64 {
         self.lr.unwrap_or(method_default)
@@ -366,6 +382,62 @@ pub enum Storage {
     Bf16,
     /// As the file stores them, quantised blocks included.
     AsIs,
+    /// The linears of the blocks in 4 bits: quantiles of a normal.
+    Nf4,
+    /// The same with a sign, two bits of exponent and one of mantissa.
+    Fp4,
+    /// The same with sixteen levels at even distances.
+    Int4,
+    /// The linears of the blocks in 8 bits, one scale a row.
+    Int8,
+}
+
+impl Storage {
+    /// As they are written.
+    pub const NAMES: &[&str] = &["f32", "bf16", "as-is", "nf4", "fp4", "int4", "int8"];
+
+    /// All, in the order of [`Storage::NAMES`].
+    pub const ALL: &[Storage] = &[
+        Storage::F32,
+        Storage::Bf16,
+        Storage::AsIs,
+        Storage::Nf4,
+        Storage::Fp4,
+        Storage::Int4,
+        Storage::Int8,
+    ];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        let named = Self::ALL.iter().zip(Self::NAMES).find(|(one, _)| **one == self);
+        named.map_or("", |(_, name)| name)
+    }
+
+    /// The storage of this name.
+    pub fn from_name(name: &str) -> Option<Storage> {
+        Self::ALL.iter().zip(Self::NAMES).find(|(_, known)| **known == name).map(|(one, _)| *one)
+    }
+
+    /// Are weights quantised while they are loaded?
+    pub fn is_quantised(self) -> bool {
+        !matches!(self, Storage::F32 | Storage::Bf16 | Storage::AsIs)
+    }
+}
+
+/// Settings of the storages that quantise: table `quantization`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quantization {
+    /// Quantise the constants of 4-bit blocks, too.
+    pub double_quant: bool,
+    /// Modules that stay as they are, beside tables and heads (see [`crate::models::quantised::Quantised`]).
+    pub keep_modules: Vec<String>,
+}
+
+impl Default for Quantization {
+    fn default() -> Self {
+        Quantization { double_quant: true, keep_modules: Vec::new() }
+    }
 }
 
 /// Whether blocks are computed again in the backward pass instead of kept.

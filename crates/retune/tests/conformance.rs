@@ -1,5 +1,5 @@
-//! The laws over every registered method, on Llama, GPT-2 and BERT, in f32, bf16 and from GGUF (ARCHITECTURE.md). A new
-//! method is under them from its line in the registry on.
+//! The laws over every registered method, on Llama, GPT-2 and BERT, in f32, bf16, NF4 with double quantisation, int8 and
+//! from GGUF (ARCHITECTURE.md). A new method is under them from its line in the registry on.
 //!
 //! With `RETUNE_EXCHANGE=FOLDER` what each method writes is left there, with tokens and logits, for
 //! `scripts/reference/check_exchange.py` to load with the tools whose files they are.
@@ -13,7 +13,7 @@ use common::gguf::write_gguf;
 use common::*;
 use retune::export::{ExportDtype, ExportOptions, write_folder};
 use retune::methods::{self, Attached, METHODS};
-use retune::models::{HeadRequest, Model, StorageChoice, TextInput};
+use retune::models::{HeadRequest, Model, Quantisation, StorageChoice, TextInput};
 use retune::nn::{Active, Head, Pass, Problem};
 use retune::objective::{Objective, ObjectiveError};
 use retune::run_file::RunFile;
@@ -51,7 +51,13 @@ fn bases(folder: &Path) -> Vec<Base> {
         ("gpt2", "parity/gpt2_base", HeadRequest::AsFile),
         ("bert", "parity/bert_base", classifier.clone()),
     ] {
-        for (kind, storage) in [("f32", StorageChoice::F32), ("bf16", StorageChoice::Bf16)] {
+        let quantised = |code| StorageChoice::Quantised(Quantisation::from_name(code, true).expect("code"));
+        for (kind, storage) in [
+            ("f32", StorageChoice::F32),
+            ("bf16", StorageChoice::Bf16),
+            ("nf4", quantised("nf4")),
+            ("int8", quantised("int8")),
+        ] {
             let name = format!("{name} {kind}");
             all.push(Base { name, path: data(path), storage, head: head.clone() });
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use common::{Inputs, close, data, load, open};
 use retune::methods::matrix::{self, Fit, Held};
 use retune::methods::{self, Attached};
-use retune::models::{HeadRequest, Model, StorageChoice, TextInput};
+use retune::models::{HeadRequest, Model, Quantisation, StorageChoice, TextInput};
 use retune::nn::{Head, Hidden, Pass, Pooling, Problem};
 use retune::objective::{Objective, ObjectiveError};
 use retune::run_file::{RunFile, Selection, TargetModules};
@@ -656,7 +656,7 @@ fn the_matrix_is_what_happens() {
         let storage = match held {
             Held::F32 => StorageChoice::F32,
             Held::Half => StorageChoice::Bf16,
-            Held::Quantised => continue,
+            Held::Quantised => StorageChoice::Quantised(Quantisation::from_name("nf4", true).expect("code")),
         };
         let Some((_, path)) = bases.iter().find(|(name, _)| *name == model.name) else { continue };
         let mut loaded = load(&data(path), storage);

@@ -1,11 +1,12 @@
 //! `retune inspect`: what a file or folder is, what is in it, and what could be trained on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use retune::run_file::RunFile;
+use retune_formats::bitsandbytes::{self, QuantizationConfig};
 use retune_formats::folder::{ModelFolder, is_model_folder};
 use retune_formats::peft::{PeftAdapter, is_adapter_folder};
 use retune_formats::records::{EXTENSIONS, Records};
@@ -46,7 +47,62 @@ struct Found {
     path: PathBuf,
     is_model: bool,
     facts: Vec<(&'static str, String)>,
-    tensors: Vec<TensorInfo>,
+    tensors: Vec<Listed>,
+}
+
+/// A tensor of a file, or a weight whose parts are several.
+struct Listed {
+    name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    values: u64,
+    bytes: u64,
+}
+
+impl From<&TensorInfo> for Listed {
+    fn from(info: &TensorInfo) -> Listed {
+        let (name, shape) = (info.name.clone(), info.shape.clone());
+        Listed { name, shape, dtype: info.dtype.name().into(), values: info.numel(), bytes: info.byte_len() }
+    }
+}
+
+/// The tensors of a file; what bitsandbytes quantised is one weight with all its parts.
+fn listed(source: &dyn TensorSource) -> Result<Vec<Listed>> {
+    let mut out = Vec::new();
+    let mut parts = BTreeSet::new();
+    for info in source.tensors() {
+        let entry = match bitsandbytes::owner(&info.name) {
+            None => bitsandbytes::find(source, &info.name)?,
+            Some(_) => None,
+        };
+        let Some(entry) = entry else {
+            out.push(Listed::from(info));
+            continue;
+        };
+        let bytes = entry.tensors().filter_map(|part| source.find(part)).map(TensorInfo::byte_len).sum();
+        parts.extend(entry.tensors().filter(|part| *part != info.name).map(str::to_string));
+        out.push(Listed {
+            name: info.name.clone(),
+            shape: entry.shape().to_vec(),
+            dtype: entry.kind().name(),
+            values: entry.numel(),
+            bytes,
+        });
+    }
+    out.retain(|tensor| !parts.contains(&tensor.name));
+    Ok(out)
+}
+
+/// What a folder's configuration says of its quantisation.
+fn quantisation(folder: &ModelFolder) -> Option<(&'static str, String)> {
+    let path = folder.path().join("config.json");
+    match QuantizationConfig::of(&path, folder.config()) {
+        Ok(config) => config.map(|config| ("quantised", format!("{}, by bitsandbytes", config.describe()))),
+        Err(_) => {
+            let method = folder.config().get("quantization_config")?.get("quant_method")?.as_str()?;
+            Some(("quantised", format!("by {method}, which Retune cannot read")))
+        }
+    }
 }
 
 fn look_at(path: &Path) -> Result<Found> {
@@ -103,13 +159,7 @@ fn gguf_file(path: &Path) -> Result<Found> {
     }
     let template = metadata.opt_str("tokenizer.chat_template")?.is_some();
     facts.push(("chat template", if template { "inside".into() } else { "none".into() }));
-    Ok(Found {
-        kind: "GGUF model",
-        is_model: true,
-        path: path.into(),
-        facts,
-        tensors: file.tensors().to_vec(),
-    })
+    Ok(Found { kind: "GGUF model", is_model: true, path: path.into(), facts, tensors: listed(&file)? })
 }
 
 fn model_folder(path: &Path) -> Result<Found> {
@@ -126,6 +176,7 @@ fn model_folder(path: &Path) -> Result<Found> {
         ("tied embeddings", "tie_word_embeddings"),
     ];
     let mut facts = facts_of(folder.config(), &keys);
+    facts.extend(quantisation(&folder));
     facts.push(("tokenizer", if folder.tokenizer()?.is_some() { "inside".into() } else { "none".into() }));
     let templates = folder.chat_templates()?;
     facts.push(("chat template", if templates.is_empty() { "none".into() } else { "inside".into() }));
@@ -134,7 +185,7 @@ fn model_folder(path: &Path) -> Result<Found> {
         is_model: true,
         path: path.into(),
         facts,
-        tensors: folder.weights().tensors().to_vec(),
+        tensors: listed(folder.weights())?,
     })
 }
 
@@ -154,20 +205,14 @@ fn adapter_folder(path: &Path) -> Result<Found> {
     // Opening checks keys, shapes, ranks and that every value is finite.
     let adapter = PeftAdapter::open(path)?;
     facts.extend(adapter.notes().iter().map(|note| ("note", note.clone())));
-    let tensors = adapter.source().tensors().to_vec();
+    let tensors = adapter.source().tensors().iter().map(Listed::from).collect();
     Ok(Found { kind: "PEFT adapter", is_model: false, path: path.into(), facts, tensors })
 }
 
 fn safetensors_file(path: &Path) -> Result<Found> {
     let file = safetensors::File::open(path)?;
     let facts = file.metadata().iter().map(|(key, value)| ("metadata", format!("{key}: {value}"))).collect();
-    Ok(Found {
-        kind: "safetensors file",
-        is_model: false,
-        path: path.into(),
-        facts,
-        tensors: file.tensors().to_vec(),
-    })
+    Ok(Found { kind: "safetensors file", is_model: false, path: path.into(), facts, tensors: listed(&file)? })
 }
 
 fn data_file(path: &Path) -> Result<Found> {
@@ -216,20 +261,20 @@ fn facts_of(config: &Value, keys: &[(&'static str, &str)]) -> Vec<(&'static str,
 
 impl Found {
     fn parameters(&self) -> u64 {
-        self.tensors.iter().map(TensorInfo::numel).sum()
+        self.tensors.iter().map(|tensor| tensor.values).sum()
     }
 
     fn bytes(&self) -> u64 {
-        self.tensors.iter().map(TensorInfo::byte_len).sum()
+        self.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
     /// Tensors and bytes of each type.
-    fn types(&self) -> BTreeMap<&'static str, (u64, u64)> {
+    fn types(&self) -> BTreeMap<&str, (u64, u64)> {
         let mut types = BTreeMap::new();
         for tensor in &self.tensors {
-            let (tensors, bytes) = types.entry(tensor.dtype.name()).or_insert((0, 0));
+            let (tensors, bytes) = types.entry(tensor.dtype.as_str()).or_insert((0, 0));
             *tensors += 1;
-            *bytes += tensor.byte_len();
+            *bytes += tensor.bytes;
         }
         types
     }
@@ -240,7 +285,7 @@ impl Found {
             return None;
         }
         let rank = u64::from(RunFile::default().lora.rank);
-        let of = |tensor: &TensorInfo| match tensor.shape.as_slice() {
+        let of = |tensor: &Listed| match tensor.shape.as_slice() {
             [rows, cols] if without_layer(&tensor.name) != tensor.name => rank * (rows + cols) as u64,
             _ => 0,
         };
@@ -252,9 +297,7 @@ impl Found {
         let tensors: Vec<Value> = self
             .tensors
             .iter()
-            .map(
-                |t| json!({"name": t.name, "shape": t.shape, "dtype": t.dtype.name(), "bytes": t.byte_len()}),
-            )
+            .map(|t| json!({"name": t.name, "shape": t.shape, "dtype": t.dtype, "bytes": t.bytes}))
             .collect();
         json!({
             "path": self.path.display().to_string(),
@@ -307,16 +350,16 @@ impl Found {
     }
 
     /// One line for each tensor, or one for all layers' tensors of the same name, shape and type.
-    fn lines(&self, every_tensor: bool) -> Vec<(String, Vec<usize>, &'static str, usize)> {
-        let mut lines: Vec<(String, Vec<usize>, &'static str, usize)> = Vec::new();
+    fn lines(&self, every_tensor: bool) -> Vec<(String, Vec<usize>, &str, usize)> {
+        let mut lines: Vec<(String, Vec<usize>, &str, usize)> = Vec::new();
         for tensor in &self.tensors {
             let name = if every_tensor { tensor.name.clone() } else { without_layer(&tensor.name) };
             let same = lines.iter_mut().find(|(n, shape, dtype, _)| {
-                !every_tensor && *n == name && *shape == tensor.shape && *dtype == tensor.dtype.name()
+                !every_tensor && *n == name && *shape == tensor.shape && *dtype == tensor.dtype
             });
             match same {
                 Some(line) => line.3 += 1,
-                None => lines.push((name, tensor.shape.clone(), tensor.dtype.name(), 1)),
+                None => lines.push((name, tensor.shape.clone(), &tensor.dtype, 1)),
             }
         }
         lines
@@ -342,5 +385,20 @@ mod tests {
         assert_eq!(found.lines(false).len(), 11);
         assert_eq!(found.lines(true).len(), 20);
         assert!(found.facts.contains(&("architecture", "llama".into())));
+    }
+
+    #[test]
+    fn a_quantised_weight_is_one_line_with_all_its_bytes() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/parity");
+        let [plain, quantised] =
+            ["llama_base_full", "llama_nf4"].map(|name| look_at(&data.join(name)).unwrap());
+        assert_eq!(quantised.parameters(), plain.parameters());
+        assert_eq!(quantised.lines(true).len(), 20);
+        assert_eq!(quantised.types()["nf4+dq"].0, 14);
+        assert_eq!(quantised.trained_by_lora(), plain.trained_by_lora());
+        let said = ("quantised", "nf4 with double quantisation, by bitsandbytes".to_string());
+        assert!(quantised.facts.contains(&said));
+        let file = std::fs::metadata(data.join("llama_nf4/model.safetensors")).unwrap().len();
+        assert!(quantised.bytes() < file && quantised.bytes() * 5 > file * 4);
     }
 }

@@ -141,6 +141,7 @@ fn loaded_by(run: &RunFile) -> RunFile {
         data: run.data,
         eval_data: run.eval_data,
         storage: run.storage,
+        quantization: run.quantization,
         task: run.task,
         max_length: run.max_length,
         train_on: run.train_on,

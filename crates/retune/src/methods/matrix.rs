@@ -9,7 +9,7 @@ pub enum Held {
     F32,
     /// bf16 or f16.
     Half,
-    /// A GGUF's blocks.
+    /// A GGUF's blocks, or linears in nf4, fp4, int4 or int8.
     Quantised,
 }
 

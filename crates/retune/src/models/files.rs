@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use retune_formats::bitsandbytes::QuantizationConfig;
 use retune_formats::folder::ModelFolder;
 use retune_formats::{TensorSource, gguf};
 
@@ -58,6 +59,19 @@ impl ModelFiles {
                 })
             }
             ModelFiles::Gguf(file) => Ok(file.metadata().str("general.architecture")?.to_string()),
+        }
+    }
+
+    /// How bitsandbytes quantised the model, if its `config.json` says so.
+    ///
+    /// # Errors
+    /// If the model was quantised by another method, or the settings make no sense.
+    pub fn quantization_config(&self) -> Result<Option<QuantizationConfig>> {
+        match self {
+            ModelFiles::Folder(folder) => {
+                Ok(QuantizationConfig::of(&folder.path().join("config.json"), folder.config())?)
+            }
+            ModelFiles::Gguf(_) => Ok(None),
         }
     }
 

@@ -111,6 +111,10 @@ pub fn write_folder(
 ) -> Result<Fresh> {
     let config = Config { path: path.to_path_buf(), value: config };
     let model_type = config.text("model_type").ok_or_else(|| config.fail("it has no \"model_type\""))?;
+    if config.get("quantization_config").is_some() {
+        let what = "\"quantization_config\": a new model is not quantised; leave that out (and train on it with --storage nf4)";
+        return Err(config.fail(what));
+    }
     let dtype = dtype_of(&config)?;
     let params = (spec_of_type(model_type, path)?.fresh)(&config, Draw::new(&config, seed)?)?;
     let parameters = params.iter().map(|(_, param)| param.elements() as u64).sum();
@@ -282,6 +286,9 @@ mod tests {
         let mut odd = config("llama");
         odd["dtype"] = "int4".into();
         assert!(write(&odd, 1, &dir).unwrap_err().to_string().contains("int4"));
+        let mut quantised = config("llama");
+        quantised["quantization_config"] = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+        assert!(write(&quantised, 1, &dir).unwrap_err().to_string().contains("--storage nf4"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         std::fs::create_dir(&dir).unwrap();
         std::fs::write(dir.join("mine"), "x").unwrap();

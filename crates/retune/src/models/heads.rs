@@ -150,7 +150,7 @@ fn linear(
     let name = |part: &str| format!("{path}.{part}");
     let kept = match weights {
         Weights::Files => true,
-        Weights::FilesOrDrawn => loader.shape(&name("weight")) == Some(&[out, inp]),
+        Weights::FilesOrDrawn => loader.shape(&name("weight"))?.as_deref() == Some(&[out, inp]),
         Weights::Drawn => false,
     };
     let (weight, bias) = match kept {

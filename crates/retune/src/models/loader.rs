@@ -4,15 +4,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+use retune_formats::bitsandbytes::{self, Entry};
 use retune_formats::{Dtype, TensorInfo, TensorSource};
-use retune_tensor::memory::Counted;
+use retune_tensor::memory::{self, Counted};
 use retune_tensor::rng::Stream;
-use retune_tensor::storage::{self, Format};
+use retune_tensor::storage::{self, Format, StorageError};
 use retune_tensor::{ParamId, Params, Tensor, Weight};
 
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
 use crate::models::fresh::Draw;
+use crate::models::quantised::{Quantisation, Quantised, storage_of};
 use crate::nn::{LayerNorm, Linear};
 
 /// Standard deviation of a new head's weights.
@@ -32,10 +35,29 @@ const BUFFERS: &[&str] = &[
 pub enum StorageChoice {
     F32,
     Bf16,
-    /// As the file has them: a GGUF's quantised blocks stay as they lie.
+    /// As the file has them: a GGUF's quantised blocks stay as they lie, and so do layers of bitsandbytes.
     #[default]
     AsIs,
+    /// The linears of the blocks quantised while they are loaded ([`Quantised`]), all others as the file has them.
+    Quantised(Quantisation),
 }
+
+/// How a model's weights are taken into memory.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct LoadOptions {
+    pub storage: StorageChoice,
+    /// Modules that are not quantised, beside those that never are ([`Quantised`]).
+    pub keep_modules: Vec<String>,
+}
+
+impl From<StorageChoice> for LoadOptions {
+    fn from(storage: StorageChoice) -> LoadOptions {
+        LoadOptions { storage, ..LoadOptions::default() }
+    }
+}
+
+/// Elements that are read and decoded at a time.
+const STRIP: usize = 1 << 20;
 
 /// Reads tensors by name and remembers which were asked for, or makes them.
 pub struct Loader<'a> {
@@ -51,6 +73,10 @@ enum Origin<'a> {
 struct Files<'a> {
     source: &'a dyn TensorSource,
     storage: StorageChoice,
+    /// What `storage` quantises.
+    quantised: Quantised,
+    /// Some linears of the files are quantised already, by bitsandbytes.
+    has_layers: bool,
     /// From Hugging Face names to the file's.
     rename: Box<dyn Fn(&str) -> String + 'a>,
     used: BTreeSet<String>,
@@ -84,6 +110,18 @@ impl storage::Storage for CountedStorage {
     fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]) {
         self.inner.dot_rows(row0, x, y)
     }
+    fn as_f32(&self) -> Option<&[f32]> {
+        self.inner.as_f32()
+    }
+    fn pinned(&self) -> Option<Arc<dyn storage::Storage>> {
+        self.inner.pinned()
+    }
+    fn fault(&self) -> Option<String> {
+        self.inner.fault()
+    }
+    fn quantized(&self) -> Option<storage::Quantized<'_>> {
+        self.inner.quantized()
+    }
 }
 
 /// Wraps a storage as a weight.
@@ -98,14 +136,28 @@ fn format_of(dtype: Dtype) -> Option<Format> {
 }
 
 impl<'a> Loader<'a> {
+    /// # Errors
+    /// If a pattern of the modules to keep is wrong, or nothing is left to be quantised.
     pub fn new(
         files: &'a ModelFiles,
-        storage: StorageChoice,
+        options: &LoadOptions,
         rename: impl Fn(&str) -> String + 'a,
-    ) -> Loader<'a> {
-        let files =
-            Files { source: files.source(), storage, rename: Box::new(rename), used: BTreeSet::new() };
-        Loader { origin: Origin::Files(files), params: Params::new() }
+    ) -> Result<Loader<'a>> {
+        let source = files.source();
+        let has_layers = source.tensors().iter().any(|info| bitsandbytes::owner(&info.name).is_some());
+        if has_layers && !options.keep_modules.is_empty() {
+            let what = "its linears are quantised already: keep_modules is for models that are quantised while loading";
+            return Err(Error::Method(format!("{}: {what}", files.path().display())));
+        }
+        let files = Files {
+            source,
+            storage: options.storage,
+            quantised: Quantised::new(&options.keep_modules)?,
+            has_layers,
+            rename: Box::new(rename),
+            used: BTreeSet::new(),
+        };
+        Ok(Loader { origin: Origin::Files(files), params: Params::new() })
     }
 
     /// Makes every tensor that is asked for.
@@ -122,11 +174,14 @@ impl<'a> Loader<'a> {
     }
 
     /// The shape of a tensor of this Hugging Face name in the files.
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        match &self.origin {
-            Origin::Files(files) => files.source.find(&(files.rename)(name)).map(|info| &info.shape[..]),
-            Origin::Fresh(_) => None,
-        }
+    ///
+    /// # Errors
+    /// If it is quantised and its parts do not fit each other.
+    pub fn shape(&self, name: &str) -> Result<Option<Vec<usize>>> {
+        let Origin::Files(files) = &self.origin else { return Ok(None) };
+        let name = (files.rename)(name);
+        let layer = files.layer(&name)?.map(|entry| entry.shape().to_vec());
+        Ok(layer.or_else(|| Some(files.source.find(&name)?.shape.clone())))
     }
 
     /// Whether tensors are made, not read.
@@ -154,7 +209,7 @@ impl<'a> Loader<'a> {
 
     /// A matrix `[rows, cols]` in f32 whatever the storage of the others: heads, which are trained.
     pub fn matrix_f32(&mut self, name: &str, rows: usize, cols: usize) -> Result<ParamId> {
-        let id = self.matrix(name, rows, cols, None)?;
+        let id = self.matrix(name, rows, cols)?;
         let values = self.params.get(id).weight.to_tensor();
         self.params.get_mut(id).weight = Weight::F32(values);
         Ok(id)
@@ -186,51 +241,67 @@ impl<'a> Loader<'a> {
         Ok(self.params.add(name, &[len], Weight::F32(Tensor::from_vec(1, len, values)), false))
     }
 
-    /// A matrix `[rows, cols]` in the chosen storage. `order` takes row `i` from the file's row `order(i)`.
-    pub fn matrix(
+    /// A matrix `[rows, cols]` that is not quantised while it is loaded: tables and heads.
+    pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<ParamId> {
+        self.weight(name, (rows, cols), Layout::Rows(None), false)
+    }
+
+    /// The weight `[out, in]` of a linear in the chosen storage. `order` takes row `i` from the file's row `order(i)`.
+    pub fn linear_weight(
         &mut self,
         name: &str,
-        rows: usize,
-        cols: usize,
+        shape: (usize, usize),
         order: Option<&dyn Fn(usize) -> usize>,
     ) -> Result<ParamId> {
+        self.weight(name, shape, Layout::Rows(order), true)
+    }
+
+    fn weight(
+        &mut self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        layout: Layout,
+        linear: bool,
+    ) -> Result<ParamId> {
         let weight = match &mut self.origin {
-            Origin::Files(files) => files.matrix(name, rows, cols, order)?,
+            Origin::Files(files) => files.matrix(name, (rows, cols), layout, linear)?,
             Origin::Fresh(draw) => Weight::F32(draw.matrix(name, rows, cols)?),
         };
         Ok(self.params.add(name, &[rows, cols], weight, false))
     }
 
-    /// As [`Loader::matrix`] for a weight that the files hold as `[cols, rows]` (transformers' `Conv1D`). It is written
-    /// as it was read: [`retune_tensor::Param::transposed`].
-    pub fn matrix_transposed(&mut self, name: &str, rows: usize, cols: usize) -> Result<ParamId> {
-        let weight = match &mut self.origin {
-            Origin::Files(files) => files.matrix_transposed(name, rows, cols)?,
-            Origin::Fresh(draw) => Weight::F32(draw.matrix(name, rows, cols)?),
-        };
-        let id = self.params.add(name, &[rows, cols], weight, false);
-        self.params.get_mut(id).transposed = true;
-        Ok(id)
+    /// A linear layer `[out, in]` of a block at a module path.
+    pub fn linear(&mut self, path: &str, shape: (usize, usize), bias: bool) -> Result<Linear> {
+        let weight = self.linear_weight(&format!("{path}.weight"), shape, None)?;
+        self.with_bias(path, weight, shape, bias)
     }
 
-    /// A linear layer `[out, in]` at a module path.
-    pub fn linear(&mut self, path: &str, (out, inp): (usize, usize), bias: bool) -> Result<Linear> {
-        let weight = self.matrix(&format!("{path}.weight"), out, inp, None)?;
-        let bias = bias.then(|| self.vector(&format!("{path}.bias"), out, None)).transpose()?;
-        Ok(Linear::new(path, weight, bias, (out, inp)))
+    /// A linear layer `[out, in]` of a head: it is not quantised while it is loaded.
+    pub fn head_linear(&mut self, path: &str, shape: (usize, usize), bias: bool) -> Result<Linear> {
+        let weight = self.matrix(&format!("{path}.weight"), shape.0, shape.1)?;
+        self.with_bias(path, weight, shape, bias)
     }
 
-    /// transformers' `Conv1D` at a module path, with its bias: folders hold the weight as `[in, out]`, GGUF files as
-    /// `[out, in]`.
-    pub fn conv1d(&mut self, path: &str, (out, inp): (usize, usize), gguf: bool) -> Result<Linear> {
-        let name = format!("{path}.weight");
-        let weight = match gguf {
-            true => self.matrix(&name, out, inp, None)?,
-            false => self.matrix_transposed(&name, out, inp)?,
-        };
+    fn with_bias(
+        &mut self,
+        path: &str,
+        weight: ParamId,
+        shape: (usize, usize),
+        bias: bool,
+    ) -> Result<Linear> {
+        let bias = bias.then(|| self.vector(&format!("{path}.bias"), shape.0, None)).transpose()?;
+        Ok(Linear::new(path, weight, bias, shape))
+    }
+
+    /// transformers' `Conv1D` at a module path, with its bias: folders hold the weight as `[in, out]` (but not where
+    /// bitsandbytes quantised it), GGUF files as `[out, in]`. It is written as `[in, out]`
+    /// ([`retune_tensor::Param::transposed`]).
+    pub fn conv1d(&mut self, path: &str, shape: (usize, usize), gguf: bool) -> Result<Linear> {
+        let layout = if gguf { Layout::Rows(None) } else { Layout::Turned };
+        let weight = self.weight(&format!("{path}.weight"), shape, layout, true)?;
         self.params.get_mut(weight).transposed = true;
-        let bias = self.vector(&format!("{path}.bias"), out, None)?;
-        Ok(Linear { fan_in_fan_out: true, ..Linear::new(path, weight, Some(bias), (out, inp)) })
+        let linear = self.with_bias(path, weight, shape, true)?;
+        Ok(Linear { fan_in_fan_out: true, ..linear })
     }
 
     /// A layer norm over `dim` channels.
@@ -244,7 +315,13 @@ impl<'a> Loader<'a> {
     pub fn finish(self) -> Result<Params> {
         if let Origin::Files(files) = &self.origin {
             files.check_all_used()?;
+            if matches!(files.storage, StorageChoice::Quantised(_)) {
+                let names = self.params.iter().map(|(_, param)| param.name.as_str());
+                files.quantised.check_all_used(names)?;
+            }
         }
+        // Strips and whole tensors that were only needed to quantise others.
+        memory::trim();
         Ok(self.params)
     }
 }
@@ -277,57 +354,147 @@ impl Files<'_> {
     fn matrix(
         &mut self,
         name: &str,
-        rows: usize,
-        cols: usize,
-        order: Option<&dyn Fn(usize) -> usize>,
+        (rows, cols): (usize, usize),
+        layout: Layout,
+        linear: bool,
     ) -> Result<Weight> {
-        let info = self.info(name, &[rows, cols])?;
-        let format = self.format(&info)?;
-        let mut bytes = self.source.read(&info.name)?;
-        if let Some(order) = order {
-            bytes = reorder(&bytes, rows, order);
+        let stored_name = (self.rename)(name);
+        if let Some(entry) = self.layer(&stored_name)? {
+            return self.layer_weight(&entry, (rows, cols));
         }
-        self.choose(format, rows, cols, bytes).map_err(|e| self.fail(&info.name, e.to_string()))
-    }
-
-    fn matrix_transposed(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
-        let info = self.info(name, &[cols, rows])?;
+        let in_file = if layout.is_turned() { [cols, rows] } else { [rows, cols] };
+        let info = self.info(name, &in_file)?;
         let format = self.format(&info)?;
-        if !matches!(format.name(), "f32" | "f16" | "bf16") {
+        if layout.is_turned() && format.block() > 1 {
             let what = format!("weights of type {} cannot be transposed", info.dtype.name());
             return Err(self.fail(&info.name, what));
         }
-        let bytes = transpose(&self.source.read(&info.name)?, cols, rows);
-        self.choose(format, rows, cols, bytes).map_err(|e| self.fail(&info.name, e.to_string()))
+        let quantise = match self.storage {
+            // What bitsandbytes left out of a folder stays as it is.
+            StorageChoice::Quantised(how) if linear && !self.has_layers => {
+                self.quantised.includes(name).then_some(how)
+            }
+            _ => None,
+        };
+        let values = || self.values(&info, format, (rows, cols), &layout);
+        let failed = |e: StorageError| self.fail(&info.name, e.to_string());
+        match self.storage {
+            _ if let Some(how) = quantise => {
+                let values = values()?;
+                Ok(stored(how.quantise(rows, cols, values.data()).map_err(failed)?))
+            }
+            StorageChoice::F32 => Ok(Weight::F32(values()?)),
+            StorageChoice::Bf16 if format != Format::BF16 => as_bf16(&values()?).map_err(failed),
+            _ if format == Format::F32 => Ok(Weight::F32(values()?)),
+            _ => {
+                let bytes = layout.apply(self.source.read(&info.name)?, rows, cols);
+                Ok(stored(storage::from_bytes(format, rows, cols, bytes).map_err(failed)?))
+            }
+        }
+    }
+
+    /// The layer of bitsandbytes whose weight has this name in the files.
+    fn layer(&self, stored: &str) -> Result<Option<Entry>> {
+        if !self.has_layers {
+            return Ok(None);
+        }
+        Ok(bitsandbytes::find(self.source, stored)?)
+    }
+
+    /// A layer of bitsandbytes in the chosen storage. It lies as `[out, in]`, whatever the weight was before.
+    fn layer_weight(&mut self, entry: &Entry, (rows, cols): (usize, usize)) -> Result<Weight> {
+        if entry.shape() != &[rows, cols] {
+            let what =
+                format!("its shape is {:?}, the configuration asks for {:?}", entry.shape(), [rows, cols]);
+            return Err(self.fail(entry.weight(), what));
+        }
+        if let StorageChoice::Quantised(how) = self.storage
+            && !how.is(entry.kind())
+        {
+            let (kind, wanted) = (entry.kind().describe(), how.name());
+            let what = format!(
+                "it is quantised as {kind} already, and quantising it again as {wanted} would lose more; use --storage \
+                 as-is, or f32 to work on what its codes stand for"
+            );
+            let (path, name) = (self.source.path().display(), entry.weight());
+            return Err(Error::Method(format!("{path}: tensor \"{name}\": {what}")));
+        }
+        let failed = |e: StorageError| self.fail(entry.weight(), e.to_string());
+        let layer = storage_of(entry.read(self.source)?).map_err(failed)?;
+        let weight = match self.storage {
+            StorageChoice::F32 => Weight::F32(retune_tensor::params::decode_all(layer.as_ref())),
+            StorageChoice::Bf16 => {
+                as_bf16(&retune_tensor::params::decode_all(layer.as_ref())).map_err(failed)?
+            }
+            StorageChoice::AsIs | StorageChoice::Quantised(_) => stored(layer),
+        };
+        self.used.extend(entry.tensors().map(str::to_string));
+        Ok(weight)
+    }
+
+    /// The values of a matrix `[rows, cols]`, read and decoded in strips.
+    fn values(
+        &self,
+        info: &TensorInfo,
+        format: Format,
+        (rows, cols): (usize, usize),
+        layout: &Layout,
+    ) -> Result<Tensor> {
+        let mut out = Tensor::scratch(rows, cols);
+        let (file_rows, file_cols) = if layout.is_turned() { (cols, rows) } else { (rows, cols) };
+        let place = layout.inverse(rows);
+        let step = (STRIP / file_cols.max(1)).max(1);
+        let mut strip = Tensor::scratch(step.min(file_rows), file_cols);
+        for first in (0..file_rows).step_by(step) {
+            let n = step.min(file_rows - first);
+            let values = &mut strip.data_mut()[..n * file_cols];
+            self.strip(info, format, (first, n, file_cols), values)?;
+            let out = out.data_mut();
+            match (layout, &place) {
+                (Layout::Turned, _) => {
+                    for (r, row) in values.chunks_exact(file_cols.max(1)).enumerate() {
+                        row.iter().enumerate().for_each(|(c, v)| out[c * cols + first + r] = *v);
+                    }
+                }
+                (_, Some(place)) => {
+                    for (row, to) in values.chunks_exact(cols.max(1)).zip(&place[first..]) {
+                        out[to * cols..][..cols].copy_from_slice(row);
+                    }
+                }
+                _ => out[first * cols..][..n * cols].copy_from_slice(values),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Rows `first .. first + n` of a tensor of the file.
+    fn strip(
+        &self,
+        info: &TensorInfo,
+        format: Format,
+        (first, n, cols): (usize, usize, usize),
+        out: &mut [f32],
+    ) -> Result<()> {
+        let failed = |e: StorageError| self.fail(&info.name, e.to_string());
+        let row_bytes = format.size(1, cols).map_err(failed)?;
+        let mut bytes = vec![0; n * row_bytes];
+        self.source.read_at(info, (first * row_bytes) as u64, &mut bytes)?;
+        if format == Format::F32 {
+            // Without a storage of its own, whose buffer would stay in the pool.
+            let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = value);
+            return Ok(());
+        }
+        let rows = storage::from_bytes(format, n, cols, bytes).map_err(failed)?;
+        let out = out.par_chunks_exact_mut(cols.max(1)).enumerate();
+        out.with_min_len((1 << 14) / cols.clamp(1, 1 << 14)).for_each(|(row, out)| rows.decode(row, 0, out));
+        Ok(())
     }
 
     fn format(&self, info: &TensorInfo) -> Result<Format> {
         format_of(info.dtype).ok_or_else(|| {
             self.fail(&info.name, format!("weights of type {} cannot be used", info.dtype.name()))
         })
-    }
-
-    fn choose(
-        &self,
-        format: Format,
-        rows: usize,
-        cols: usize,
-        bytes: Vec<u8>,
-    ) -> std::result::Result<Weight, storage::StorageError> {
-        let as_is = storage::from_bytes(format, rows, cols, bytes)?;
-        match self.storage {
-            StorageChoice::Bf16 if format != Format::BF16 => {
-                let values = retune_tensor::params::decode_all(as_is.as_ref());
-                let bytes = storage::encode(Format::BF16, rows, cols, values.data())?;
-                Ok(stored(storage::from_bytes(Format::BF16, rows, cols, bytes)?))
-            }
-            StorageChoice::Bf16 => Ok(stored(as_is)),
-            StorageChoice::F32 => Ok(Weight::F32(retune_tensor::params::decode_all(as_is.as_ref()))),
-            StorageChoice::AsIs if format == Format::F32 => {
-                Ok(Weight::F32(retune_tensor::params::decode_all(as_is.as_ref())))
-            }
-            StorageChoice::AsIs => Ok(stored(as_is)),
-        }
     }
 
     fn check_all_used(&self) -> Result<()> {
@@ -338,6 +505,8 @@ impl Files<'_> {
             .iter()
             .map(|t| t.name.as_str())
             .filter(|name| !self.used.contains(*name) && !buffer(name))
+            // A weight that is known but not used may be quantised.
+            .filter(|name| !bitsandbytes::owner(name).is_some_and(|weight| self.used.contains(&weight)))
             .collect();
         if let Some(first) = unused.first() {
             let what = format!(
@@ -349,6 +518,43 @@ impl Files<'_> {
         }
         Ok(())
     }
+}
+
+/// How a file holds the rows of a matrix.
+enum Layout<'a> {
+    /// Row `i` at row `order(i)`.
+    Rows(Option<&'a dyn Fn(usize) -> usize>),
+    /// Columns as rows.
+    Turned,
+}
+
+impl Layout<'_> {
+    fn is_turned(&self) -> bool {
+        matches!(self, Layout::Turned)
+    }
+
+    /// Where each of the file's rows belongs, if they are not in order.
+    fn inverse(&self, rows: usize) -> Option<Vec<usize>> {
+        let Layout::Rows(Some(order)) = self else { return None };
+        let mut place = vec![0; rows];
+        (0..rows).for_each(|row| place[order(row)] = row);
+        Some(place)
+    }
+
+    /// The bytes of a file's matrix as those of a matrix `[rows, cols]`.
+    fn apply(&self, bytes: Vec<u8>, rows: usize, cols: usize) -> Vec<u8> {
+        match self {
+            Layout::Rows(None) => bytes,
+            Layout::Rows(Some(order)) => reorder(&bytes, rows, order),
+            Layout::Turned => transpose(&bytes, cols, rows),
+        }
+    }
+}
+
+fn as_bf16(values: &Tensor) -> std::result::Result<Weight, StorageError> {
+    let (rows, cols) = (values.rows(), values.cols());
+    let bytes = storage::encode(Format::BF16, rows, cols, values.data())?;
+    Ok(stored(storage::from_bytes(Format::BF16, rows, cols, bytes)?))
 }
 
 /// `[rows, cols]` values of any width in bytes as `[cols, rows]`.

@@ -8,6 +8,7 @@ pub mod gpt2;
 pub mod heads;
 pub mod llama;
 pub mod loader;
+pub mod quantised;
 pub mod rope;
 mod snapshot;
 mod without_adapter;
@@ -23,7 +24,8 @@ use crate::nn::{
     Rows, Shared, Site,
 };
 pub use files::ModelFiles;
-pub use loader::StorageChoice;
+pub use loader::{LoadOptions, StorageChoice};
+pub use quantised::Quantisation;
 pub use snapshot::Snapshot;
 pub use without_adapter::WithoutAdapter;
 
@@ -33,7 +35,7 @@ pub struct Spec {
     pub model_types: &'static [&'static str],
     pub name: &'static str,
     pub summary: &'static str,
-    pub load: fn(&ModelFiles, StorageChoice, &HeadRequest) -> Result<Model>,
+    pub load: fn(&ModelFiles, &LoadOptions, &HeadRequest) -> Result<Model>,
     /// The parameters of a model of this configuration, freshly drawn.
     pub fresh: fn(&config::Config, fresh::Draw) -> Result<Params>,
 }
@@ -284,18 +286,20 @@ impl Model {
     ///
     /// # Errors
     /// If the files are damaged, the architecture is unknown, or a tensor is missing, unexpected or of a wrong shape.
-    pub fn load(path: &Path, storage: StorageChoice) -> Result<Model> {
-        Model::load_with(path, storage, &HeadRequest::AsFile)
+    pub fn load(path: &Path, options: impl Into<LoadOptions>) -> Result<Model> {
+        Model::load_with(path, options, &HeadRequest::AsFile)
     }
 
     /// As [`Model::load`], with a head of one's choice.
     ///
     /// # Errors
-    /// Besides: if the architecture or its files cannot have such a head.
-    pub fn load_with(path: &Path, storage: StorageChoice, head: &HeadRequest) -> Result<Model> {
+    /// Besides: if the architecture or its files cannot have such a head; if the files are quantised in another way than
+    /// bitsandbytes' or GGUF's.
+    pub fn load_with(path: &Path, options: impl Into<LoadOptions>, head: &HeadRequest) -> Result<Model> {
         let files = ModelFiles::open(path)?;
         let spec = spec_of(&files)?;
-        (spec.load)(&files, storage, head)
+        files.quantization_config()?;
+        (spec.load)(&files, &options.into(), head)
     }
 
     /// Module paths of all linear layers, and those of them that are heads.

@@ -1,11 +1,14 @@
 //! The table of settings: name, flag, kind, range and one line of description each.
 
-use super::TaskChoice;
+use super::{RunFile, Storage, TaskChoice};
+
+/// The table of what quantised storages are set by.
+pub(super) const QUANTIZATION: &str = "quantization";
 
 /// One setting of the run file.
 #[derive(Debug)]
 pub struct Key {
-    /// Its table in the file: "" for the top level, else `lora`.
+    /// Its table in the file: "" for the top level, else a method, or `quantization`.
     pub table: &'static str,
     pub name: &'static str,
     /// Its flag on the command line, without the dashes.
@@ -94,6 +97,20 @@ impl Key {
         if self.table.is_empty() { self.name.into() } else { format!("{}.{}", self.table, self.name) }
     }
 
+    /// Is it a setting of a method?
+    pub fn is_of_method(&self) -> bool {
+        !matches!(self.table, "" | QUANTIZATION)
+    }
+
+    /// Does it mean anything in this run?
+    pub fn applies_to(&self, run: &RunFile) -> bool {
+        match self.table {
+            "" => true,
+            QUANTIZATION => run.storage.is_quantised(),
+            method => method == run.method,
+        }
+    }
+
     /// Finds a setting by its table and name.
     pub fn find(table: &str, name: &str) -> Option<&'static Key> {
         KEYS.iter().find(|key| key.table == table && key.name == name)
@@ -172,10 +189,13 @@ pub const KEYS: &[Key] = &[
     key("", "keep", "keep", Kind::Whole(2, 10_000), "checkpoints kept on disk", &["save_total_limit"]),
 
     key("", "threads", "threads", Kind::Whole(1, 1024), "worker threads; without it, one for each core", &["num_threads", "n_threads"]),
-    key("", "storage", "storage", Kind::Choice(&["f32", "bf16", "as-is"]), "how the frozen weights lie in memory", &["dtype", "torch_dtype", "precision", "load_in_4bit"]),
+    key("", "storage", "storage", Kind::Choice(Storage::NAMES), "how the frozen weights lie in memory; nf4 to int8 quantise the blocks' linears", &["dtype", "torch_dtype", "precision", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "quantization_bit"]),
     key("", "checkpointing", "checkpointing", Kind::Choice(&["auto", "on", "off"]), "compute blocks twice to save memory", &["gradient_checkpointing", "grad_checkpoint", "activation_checkpointing"]),
     key("", "memory_limit", "memory-limit", Kind::Size, "refuse a run that would need more; without it, what is free", &["max_memory"]),
     key("", "on_nan", "on-nan", Kind::Choice(&["stop", "skip"]), "a step whose loss or gradient isn't finite: stop, or skip at most three in a row", &[]),
+
+    key(QUANTIZATION, "double_quant", "double-quant", Kind::Switch, "of storage nf4, fp4 and int4: quantise the blocks' constants as well", &["bnb_4bit_use_double_quant", "double_quantization", "compress_statistics"]),
+    key(QUANTIZATION, "keep_modules", "keep-modules", Kind::Names, "modules that are not quantised, beside tables and heads: paths, their ends, or patterns", &["llm_int8_skip_modules", "modules_to_not_convert"]),
 
     key("lora", "rank", "rank", Kind::Whole(1, 4096), "rank of the update, R in W + B A", &["r", "lora_r", "lora_rank"]),
     key("lora", "lora_alpha", "alpha", Kind::Above(0.0, 1e6), "the update is scaled by alpha / rank", &["alpha"]),

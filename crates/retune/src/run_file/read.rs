@@ -225,17 +225,19 @@ impl Reader {
             let place = place.to_owned();
             self.problem(place, format!("warm-up of {} steps, but the whole run has {steps}", run.warmup));
         }
-        let strangers: Vec<_> = self
-            .places
-            .iter()
-            .filter(|(key, _)| !key.table.is_empty() && key.table != run.method)
-            .cloned()
-            .collect();
+        let strangers: Vec<_> = self.places.iter().filter(|(key, _)| !key.applies_to(run)).cloned().collect();
         for (key, place) in strangers {
-            let message = format!(
-                "{} is a setting of method {}, but the method is {}",
-                key.name, key.table, run.method
-            );
+            let message = match key.is_of_method() {
+                true => format!(
+                    "{} is a setting of method {}, but the method is {}",
+                    key.name, key.table, run.method
+                ),
+                false => format!(
+                    "{} is a setting of the storages nf4, fp4, int4 and int8, but the storage is {}",
+                    key.name,
+                    run.storage.name()
+                ),
+            };
             self.problem(place, message);
         }
     }
@@ -564,7 +566,7 @@ mod tests {
             [
                 "--rank: must be a whole number from 1 to 4096, not \"0\"",
                 "--lr: must be a number above 0, at most 10000, not \"nan\"",
-                "--storage: storage must be one of f32, bf16, as-is; did you mean \"bf16\" by \"bf-16\"?",
+                "--storage: storage must be one of f32, bf16, as-is, nf4, fp4, int4, int8; did you mean \"bf16\" by \"bf-16\"?",
             ]
         );
     }

@@ -14,7 +14,7 @@ impl RunFile {
             toml::Value::try_from(self.utf8_paths()).unwrap_or(toml::Value::Table(Default::default()));
         let mut text = String::new();
         let mut table = "";
-        for key in KEYS.iter().filter(|key| key.table.is_empty() || key.table == self.method) {
+        for key in KEYS.iter().filter(|key| key.applies_to(self)) {
             if key.table != table {
                 table = key.table;
                 let _ = write!(text, "\n[{table}]\n");
@@ -53,7 +53,10 @@ fn write_key(text: &mut String, key: &Key, values: &toml::Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Adapter, Ia3, Lora, Partial, Prefix, Prompt, ScalingSetting, Sparse, TargetModules};
+    use super::super::{
+        Adapter, Ia3, Lora, Partial, Prefix, Prompt, Quantization, ScalingSetting, Sparse, Storage,
+        TargetModules,
+    };
     use super::*;
 
     #[test]
@@ -66,6 +69,8 @@ mod tests {
             memory_limit: Some(3 << 29),
             steps: Some(12),
             lora: Lora { target_modules: TargetModules::Names(vec!["q_proj".into()]), ..Lora::default() },
+            storage: Storage::Nf4,
+            quantization: Quantization { double_quant: false, keep_modules: vec!["down_proj".into()] },
             ..RunFile::default()
         };
         assert_eq!(RunFile::from_toml("run.toml", &run.to_toml()).unwrap(), run);

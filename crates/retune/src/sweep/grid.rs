@@ -129,16 +129,16 @@ impl Grid {
 
 /// Whether a setting is one of this method's runs; the method itself is no setting of a run.
 fn counts(axis: &Axis, method: &str) -> bool {
-    match axis.key.table {
-        "" => axis.key.name != "method",
-        table => table == method,
+    match axis.key.is_of_method() {
+        false => axis.key.path() != "method",
+        true => axis.key.table == method,
     }
 }
 
 /// The methods of a sweep: those swept over, else those whose settings are, else the run's own.
 fn methods_of(base: &RunFile, axes: &[Axis]) -> Result<Vec<String>, RunFileError> {
     let mut tables: Vec<String> = Vec::new();
-    for axis in axes.iter().filter(|axis| !axis.key.table.is_empty()) {
+    for axis in axes.iter().filter(|axis| axis.key.is_of_method()) {
         if !tables.iter().any(|table| table == axis.key.table) {
             tables.push(axis.key.table.into());
         }
@@ -148,7 +148,7 @@ fn methods_of(base: &RunFile, axes: &[Axis]) -> Result<Vec<String>, RunFileError
         return Ok(if tables.is_empty() { vec![base.method.clone()] } else { tables });
     };
     let names: Vec<String> = swept.values.iter().map(|(name, _)| name.clone()).collect();
-    match axes.iter().find(|axis| !axis.key.table.is_empty() && !names.iter().any(|n| n == axis.key.table)) {
+    match axes.iter().find(|axis| axis.key.is_of_method() && !names.iter().any(|n| n == axis.key.table)) {
         Some(axis) => {
             let (key, table) = (axis.key.path(), axis.key.table);
             let what = format!(

@@ -102,8 +102,13 @@ impl Case {
     }
 
     pub fn check_logits(&self, model: &Model, pass: &Pass, what: &str) {
+        self.check_logits_of(&self.folder, model, pass, what);
+    }
+
+    /// Against the logits in another folder, for the same inputs.
+    pub fn check_logits_of(&self, folder: &Path, model: &Model, pass: &Pass, what: &str) {
         let got = self.logits(model, pass);
-        let want = self.file("logits.safetensors").read_f32("logits").expect("logits");
+        let want = open(&folder.join("logits.safetensors")).read_f32("logits").expect("logits");
         let cols = got.cols();
         let rows = self.places.iter().flat_map(|p| want[p * cols..(p + 1) * cols].to_vec());
         close(what, got.data(), &rows.collect::<Vec<f32>>(), TOLERANCE);

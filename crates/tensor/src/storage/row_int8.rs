@@ -86,7 +86,8 @@ fn quantize_row(row: &[f32], values: &mut [i8]) -> f32 {
     if row.iter().any(|v| v.is_nan()) {
         return f32::NAN;
     }
-    let inverse = if scale == 0.0 { 0.0 } else { 127.0 / scale };
+    // Two roundings, as torch divides a number by a tensor.
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale * 127.0 };
     for (q, v) in values.iter_mut().zip(row) {
         *q = (v * inverse).round_ties_even() as i8;
     }

@@ -228,12 +228,7 @@ fn refuse_variants(c: &Config) -> Result<()> {
             )));
         }
     }
-    match c.get("quantization_config") {
-        None => Ok(()),
-        Some(_) => {
-            Err(c.fail("weights quantised by another tool (\"quantization_config\") are not supported yet"))
-        }
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::models::config::Config;
 use crate::models::fresh::Draw;
 use crate::models::heads::{Dense, Heads, Parts, requested};
 use crate::models::loader::Loader;
-use crate::models::{HeadRequest, Model, ModelFiles, StorageChoice};
+use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles};
 use crate::nn::{
     Attention, Embedding, Head, LanguageModelHead, Linear, Pooling, Prompt, SubLayer, SubLayerKind,
 };
@@ -121,7 +121,7 @@ impl Family {
 }
 
 /// Loads the model; every tensor of the files must have a place, and every place its tensor.
-pub fn load(files: &ModelFiles, storage: StorageChoice, head: &HeadRequest) -> Result<Model> {
+pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Result<Model> {
     let config = match files {
         ModelFiles::Folder(folder) => {
             let path = folder.path().join("config.json");
@@ -137,7 +137,7 @@ pub fn load(files: &ModelFiles, storage: StorageChoice, head: &HeadRequest) -> R
         true => gguf_name(name),
         false => folder_name(source, if bare { name.strip_prefix(prefix).unwrap_or(name) } else { name }),
     };
-    let mut builder = Builder { loader: Loader::new(files, storage, rename), config: &config };
+    let mut builder = Builder { loader: Loader::new(files, options, rename)?, config: &config };
     let net = builder.network(Some(files), head)?;
     let params = builder.loader.finish()?;
     Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new() })
@@ -163,12 +163,12 @@ impl Builder<'_> {
         let c = self.config;
         let (prefix, hidden) = (c.family.prefix(), c.hidden_size);
         let at = |name: &str| format!("{prefix}embeddings.{name}");
-        let words = self.loader.matrix(&at("word_embeddings.weight"), c.vocab_size, hidden, None)?;
+        let words = self.loader.matrix(&at("word_embeddings.weight"), c.vocab_size, hidden)?;
         let name = at("position_embeddings.weight");
-        let positions = self.loader.matrix(&name, c.max_position_embeddings, hidden, None)?;
+        let positions = self.loader.matrix(&name, c.max_position_embeddings, hidden)?;
         let token_types = match c.type_vocab_size {
             0 => None,
-            n => Some(self.loader.matrix(&at("token_type_embeddings.weight"), n, hidden, None)?),
+            n => Some(self.loader.matrix(&at("token_type_embeddings.weight"), n, hidden)?),
         };
         let norm = self.loader.layer_norm(&at("LayerNorm"), hidden, c.layer_norm_eps)?;
         let blocks = (0..c.num_hidden_layers).map(|i| self.block(i)).collect::<Result<_>>()?;
@@ -236,7 +236,7 @@ impl Builder<'_> {
         let (hidden, prefix) = (self.config.hidden_size, self.config.family.prefix());
         let path = format!("{prefix}pooler.dense");
         if self.config.family != Family::DistilBert && self.loader.has(&format!("{path}.weight")) {
-            self.loader.linear(&path, (hidden, hidden), true)?;
+            self.loader.head_linear(&path, (hidden, hidden), true)?;
         }
         Ok(())
     }
@@ -253,11 +253,11 @@ fn masked_head(loader: &mut Loader, c: &BertConfig, words: ParamId) -> Result<Op
         Family::Roberta => Activation::Gelu,
         _ => c.activation,
     };
-    let dense = loader.linear(names.dense, (hidden, hidden), true)?;
+    let dense = loader.head_linear(names.dense, (hidden, hidden), true)?;
     let norm = loader.layer_norm(names.norm, hidden, c.layer_norm_eps)?;
     let weight = match c.tie_word_embeddings {
         true => words,
-        false => loader.matrix(&format!("{}.weight", names.decoder), vocab, hidden, None)?,
+        false => loader.matrix(&format!("{}.weight", names.decoder), vocab, hidden)?,
     };
     let [newest, older] = names.bias;
     let tied_or_newest = c.tie_word_embeddings && (loader.is_fresh() || loader.has(newest));

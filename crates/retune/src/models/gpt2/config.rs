@@ -40,11 +40,6 @@ impl Gpt2Config {
                 "\"add_cross_attention\" is true; a decoder of another model's rows is not supported",
             ));
         }
-        if c.get("quantization_config").is_some() {
-            return Err(
-                c.fail("weights quantised by another tool (\"quantization_config\") are not supported yet")
-            );
-        }
         let n_embd = c.size("n_embd", MAX_WIDTH / 4)?;
         let (activation_function, activation) = activation(c, "activation_function", "gelu_new")?;
         Gpt2Config {

@@ -9,7 +9,7 @@ use crate::models::config::Config;
 use crate::models::fresh::Draw;
 use crate::models::heads::{Heads, Parts, requested};
 use crate::models::loader::Loader;
-use crate::models::{HeadRequest, Model, ModelFiles, StorageChoice};
+use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles};
 use crate::nn::{
     Attention, Embedding, Head, LanguageModelHead, Linear, Pooling, Prompt, SubLayer, SubLayerKind,
 };
@@ -20,7 +20,7 @@ const PREFIX: &str = "transformer.";
 const RESIDUAL: &[&str] = &["attn.c_proj.weight", "mlp.c_proj.weight"];
 
 /// Loads the model; every tensor of the files must have a place, and every place its tensor.
-pub fn load(files: &ModelFiles, storage: StorageChoice, head: &HeadRequest) -> Result<Model> {
+pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Result<Model> {
     let config = match files {
         ModelFiles::Folder(folder) => {
             let path = folder.path().join("config.json");
@@ -35,7 +35,7 @@ pub fn load(files: &ModelFiles, storage: StorageChoice, head: &HeadRequest) -> R
         (false, true) => name.strip_prefix(PREFIX).unwrap_or(name).to_string(),
         (false, false) => name.to_string(),
     };
-    let mut builder = Builder { loader: Loader::new(files, storage, rename), config: &config, gguf };
+    let mut builder = Builder { loader: Loader::new(files, options, rename)?, config: &config, gguf };
     let net = builder.network(Some(files), head)?;
     let params = builder.loader.finish()?;
     Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new() })
@@ -61,8 +61,8 @@ impl Builder<'_> {
     fn network(&mut self, files: Option<&ModelFiles>, request: &HeadRequest) -> Result<Gpt2> {
         let c = self.config;
         let at = |name: &str| format!("{PREFIX}{name}");
-        let table = self.loader.matrix(&at("wte.weight"), c.vocab_size, c.n_embd, None)?;
-        let wpe = self.loader.matrix(&at("wpe.weight"), c.n_positions, c.n_embd, None)?;
+        let table = self.loader.matrix(&at("wte.weight"), c.vocab_size, c.n_embd)?;
+        let wpe = self.loader.matrix(&at("wpe.weight"), c.n_positions, c.n_embd)?;
         let blocks = (0..c.n_layer).map(|i| self.block(i)).collect::<Result<_>>()?;
         let ln_f = self.loader.layer_norm(&at("ln_f"), c.n_embd, c.layer_norm_epsilon)?;
         let head = self.head(table, files, request)?;
@@ -107,7 +107,7 @@ impl Builder<'_> {
             // Some writers save the tied head too; transformers ignores it, and so do we.
             let weight = match c.tie_word_embeddings {
                 true => table,
-                false => loader.matrix("lm_head.weight", vocab, hidden, None)?,
+                false => loader.matrix("lm_head.weight", vocab, hidden)?,
             };
             let linear = Linear::new("lm_head", weight, None, (vocab, hidden));
             Ok(Some(LanguageModelHead { transform: None, linear }))

@@ -47,11 +47,6 @@ impl LlamaConfig {
                 "\"hidden_act\" is \"{act}\"; this architecture is known with \"silu\" alone"
             )));
         }
-        if c.get("quantization_config").is_some() {
-            return Err(
-                c.fail("weights quantised by another tool (\"quantization_config\") are not supported yet")
-            );
-        }
         let hidden_size = c.size("hidden_size", MAX_WIDTH)?;
         let heads = c.size("num_attention_heads", 4096)?;
         let layers = c.size("num_hidden_layers", MAX_LAYERS)?;

@@ -10,13 +10,13 @@ use crate::models::fresh::Draw;
 use crate::models::heads::{Heads, Parts};
 use crate::models::loader::Loader;
 use crate::models::rope::RopeScaling;
-use crate::models::{HeadRequest, Model, ModelFiles, StorageChoice};
+use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles};
 use crate::nn::{
     Attention, Embedding, Head, LanguageModelHead, Linear, Pooling, Prompt, RmsNorm, SubLayer, SubLayerKind,
 };
 
 /// Loads the model; every tensor of the files must have a place, and every place its tensor.
-pub fn load(files: &ModelFiles, storage: StorageChoice, head: &HeadRequest) -> Result<Model> {
+pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Result<Model> {
     let (config, permuted) = match files {
         ModelFiles::Folder(folder) => {
             let path = folder.path().join("config.json");
@@ -37,7 +37,7 @@ pub fn load(files: &ModelFiles, storage: StorageChoice, head: &HeadRequest) -> R
     }
     let is_gguf = matches!(files, ModelFiles::Gguf(_));
     let rename = move |name: &str| if is_gguf { gguf_name(name) } else { name.to_string() };
-    let mut builder = Builder { loader: Loader::new(files, storage, rename), config: &config, permuted };
+    let mut builder = Builder { loader: Loader::new(files, options, rename)?, config: &config, permuted };
     if is_gguf {
         builder.loader.ignore("rope_freqs.weight");
     }
@@ -68,7 +68,7 @@ impl Builder<'_> {
     fn network(&mut self, files: Option<&ModelFiles>, head: &HeadRequest) -> Result<Llama> {
         let c = self.config;
         let (vocab_size, dim) = (c.vocab_size, c.hidden_size);
-        let table = self.loader.matrix("model.embed_tokens.weight", vocab_size, dim, None)?;
+        let table = self.loader.matrix("model.embed_tokens.weight", vocab_size, dim)?;
         let embed_tokens = Embedding::new("model.embed_tokens", table, vocab_size, dim);
         let blocks = (0..c.num_hidden_layers).map(|i| self.block(i)).collect::<Result<_>>()?;
         let norm = self.norm("model.norm", dim)?;
@@ -82,7 +82,7 @@ impl Builder<'_> {
         let tied = self.config.tie_word_embeddings;
         let language_model = |loader: &mut Loader| {
             // Some writers save the tied head too; transformers ignores it, and so do we.
-            let weight = if tied { table } else { loader.matrix("lm_head.weight", vocab, dim, None)? };
+            let weight = if tied { table } else { loader.matrix("lm_head.weight", vocab, dim)? };
             let linear = Linear::new("lm_head", weight, None, (vocab, dim));
             Ok(Some(LanguageModelHead { transform: None, linear }))
         };
@@ -160,7 +160,7 @@ impl Builder<'_> {
     ) -> Result<Linear> {
         let order = halves.map(|head_dim| move |row: usize| interleaved(row, head_dim));
         let order = order.as_ref().map(|f| f as &dyn Fn(usize) -> usize);
-        let weight = self.loader.matrix(&format!("{path}.weight"), out, inp, order)?;
+        let weight = self.loader.linear_weight(&format!("{path}.weight"), (out, inp), order)?;
         let bias = match bias {
             true => Some(self.loader.vector(&format!("{path}.bias"), out, order)?),
             false => None,
