@@ -1,7 +1,7 @@
 //! The packed kernel against the `gemm` crate, storages against f32, one-row products against the memory: `cargo bench -p retune-tensor`.
 //!
 //! Times are the best of several runs taken in turn, because other programs disturb single runs. Arguments choose among the parts
-//! `dense`, `storages`, `skinny`, `rows`.
+//! `dense`, `storages`, `decode`, `skinny`, `rows`.
 
 mod library;
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 use library::library;
 use retune_tensor::Tensor;
 use retune_tensor::kernel::{self, MatRef, PackedLhs, Rhs};
-use retune_tensor::storage::{Format, Storage, encode, from_bytes};
+use retune_tensor::storage::{Code4, Format, FourBit, RowInt8, Storage, encode, from_bytes};
 
 /// rows, out_features, in_features
 const SHAPES: &[(usize, usize, usize)] = &[
@@ -30,8 +30,8 @@ const SHAPES: &[(usize, usize, usize)] = &[
 fn main() {
     println!("kernels: {}, threads: {}", kernel::level().name(), rayon::current_num_threads());
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let parts: [(&str, fn()); 4] =
-        [("dense", dense), ("storages", storages), ("skinny", skinny), ("rows", one_row)];
+    let parts: [(&str, fn()); 5] =
+        [("dense", dense), ("storages", storages), ("decode", decode), ("skinny", skinny), ("rows", one_row)];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
             part();
@@ -98,6 +98,48 @@ fn stored(format: Format, n: usize, k: usize, data: &[f32]) -> Box<dyn Storage> 
     from_bytes(format, n, k, bytes).expect("the size is right")
 }
 
+/// A matrix in every storage but f32 that takes rows of `k` columns.
+fn all_storages(n: usize, k: usize, data: &[f32]) -> Vec<Box<dyn Storage>> {
+    let fits = |f: &Format| n.is_multiple_of(f.block()) && k.is_multiple_of(f.block());
+    let formats = Format::all().filter(|f| *f != Format::F32 && fits(f));
+    let mut all: Vec<_> = formats.map(|format| stored(format, n, k, data)).collect();
+    for (code, double) in [(Code4::Nf4, false), (Code4::Nf4, true), (Code4::Fp4, true), (Code4::Int4, true)] {
+        all.push(Box::new(FourBit::quantize(code, 64, double, n, k, data).expect("finite")));
+    }
+    all.push(Box::new(RowInt8::quantize(n, k, data).expect("finite")));
+    all
+}
+
+/// Elements decoded in a second, and made, on all threads: rows of 2048 to a buffer that stays in the first-level cache.
+fn decode() {
+    let (n, k) = (2048, 2048);
+    let data = noise(n * k);
+    for w in all_storages(n, k, &data) {
+        let threads = rayon::current_num_threads();
+        let time = best(&mut [&mut || {
+            kernel::parallel::for_each_task(threads, |task| {
+                let mut row = vec![0.0f32; k];
+                for i in n * task / threads..n * (task + 1) / threads {
+                    w.decode(i, 0, &mut row);
+                    std::hint::black_box(&mut row);
+                }
+            })
+        }]);
+        println!("decode {:>8}: {:.2} G elements/s", w.format(), 1e-9 * (n * k) as f64 / time[0]);
+    }
+    // Little enough to be done before another program takes the core.
+    let n = 64;
+    let data = &data[..n * k];
+    let made = |name: &str, run: &mut dyn FnMut()| {
+        let time = best(&mut [run])[0];
+        println!("encode {name:>8}: {:.3} G elements/s", 1e-9 * (n * k) as f64 / time);
+    };
+    made("nf4+dq", &mut || _ = std::hint::black_box(FourBit::quantize(Code4::Nf4, 64, true, n, k, data)));
+    for format in [Format::Q8_0, Format::Q4_K, Format::Q6_K] {
+        made(format.name(), &mut || _ = std::hint::black_box(encode(format, n, k, data)));
+    }
+}
+
 /// Every storage against f32, both orientations: time relative to f32.
 fn storages() {
     for (m, n, k) in
@@ -106,9 +148,7 @@ fn storages() {
         let (x, g, data) = (noise(m * k), noise(m * n), noise(n * k));
         let plain = Tensor::from_vec(n, k, data.clone());
         println!("{m} rows, {n} x {k}: time / f32's, x Wt and g W");
-        for format in Format::all().filter(|f| *f != Format::F32 && n % f.block() == 0 && k % f.block() == 0)
-        {
-            let w = stored(format, n, k, &data);
+        for w in all_storages(n, k, &data) {
             let (mut y, mut d) = (vec![0.0; m * n], vec![0.0; m * k]);
             let (mut y2, mut d2) = (vec![0.0; m * n], vec![0.0; m * k]);
             let forward = |w: &dyn Storage, y: &mut [f32]| {
@@ -125,7 +165,7 @@ fn storages() {
                 &mut || backward(&plain, &mut d),
                 &mut || backward(w.as_ref(), &mut d2),
             ]);
-            println!("{:>8} {:.3} {:.3}", format.name(), times[1] / times[0], times[3] / times[2]);
+            println!("{:>8} {:.3} {:.3}", w.format(), times[1] / times[0], times[3] / times[2]);
         }
     }
 }

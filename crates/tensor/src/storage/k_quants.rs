@@ -2,8 +2,6 @@
 //!
 //! Every sum is taken in the reference's order, one group a lane, so that the bytes are the reference's on every instruction set.
 
-use std::array::from_fn;
-
 use half::f16;
 
 /// Columns of a block.
@@ -30,10 +28,32 @@ fn round_within(v: f32, low: f32, high: f32) -> f32 {
 /// G groups of N elements: element i of group g at `[i][g]`.
 pub(super) type Groups<const N: usize, const G: usize> = [[f32; G]; N];
 
+/// One number for each group. (`array::from_fn` would be compiled for the baseline.)
+#[inline(always)]
+fn each<T: Copy + Default, const G: usize>(f: impl Fn(usize) -> T) -> [T; G] {
+    let mut all = [T::default(); G];
+    for (g, to) in all.iter_mut().enumerate() {
+        *to = f(g);
+    }
+    all
+}
+
+/// One number for each element of each group.
+#[inline(always)]
+pub(super) fn every<const N: usize, const G: usize>(f: impl Fn(usize, usize) -> f32) -> Groups<N, G> {
+    let mut all = [[0.0; G]; N];
+    for (i, row) in all.iter_mut().enumerate() {
+        for (g, to) in row.iter_mut().enumerate() {
+            *to = f(i, g);
+        }
+    }
+    all
+}
+
 /// A block's groups side by side.
 #[inline(always)]
 pub(super) fn side_by_side<const N: usize, const G: usize>(x: &[f32; BLOCK]) -> Groups<N, G> {
-    from_fn(|i| from_fn(|g| x[g * N + i]))
+    every(|i, g| x[g * N + i])
 }
 
 /// Groups written as x = scale * q - min, with q in 0..=levels.
@@ -62,7 +82,7 @@ pub(super) fn affine<const N: usize, const G: usize>(
 ) -> Affine<N, G> {
     let Search { levels, from, tries, .. } = search;
     let (mut min, mut max, mut sum_w) = (x[0], x[0], w[0]);
-    let mut sum_x: [f32; G] = from_fn(|g| w[0][g] * x[0][g]);
+    let mut sum_x: [f32; G] = each(|g| w[0][g] * x[0][g]);
     for (x, w) in x.iter().zip(w).skip(1) {
         for g in 0..G {
             min[g] = if x[g] < min[g] { x[g] } else { min[g] };
@@ -71,14 +91,14 @@ pub(super) fn affine<const N: usize, const G: usize>(
             sum_x[g] += w[g] * x[g];
         }
     }
-    let min: [f32; G] = from_fn(|g| if min[g] > 0.0 { 0.0 } else { min[g] });
-    let mut scale: [f32; G] = from_fn(|g| 1.0 / (levels / (max[g] - min[g])));
-    let inverse: [f32; G] = from_fn(|g| levels / (max[g] - min[g]));
+    let min: [f32; G] = each(|g| if min[g] > 0.0 { 0.0 } else { min[g] });
+    let mut scale: [f32; G] = each(|g| 1.0 / (levels / (max[g] - min[g])));
+    let inverse: [f32; G] = each(|g| levels / (max[g] - min[g]));
     let mut best = Affine { scale, min, q: quantised(x, &min, &inverse, levels) };
     let mut least = errors(x, w, &best, search.absolute);
     for step in 0..=tries {
         let range = from + 0.1 * step as f32 + levels;
-        let inverse: [f32; G] = from_fn(|g| range / (max[g] - best.min[g]));
+        let inverse: [f32; G] = each(|g| range / (max[g] - best.min[g]));
         let q = quantised(x, &best.min, &inverse, levels);
         let (mut sum_q, mut sum_qq, mut sum_qx) = ([0.0; G], [0.0; G], [0.0; G]);
         for ((x, w), q) in x.iter().zip(w).zip(&q) {
@@ -100,7 +120,7 @@ pub(super) fn affine<const N: usize, const G: usize>(
         }
         let found = Affine { scale, min, q };
         let error = errors(x, w, &found, search.absolute);
-        let better: [bool; G] = from_fn(|g| solvable[g] && error[g] < least[g]);
+        let better: [bool; G] = each(|g| solvable[g] && error[g] < least[g]);
         for g in 0..G {
             least[g] = if better[g] { error[g] } else { least[g] };
             best.scale[g] = if better[g] { found.scale[g] } else { best.scale[g] };
@@ -131,7 +151,7 @@ fn quantised<const N: usize, const G: usize>(
     inverse: &[f32; G],
     levels: f32,
 ) -> Groups<N, G> {
-    from_fn(|i| from_fn(|g| round_within(inverse[g] * (x[i][g] - min[g]), 0.0, levels)))
+    every(|i, g| round_within(inverse[g] * (x[i][g] - min[g]), 0.0, levels))
 }
 
 /// Weighted sums of the differences; here the minimum is still what is added.
@@ -169,9 +189,8 @@ pub(super) fn symmetric<const N: usize, const G: usize>(
     let (mut scale, mut least, mut q) = ([0.0; G], [0.0; G], [[0.0; G]; N]);
     // The scale that puts the extreme on the lowest level comes first.
     for step in [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9] {
-        let inverse: [f32; G] = from_fn(|g| -(levels + 0.1 * step as f32) / extreme[g]);
-        let found: Groups<N, G> =
-            from_fn(|i| from_fn(|g| round_within(inverse[g] * x[i][g], -levels, levels - 1.0)));
+        let inverse: [f32; G] = each(|g| -(levels + 0.1 * step as f32) / extreme[g]);
+        let found: Groups<N, G> = every(|i, g| round_within(inverse[g] * x[i][g], -levels, levels - 1.0));
         let (mut sum_xq, mut sum_qq) = ([0.0; G], [0.0; G]);
         for (x, q) in x.iter().zip(&found) {
             for g in 0..G {
@@ -181,7 +200,7 @@ pub(super) fn symmetric<const N: usize, const G: usize>(
             }
         }
         let better: [bool; G] =
-            from_fn(|g| step == 0 || (sum_qq[g] > 0.0 && sum_xq[g] * sum_xq[g] > least[g] * sum_qq[g]));
+            each(|g| step == 0 || (sum_qq[g] > 0.0 && sum_xq[g] * sum_xq[g] > least[g] * sum_qq[g]));
         for g in 0..G {
             let own = if sum_qq[g] != 0.0 { sum_xq[g] / sum_qq[g] } else { 0.0 };
             scale[g] = if better[g] { own } else { scale[g] };
@@ -252,7 +271,7 @@ pub(super) fn settle(x: &[f32], scale: f32, min: f32, low: f32, high: f32, q: &m
 /// The q of all groups, in the order of the elements.
 #[inline(always)]
 pub(super) fn in_order<const N: usize, const G: usize>(q: &Groups<N, G>) -> [u8; BLOCK] {
-    from_fn(|i| q[i % N][i / N] as u8)
+    each(|i| q[i % N][i / N] as u8)
 }
 
 /// What Q4_K and Q5_K share: d, dmin and the twelve bytes of scales, and q of all elements.
@@ -266,7 +285,7 @@ pub(super) fn affine_of_32(x: &[f32; BLOCK], search: Search) -> ([u8; 16], [u8; 
         }
     }
     let mean = squares.map(|s| (s / 32.0).sqrt());
-    let weights = groups.map(|x| from_fn(|g| mean[g] + x[g].abs()));
+    let weights = every(|i, g| mean[g] + groups[i][g].abs());
     let fit = affine(&groups, &weights, search);
     let largest = |v: &[f32; 8]| v.iter().fold(0.0f32, |most, v| if *v > most { *v } else { most });
     let (max_scale, max_min) = (largest(&fit.scale), largest(&fit.min));
@@ -294,7 +313,7 @@ pub(super) fn affine_of_32(x: &[f32; BLOCK], search: Search) -> ([u8; 16], [u8; 
 /// 64 bytes of the lowest two bits: byte j of each half holds columns j, j + 32, j + 64, j + 96 of it.
 #[inline(always)]
 pub(super) fn pairs(q: &[u8; BLOCK]) -> [u8; 64] {
-    from_fn(|j| {
+    each(|j| {
         let at = j / 32 * 128 + j % 32;
         (0..4).fold(0, |byte, k| byte | (q[at + 32 * k] & 3) << (2 * k))
     })
@@ -303,7 +322,7 @@ pub(super) fn pairs(q: &[u8; BLOCK]) -> [u8; 64] {
 /// 128 bytes of nibbles: for each 64 columns the lower halves of 32 bytes, then the upper.
 #[inline(always)]
 pub(super) fn nibbles(q: &[u8; BLOCK]) -> [u8; 128] {
-    from_fn(|j| {
+    each(|j| {
         let at = j / 32 * 64 + j % 32;
         q[at] & 15 | (q[at + 32] & 15) << 4
     })
@@ -312,5 +331,5 @@ pub(super) fn nibbles(q: &[u8; BLOCK]) -> [u8; 128] {
 /// 32 bytes of single bits: bit g of byte j is `bit` of column 32 g + j.
 #[inline(always)]
 pub(super) fn bits(q: &[u8; BLOCK], bit: usize) -> [u8; 32] {
-    from_fn(|j| (0..8).fold(0, |byte, g| byte | (q[32 * g + j] >> bit & 1) << g))
+    each(|j| (0..8).fold(0, |byte, g| byte | (q[32 * g + j] >> bit & 1) << g))
 }

@@ -5,7 +5,7 @@ use half::f16;
 
 use super::blocks::{Blocked, field, spec};
 use super::isa::Isa;
-use super::k_quants::{BLOCK, Search, affine, in_order, pairs, round, settle, side_by_side};
+use super::k_quants::{BLOCK, Search, affine, every, in_order, pairs, round, settle, side_by_side};
 use super::{Format, Spec};
 use crate::multiversion;
 
@@ -32,7 +32,7 @@ multiversion! {
     fn encode(x: &[f32], out: &mut Vec<u8>) {
         let x: &[f32; BLOCK] = field(x, 0);
         let groups = side_by_side::<16, 16>(x);
-        let weights = groups.map(|x| x.map(f32::abs));
+        let weights = every(|i, g| groups[i][g].abs());
         let fit = affine(&groups, &weights, Search { levels: 3.0, from: -0.5, tries: 15, absolute: true });
         let largest = |v: &[f32; 16]| v.iter().fold(0.0f32, |most, v| if *v > most { *v } else { most });
         let (max_scale, max_min) = (largest(&fit.scale), largest(&fit.min));

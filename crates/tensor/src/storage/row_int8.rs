@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::blocks::field;
 use super::four_bit::elements;
-use super::isa::per_isa;
+use super::isa::{Isa, per_isa};
 use super::{Quantized, Storage, StorageError, check_decode, check_dot};
 
 /// A matrix of one signed byte an element.
@@ -126,39 +127,73 @@ impl Storage for RowInt8 {
 const GROUP: usize = 32;
 const PER_SCALE: f32 = 1.0 / 127.0;
 
-/// Up to a group of elements, followed by zeros.
+/// A group of elements, or fewer, followed by zeros.
 #[inline(always)]
-fn group(values: &[i8]) -> [u8; GROUP] {
-    let mut all = [0; GROUP];
-    all.iter_mut().zip(values).for_each(|(to, q)| *to = *q as u8);
+fn padded<T: Copy + Default>(tail: &[T]) -> [T; GROUP] {
+    let mut all = [T::default(); GROUP];
+    all[..tail.len()].copy_from_slice(tail);
     all
+}
+
+#[inline(always)]
+fn floats<I: Isa>(isa: I, values: &[i8; GROUP]) -> [I::Floats; 2] {
+    let mut bytes = [0; GROUP];
+    for (byte, q) in bytes.iter_mut().zip(values) {
+        *byte = *q as u8;
+    }
+    isa.floats(isa.bytes(&bytes))
+}
+
+/// Two products, rounded one by one as in the reference.
+#[inline(always)]
+fn weights<I: Isa>(isa: I, values: &[i8; GROUP], scale: I::Floats, per_scale: I::Floats) -> [I::Floats; 2] {
+    let [low, high] = floats(isa, values);
+    [isa.mul(isa.mul(low, scale), per_scale), isa.mul(isa.mul(high, scale), per_scale)]
+}
+
+#[inline(always)]
+fn store<I: Isa>(isa: I, [low, high]: [I::Floats; 2], out: &mut [f32; GROUP]) {
+    if let [to_low, to_high] = out.as_chunks_mut::<16>().0 {
+        isa.store(low, to_low);
+        isa.store(high, to_high);
+    }
 }
 
 per_isa! {
     fn decode[][](isa; values: &[i8], scale: f32, out: &mut [f32]) {
         let (scale, per_scale) = (isa.splat(scale), isa.splat(PER_SCALE));
-        for (values, out) in values.chunks(GROUP).zip(out.chunks_mut(GROUP)) {
-            // Two products, rounded one by one as in the reference.
-            let [low, high] = isa.floats(isa.bytes(&group(values))).map(|q| isa.mul(isa.mul(q, scale), per_scale));
-            let mut all = [[0.0; 16]; 2];
-            isa.store(low, &mut all[0]);
-            isa.store(high, &mut all[1]);
-            out.copy_from_slice(&all.as_flattened()[..out.len()]);
+        let (groups, tail) = values.as_chunks::<GROUP>();
+        let (outs, out_tail) = out.as_chunks_mut::<GROUP>();
+        for (values, out) in groups.iter().zip(outs) {
+            store(isa, weights(isa, values, scale, per_scale), out);
+        }
+        if !tail.is_empty() {
+            let mut last = [0.0; GROUP];
+            store(isa, weights(isa, &padded(tail), scale, per_scale), &mut last);
+            out_tail.copy_from_slice(&last[..tail.len()]);
         }
     }
+}
+
+/// A group of a dot product.
+#[inline(always)]
+fn step<I: Isa>(isa: I, values: &[i8; GROUP], x: &[f32; GROUP], sums: [I::Floats; 2]) -> [I::Floats; 2] {
+    let [low, high] = floats(isa, values);
+    [isa.mul_add(low, isa.load(field(x, 0)), sums[0]), isa.mul_add(high, isa.load(field(x, 16)), sums[1])]
 }
 
 per_isa! {
     /// y[i] = the dot product of x and the i-th row of `values`.
     fn dot_rows[][](isa; values: &[i8], scales: &[f32], x: &[f32], y: &mut [f32]) {
+        let (xs, x_tail) = x.as_chunks::<GROUP>();
         for (i, y) in y.iter_mut().enumerate() {
             let mut sums = [isa.splat(0.0); 2];
-            let row = &values[i * x.len()..][..x.len()];
-            for (values, x) in row.chunks(GROUP).zip(x.chunks(GROUP)) {
-                let mut all = [[0.0; 16]; 2];
-                all.as_flattened_mut()[..x.len()].copy_from_slice(x);
-                let [low, high] = isa.floats(isa.bytes(&group(values)));
-                sums = [isa.mul_add(low, isa.load(&all[0]), sums[0]), isa.mul_add(high, isa.load(&all[1]), sums[1])];
+            let (row, tail) = values[i * x.len()..][..x.len()].as_chunks::<GROUP>();
+            for (values, x) in row.iter().zip(xs) {
+                sums = step(isa, values, x, sums);
+            }
+            if !tail.is_empty() {
+                sums = step(isa, &padded(tail), &padded(x_tail), sums);
             }
             let mut lanes = [0.0; 16];
             isa.store(isa.add(sums[0], sums[1]), &mut lanes);
