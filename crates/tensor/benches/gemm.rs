@@ -193,12 +193,23 @@ fn one_row() {
     const LAYERS: usize = 30;
     let shapes: &[&[(usize, usize)]] =
         &[&[(576, 576), (192, 576), (192, 576)], &[(576, 576)], &[(1536, 576), (1536, 576)], &[(576, 1536)]];
-    for format in Format::all().filter(|f| f.block() <= 32) {
-        let group =
-            |g: &&[(usize, usize)]| g.iter().map(|&(n, k)| stored(format, n, k, &noise(n * k))).collect();
+    type Make = Box<dyn Fn(usize, usize, &[f32]) -> Box<dyn Storage>>;
+    let formats = Format::all().filter(|f| f.block() <= 32);
+    let mut makers: Vec<(usize, Make)> = formats
+        .map(|format| (format.block(), Box::new(move |n, k, x: &[f32]| stored(format, n, k, x)) as Make))
+        .collect();
+    for double in [false, true] {
+        let make = move |n, k, x: &[f32]| -> Box<dyn Storage> {
+            Box::new(FourBit::quantize(Code4::Nf4, 64, double, n, k, x).expect("finite"))
+        };
+        makers.push((64, Box::new(make)));
+    }
+    makers.push((64, Box::new(|n, k, x| Box::new(RowInt8::quantize(n, k, x).expect("finite")))));
+    for (block, make) in makers {
+        let group = |g: &&[(usize, usize)]| g.iter().map(|&(n, k)| make(n, k, &noise(n * k))).collect();
         let layers: Vec<Vec<Box<dyn Storage>>> = (0..LAYERS).flat_map(|_| shapes.iter().map(group)).collect();
-        let q8 = Format::all().find(|f| f.name() == "q8_0" && format.block() > 1);
-        let head = stored(q8.unwrap_or(format), 49152, 576, &noise(49152 * 576));
+        let head = noise(49152 * 576);
+        let head = if block > 1 { stored(Format::Q8_0, 49152, 576, &head) } else { make(49152, 576, &head) };
         let mut outs = vec![vec![0.0f32; 1536]; 3];
         let mut logits = vec![0.0f32; 49152];
         let x = noise(1536);
@@ -214,8 +225,8 @@ fn one_row() {
         };
         let time = best(&mut [token])[0];
         println!(
-            "one token {:>5}: {:.2} ms, {:.1} GB/s",
-            format.name(),
+            "one token {:>6}: {:.2} ms, {:.1} GB/s",
+            layers[0][0].format(),
             1e3 * time,
             1e-9 * bytes as f64 / time
         );

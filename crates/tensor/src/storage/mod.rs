@@ -311,4 +311,21 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_block_with_an_element_that_is_not_finite_is_not_encoded() {
+        let mut data = vec![0.5; 40 * 2048];
+        data[33 * 2048 + 7] = f32::NAN;
+        for format in Format::all() {
+            let got = encode(format, 40, 2048, &data);
+            if format.block() == 1 {
+                assert!(got.is_ok());
+            } else {
+                let error = got.unwrap_err().to_string();
+                assert!(error.contains("row 33, column 7 is NaN"), "{error}");
+            }
+        }
+        assert!(matches!(encode(Format::Q4_K, 1, 255, &[0.0; 255]), Err(StorageError::Block { .. })));
+        assert_eq!(encode(Format::Q4_K, 0, 256, &[]).unwrap(), []);
+    }
 }
