@@ -31,6 +31,7 @@ pub mod peft_common;
 pub mod prompt_config;
 pub mod records;
 pub mod safetensors;
+pub mod scratch;
 pub mod shira_config;
 pub mod source;
 pub mod torch;

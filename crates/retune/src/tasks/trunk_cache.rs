@@ -8,11 +8,12 @@
 //! Numbers and dropout masks are those without the cache, bit for bit.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use retune_formats::atomic;
+use retune_formats::scratch::ScratchFile;
+use retune_tensor::memory::held_bytes;
 use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 
 use crate::models::{TextInput, TextModel};
@@ -195,7 +196,7 @@ impl TrunkCache {
     /// Keeps the rows of the texts that were unknown, while there is room.
     fn keep(&self, kept: &mut Kept, unknown: &[usize], texts: &[Text], computed: &(Tensor, Vec<usize>)) {
         let (x, lengths) = computed;
-        let bytes = 4 * x.len() as u64;
+        let bytes = held_bytes(x.len()) as u64;
         let (block, mut first) = if kept.memory + bytes <= self.limits.memory {
             kept.memory += bytes;
             kept.blocks.push(x.clone());
@@ -273,12 +274,15 @@ impl Kept {
 /// Rows in a file, f32, little-endian.
 #[derive(Default)]
 struct FileRows {
-    file: Option<(File, PathBuf)>,
+    file: Option<ScratchFile>,
     rows: usize,
     cols: usize,
     /// It could not be made or grown: no further try.
     full: bool,
 }
+
+/// Values that are turned into bytes at a time.
+const STRIP: usize = 64 << 10;
 
 impl FileRows {
     /// Appends rows; returns the number of the first. `None` if there is no room: the file is a help, not a must.
@@ -292,63 +296,33 @@ impl FileRows {
     }
 
     fn write(&mut self, folder: &Path, x: &Tensor) -> Option<usize> {
-        let bytes: Vec<u8> = x.data().iter().flat_map(|v| v.to_le_bytes()).collect();
-        atomic::check_space(folder, bytes.len() as u64 + LEAVE_ON_DISK).ok()?;
+        atomic::check_space(folder, 4 * x.len() as u64 + LEAVE_ON_DISK).ok()?;
         if self.file.is_none() {
-            let path = folder.join(format!("trunk-rows-{}.tmp", std::process::id()));
-            let open = File::options().read(true).write(true).create(true).truncate(true).open(&path).ok()?;
-            // Where a system lets an open file go from its folder, nothing stays behind whatever ends the process.
-            let _ = cfg!(unix).then(|| std::fs::remove_file(&path));
-            self.file = Some((open, path));
+            self.file = Some(ScratchFile::create(folder, "trunk-rows").ok()?);
             self.cols = x.cols();
         }
-        let (file, _) = self.file.as_ref()?;
+        let file = self.file.as_ref()?;
         let first = self.rows;
-        write_at(file, &bytes, 4 * (first * self.cols) as u64).ok()?;
+        let mut bytes = Vec::with_capacity(4 * STRIP.min(x.len()));
+        for (strip, values) in x.data().chunks(STRIP).enumerate() {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            file.write_at(&bytes, 4 * (first * self.cols + strip * STRIP) as u64).ok()?;
+        }
         self.rows += x.rows();
         Some(first)
     }
 
     fn read(&self, first: usize, out: &mut [f32]) -> Option<()> {
-        let (file, _) = self.file.as_ref()?;
-        let mut bytes = vec![0; 4 * out.len()];
-        read_at(file, &mut bytes, 4 * (first * self.cols) as u64).ok()?;
-        out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+        let file = self.file.as_ref()?;
+        let mut bytes = vec![0; 4 * STRIP.min(out.len())];
+        for (strip, values) in out.chunks_mut(STRIP).enumerate() {
+            let bytes = &mut bytes[..4 * values.len()];
+            file.read_at(bytes, 4 * (first * self.cols + strip * STRIP) as u64).ok()?;
+            values.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+        }
         Some(())
     }
-}
-
-impl Drop for FileRows {
-    fn drop(&mut self) {
-        if let Some((file, path)) = self.file.take() {
-            drop(file);
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-#[cfg(unix)]
-fn write_at(file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, at)
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
-}
-
-#[cfg(not(unix))]
-fn write_at(mut file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
-    use std::io::{Seek, SeekFrom, Write};
-    file.seek(SeekFrom::Start(at))?;
-    file.write_all(bytes)
-}
-
-#[cfg(not(unix))]
-fn read_at(mut file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
-    use std::io::{Read, Seek, SeekFrom};
-    file.seek(SeekFrom::Start(at))?;
-    file.read_exact(bytes)
 }
 
 /// The highest level below which nothing is trained: each part is run over one row, and asked whether it met a trainable
