@@ -194,6 +194,14 @@ fn line(event: &Event) -> Option<String> {
                 count(*trainable_parameters)
             )
         }
+        Event::Paged { path, resident_bytes, file_bytes } => {
+            format!(
+                "optimiser: {} of moments lie in {} and are moved as they are needed; {} are in memory",
+                mebibytes(*file_bytes),
+                path.display(),
+                mebibytes(*resident_bytes)
+            )
+        }
         Event::Eval { step, loss, perplexity, best, metrics } => {
             let best = if *best { "  (the best so far)" } else { "" };
             let measured = match measured(metrics) {

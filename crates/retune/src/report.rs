@@ -75,6 +75,10 @@ pub struct BeforeAfter {
 pub struct Memory {
     pub peak_bytes: u64,
     pub predicted_bytes: u64,
+    /// Moments of the optimiser that lay in a file.
+    pub paged_bytes: u64,
+    /// Seconds that the run waited for that file.
+    pub paging_wait_s: f64,
     /// The plan's parts, such as ("base weights", 95 MB).
     pub parts: Vec<(String, u64)>,
 }
@@ -125,8 +129,10 @@ impl ReportData {
                     let metric = self.metric.and_then(|metric| metrics.get(metric.name()).copied());
                     self.evals.push(EvalPoint { step, loss, metric });
                 }
-                Event::Finished { peak_bytes, .. } => {
+                Event::Paged { file_bytes, .. } => self.memory.paged_bytes = file_bytes,
+                Event::Finished { peak_bytes, paging_wait_s, .. } => {
                     self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
+                    self.memory.paging_wait_s = paging_wait_s.unwrap_or_default();
                 }
                 _ => {}
             }
@@ -301,6 +307,10 @@ fn tables(data: &ReportData) -> String {
         data.memory.parts.iter().map(|(name, size)| (name.clone(), bytes(*size))).collect();
     memory.push(("predicted peak".into(), bytes(data.memory.predicted_bytes)));
     memory.push(("measured peak".into(), bytes(data.memory.peak_bytes)));
+    if data.memory.paged_bytes > 0 {
+        memory.push(("moments in a file".into(), bytes(data.memory.paged_bytes)));
+        memory.push(("waited for that file".into(), duration(data.memory.paging_wait_s)));
+    }
     let mut about_data = data.data.clone();
     about_data.push(("tokens gone through".into(), count(data.tokens)));
     let tables = [("Settings", &data.settings), ("Data", &about_data), ("Memory", &memory)];
@@ -422,6 +432,7 @@ mod tests {
                 peak_bytes: 1_180_000_000,
                 predicted_bytes: 1_250_000_000,
                 parts: vec![("base weights".into(), 95 << 20), ("adapter, gradients, moments".into(), 75 << 20), ("activations".into(), 870 << 20)],
+                ..Memory::default()
             },
             steps: steps.collect(),
             evals: evals.iter().map(|&(step, loss)| EvalPoint { step, loss, metric: None }).collect(),

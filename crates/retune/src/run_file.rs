@@ -57,6 +57,7 @@ pub struct RunFile {
     pub weight_decay: f64,
     /// Gradients are scaled down to this norm; 0 switches clipping off.
     pub max_grad_norm: f64,
+    pub optim: Optim,
     pub seed: u64,
 
     /// Tokens; longer rows are cut.
@@ -128,6 +129,7 @@ impl Default for RunFile {
             warmup: 0.03,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            optim: Optim::Adamw,
             seed: 42,
             max_length: 1024,
             train_on: TrainOn::Answers,
@@ -364,6 +366,39 @@ pub enum Schedule {
     Linear,
     /// Half a cosine down to 0 at the last step.
     Cosine,
+}
+
+/// The optimiser: AdamW, and how and where its two moments are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Optim {
+    /// In f32; in a file what the memory limit leaves no room for.
+    #[default]
+    #[serde(rename = "adamw")]
+    Adamw,
+    /// In 8 bits with a constant for each 256 (bitsandbytes' `AdamW8bit`); otherwise the same.
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
+    /// In f32, in a file whatever the memory.
+    #[serde(rename = "paged_adamw")]
+    PagedAdamw,
+    /// In 8 bits, in a file whatever the memory.
+    #[serde(rename = "paged_adamw_8bit")]
+    PagedAdamw8bit,
+}
+
+impl Optim {
+    /// As it is written.
+    pub const NAMES: &[&str] = &["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"];
+
+    /// Moments of 8 bits. Numbers depend on this alone.
+    pub fn is_8bit(self) -> bool {
+        matches!(self, Optim::Adamw8bit | Optim::PagedAdamw8bit)
+    }
+
+    /// Moments that lie in a file though there may be memory for them.
+    pub fn is_paged(self) -> bool {
+        matches!(self, Optim::PagedAdamw | Optim::PagedAdamw8bit)
+    }
 }
 
 /// Which tokens carry loss.

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use retune::train::{
-    self, Control, Error, Event, Objective, ObjectiveError, OnNan, Outcome, OutcomeEnd, RunFolder, Schedule,
-    Start, TrainSettings, checkpoint, train,
+    self, Control, Error, Event, Objective, ObjectiveError, OnNan, Optim, Outcome, OutcomeEnd, RunFolder,
+    Schedule, Start, TrainSettings, checkpoint, train,
 };
 use retune_tensor::ops::{self, DropoutRows, LossRows};
 use retune_tensor::rng::Stream;
@@ -357,6 +357,88 @@ fn a_stopped_and_resumed_run_ends_in_the_same_bytes() {
     };
     assert_eq!(last(whole.path()).len(), 5);
     assert!(last(whole.path()) == last(parts.path()));
+}
+
+/// Where the moments lie: all in memory, most of them in a file, all in a file; and with 8 bits.
+fn homes() -> [[TrainSettings; 3]; 2] {
+    [(Optim::Adamw, Optim::PagedAdamw), (Optim::Adamw8bit, Optim::PagedAdamw8bit)].map(|(plain, paged)| {
+        let base = TrainSettings { steps: Some(11), optim: plain, ..settings() };
+        [
+            base.clone(),
+            TrainSettings { optimizer_budget: Some(40_000), page_bytes: 4096, ..base.clone() },
+            TrainSettings { optim: paged, page_bytes: 10_000, ..base },
+        ]
+    })
+}
+
+/// A run (or the rest of one) whose largest weights have more than 4096 elements.
+fn run_large(path: &Path, start: Start, settings: &TrainSettings, stop_at: u64) -> (Outcome, Vec<Event>) {
+    let (toy, folder) = (Toy::new(37, 30), open(path, start));
+    let (mut params, mut events) = (toy.params(600), Vec::new());
+    let mut stop = |event| {
+        let last = matches!(event, Event::Step { step, .. } if step == stop_at);
+        events.push(event);
+        if last { Control::Stop } else { Control::Continue }
+    };
+    (train(&mut params, &toy, None, settings, Some(&folder), &mut stop).unwrap(), events)
+}
+
+#[test]
+fn where_moments_lie_changes_no_byte_however_often_a_run_is_stopped() {
+    for homes in homes() {
+        let whole = tempfile::tempdir().unwrap();
+        run_large(whole.path(), Start::New, &homes[0], 100);
+        let expected = checkpoint_files(whole.path());
+        for (home, settings) in homes.iter().enumerate().skip(1) {
+            let paged = tempfile::tempdir().unwrap();
+            let (_, events) = run_large(paged.path(), Start::New, settings, 100);
+            assert!(checkpoint_files(paged.path()) == expected, "home {home} of {:?}", settings.optim);
+            let file = events.iter().find_map(|event| match event {
+                Event::Paged { path, file_bytes, .. } => Some((path, *file_bytes)),
+                _ => None,
+            });
+            let (file, bytes) = file.unwrap();
+            assert!(file.starts_with(paged.path()) && !file.exists() && bytes > 0);
+            let waited = |event: &Event| matches!(event, Event::Finished { paging_wait_s: Some(_), .. });
+            assert!(events.iter().any(waited));
+        }
+        // Each part of the run has another home.
+        let parts = tempfile::tempdir().unwrap();
+        let mut start = Start::New;
+        for (stop_at, settings) in
+            [3, 4, 7, 100].into_iter().zip([&homes[2], &homes[0], &homes[1], &homes[2]])
+        {
+            run_large(parts.path(), start, settings, stop_at);
+            start = Start::Resume;
+        }
+        let last = Path::new("checkpoints/step-00000011");
+        for (name, bytes) in expected.iter().filter(|(name, _)| name.starts_with(last)) {
+            assert!(fs::read(parts.path().join(name)).unwrap() == *bytes, "{}", name.display());
+        }
+    }
+}
+
+#[test]
+fn eight_bits_train_as_well_and_are_no_other_runs_moments() {
+    let dir = tempfile::tempdir().unwrap();
+    let losses = homes().map(|homes| {
+        let (toy, settings) = (Toy::new(37, 30), TrainSettings { steps: Some(40), ..homes[0].clone() });
+        let outcome = train(&mut toy.params(600), &toy, Some(&toy), &settings, None, &mut go_on).unwrap();
+        (outcome.eval_before.unwrap(), outcome.eval_after.unwrap())
+    });
+    let [(before, exact), (_, coarse)] = losses;
+    assert!(
+        coarse < exact + 0.02 * (before - exact),
+        "from {before} to {coarse}, with f32 moments to {exact}"
+    );
+
+    let [plain, eight] = homes().map(|homes| homes[0].clone());
+    let (toy, folder) = (Toy::new(37, 30), open(dir.path(), Start::New));
+    train(&mut toy.params(600), &toy, None, &eight, Some(&folder), &mut go_on).unwrap();
+    drop(folder);
+    let folder = open(dir.path(), Start::Resume);
+    let error = train(&mut toy.params(600), &toy, None, &plain, Some(&folder), &mut go_on).unwrap_err();
+    assert!(error.to_string().contains("`optim` was adamw_8bit and is now adamw"), "{error}");
 }
 
 /// The evaluation gets worse again at this rate, so the best weights are not the last ones.

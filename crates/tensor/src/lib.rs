@@ -5,7 +5,6 @@
 //!
 //! The only crate of the workspace with `unsafe`: in `kernel`, `storage`, and where attention's tasks share an output.
 
-pub mod dynamic_map;
 pub mod kernel;
 pub mod memory;
 pub mod ops;

@@ -96,6 +96,11 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
         count(report.trainable_parameters),
         count(report.tokens)
     )?;
+    if report.memory.paged_bytes > 0 {
+        let waited = crate::style::seconds(report.memory.paging_wait_s);
+        let paged = crate::style::mebibytes(report.memory.paged_bytes);
+        writeln!(out, "  optimiser      {paged} of moments in a file; waited {waited} for it")?;
+    }
     if let Some(retained) = &report.retained {
         writeln!(out, "  kept           {}", crate::style::printable(&retained.sentence()))?;
     }

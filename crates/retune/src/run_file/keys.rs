@@ -1,6 +1,6 @@
 //! The table of settings: name, flag, kind, range and one line of description each.
 
-use super::{RunFile, Storage, TaskChoice};
+use super::{Optim, RunFile, Storage, TaskChoice};
 
 /// The table of what quantised storages are set by.
 pub(super) const QUANTIZATION: &str = "quantization";
@@ -128,6 +128,14 @@ const fn key(
     Key { table, name, flag, kind, doc, known_elsewhere_as }
 }
 
+/// Values of settings as other programs call them, by the setting's name, and ours: only for "did you mean".
+pub const VALUES_ELSEWHERE: &[(&str, &[&str], &str)] = &[
+    ("optim", &["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_32bit", "adam"], "adamw"),
+    ("optim", &["adamw_bnb_8bit", "adamw_torch_8bit", "adamw8bit", "adam8bit"], "adamw_8bit"),
+    ("optim", &["paged_adamw_32bit", "paged_adamw32bit"], "paged_adamw"),
+    ("optim", &["paged_adamw8bit"], "paged_adamw_8bit"),
+];
+
 /// The metrics by which a checkpoint may be the best.
 const METRICS: &[&str] = &[
     "loss",
@@ -170,6 +178,7 @@ pub const KEYS: &[Key] = &[
     key("", "warmup", "warmup", Kind::ShareOrWhole, "warm-up: a share of all steps, or a number of steps", &["warmup_ratio", "warmup_steps", "num_warmup_steps"]),
     key("", "weight_decay", "weight-decay", Kind::Real(0.0, 10.0), "AdamW's decoupled weight decay", &[]),
     key("", "max_grad_norm", "max-grad-norm", Kind::Real(0.0, 1e9), "clip gradients to this norm; 0 for no clipping", &["clip_grad_norm", "gradient_clipping", "grad_clip", "max_norm"]),
+    key("", "optim", "optim", Kind::Choice(Optim::NAMES), "AdamW with moments of 32 or 8 bits; paged: they stay in a file beside the run", &["optimizer", "optimizer_name", "optimizer_type"]),
     key("", "seed", "seed", Kind::Whole(0, MANY), "order of the rows, initial values, dropout", &["random_seed"]),
 
     key("", "max_length", "max-length", Kind::Whole(2, 1 << 20), "tokens of one row; longer rows are cut", &["max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "block_size"]),

@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{KEYS, Key, Kind, VALUES_ELSEWHERE};
 use super::{RunFile, TaskChoice, parse_bytes};
 
 /// A run file is a page of text; anything larger is another file given by mistake.
@@ -452,8 +452,12 @@ fn choice(key: &Key, names: &[&str], value: Value) -> Result<Value, Option<Strin
     if names.contains(&text) {
         return Ok(value);
     }
+    let wanted = text.to_ascii_lowercase();
+    let elsewhere =
+        VALUES_ELSEWHERE.iter().find(|(name, theirs, _)| *name == key.name && theirs.contains(&&*wanted));
     let nearest = names.iter().max_by(|a, b| closeness(a, text).total_cmp(&closeness(b, text)));
-    match nearest.filter(|name| closeness(name, text) >= 0.5) {
+    let nearest = nearest.filter(|name| closeness(name, text) >= 0.5);
+    match elsewhere.map(|(.., ours)| ours).or(nearest) {
         Some(name) => Err(Some(format!(
             "{} must be {}; did you mean {name:?} by {text:?}?",
             key.name,

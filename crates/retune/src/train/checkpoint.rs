@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use retune_formats::{TensorOut, TensorSource, atomic, hash, safetensors};
+use retune_formats::{Data, Dtype, TensorInfo, TensorOut, TensorSource, atomic, hash, safetensors};
 use retune_tensor::Params;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::folder::RunFolder;
 use super::guard::Guard;
-use super::optimizer::Optimizer;
+use super::optimizer::moments::{Part, Piece};
+use super::optimizer::{Optimizer, Slot};
 use crate::metrics::{Metric, Metrics};
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -112,12 +113,14 @@ pub fn save(
     folder: &RunFolder,
     state: &State,
     params: &Params,
-    optimizer: &Optimizer,
+    optimizer: &mut Optimizer,
 ) -> Result<(PathBuf, u64)> {
     let done = folder.checkpoint_path(state.step);
     let temporary = done.with_extension("tmp");
     remove(&temporary)?;
-    atomic::check_space(&folder.checkpoint_folder(), optimizer.elements() * 12 + JSON_BYTES)?;
+    optimizer.settle()?;
+    let bytes = optimizer.elements() * 4 + optimizer.bytes() + JSON_BYTES;
+    atomic::check_space(&folder.checkpoint_folder(), bytes)?;
     let written = fill(&temporary, folder, state, params, optimizer).and_then(|bytes| {
         set_aside(&done)?;
         atomic::publish_dir(&temporary, &done)?;
@@ -140,7 +143,7 @@ fn fill(
     fs::create_dir(temporary).map_err(Error::io(temporary, "create"))?;
     let tensors: Vec<_> =
         optimizer.slots().iter().map(|slot| (slot, params.get(slot.id).weight.to_tensor())).collect();
-    let (mut weights, mut moments) = (Vec::new(), Vec::new());
+    let mut weights = Vec::new();
     for (slot, weight) in &tensors {
         if !weight.all_finite() {
             let what =
@@ -148,11 +151,12 @@ fn fill(
             return Err(Error::checkpoint(temporary, what));
         }
         weights.push(TensorOut::f32(slot.name.as_str(), &slot.shape, weight.data()));
-        moments.push(TensorOut::f32(format!("{}.m", slot.name), &slot.shape, slot.m.data()));
-        moments.push(TensorOut::f32(format!("{}.v", slot.name), &slot.shape, slot.v.data()));
     }
+    let path = temporary.join(MOMENTS);
+    let moments: Vec<_> =
+        optimizer.parts().map(|(slot, _, eight, part)| moment(&path, optimizer, slot, eight, part)).collect();
     safetensors::write(&temporary.join(WEIGHTS), weights, &[("format", "pt")])?;
-    safetensors::write(&temporary.join(MOMENTS), moments, &[])?;
+    safetensors::write(&path, moments, &[])?;
     write_json(&temporary.join(STATE), state)?;
     atomic::write_bytes(&temporary.join(RUN_FILE), folder.run_file.as_bytes())?;
     let mut manifest = Manifest {
@@ -166,6 +170,37 @@ fn fill(
     }
     write_json(&temporary.join(MANIFEST), &manifest)?;
     Ok(manifest.files.values().map(|entry| entry.bytes).sum())
+}
+
+/// A part of a parameter's moments as a tensor: `NAME.m` and `NAME.v` in the parameter's shape, f32 or codes of 8 bits;
+/// `NAME.m.absmax` and `NAME.v.absmax` with a constant for each 256 codes.
+fn described(name: &str, shape: &[usize], eight: bool, part: Part) -> (String, Dtype, Vec<usize>) {
+    let name = format!("{name}.{}", part.suffix());
+    match part {
+        _ if part.is_codes(eight) => (name, Dtype::U8, shape.to_vec()),
+        Part::M | Part::V => (name, Dtype::F32, shape.to_vec()),
+        Part::MAbsmax | Part::VAbsmax => {
+            (name, Dtype::F32, vec![part.bytes(eight, shape.iter().product()) / 4])
+        }
+    }
+}
+
+/// A part of a parameter's moments, to be written page by page.
+fn moment<'a>(
+    path: &'a Path,
+    optimizer: &'a Optimizer,
+    slot: usize,
+    eight: bool,
+    part: Part,
+) -> TensorOut<'a> {
+    let Slot { name, shape, .. } = &optimizer.slots()[slot];
+    let (name, dtype, shape) = described(name, shape, eight, part);
+    let stream = move |out: &mut dyn std::io::Write| {
+        optimizer.write_part(slot, part, &mut |bytes| {
+            out.write_all(bytes).map_err(retune_formats::Error::io(path, "write"))
+        })
+    };
+    TensorOut { name, dtype, shape, data: Data::Stream(Box::new(stream)) }
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
@@ -283,7 +318,10 @@ pub fn newest_whole(folder: &RunFolder) -> Result<(Option<PathBuf>, Vec<(PathBuf
 /// # Errors
 /// If it is damaged.
 pub fn read_state(path: &Path) -> Result<State> {
-    read_json(&path.join(STATE))
+    let mut state: State = read_json(&path.join(STATE))?;
+    // Checkpoints from before there was a choice do not say it.
+    state.settings.entry("optim".into()).or_insert_with(|| "adamw".into());
+    Ok(state)
 }
 
 /// Loads the trainable weights of a checkpoint, in place.
@@ -305,17 +343,53 @@ pub fn load_weights(path: &Path, params: &mut Params) -> Result<()> {
     Ok(())
 }
 
-/// Loads the moments of a checkpoint that belongs to the same parameters.
+/// Loads the moments of a checkpoint that belongs to the same parameters, page by page.
 pub(crate) fn load_moments(path: &Path, state: &State, optimizer: &mut Optimizer) -> Result<()> {
     let file = safetensors::File::open(path.join(MOMENTS))?;
-    check_count(path, file.tensors().len(), optimizer.slots().len() * 2)?;
-    for slot in optimizer.slots_mut() {
-        let (m, v) = (format!("{}.m", slot.name), format!("{}.v", slot.name));
-        slot.m.data_mut().copy_from_slice(&read(path, &file, &m, &slot.shape)?);
-        slot.v.data_mut().copy_from_slice(&read(path, &file, &v, &slot.shape)?);
+    check_count(path, file.tensors().len(), optimizer.parts().count())?;
+    let mut tensors = BTreeMap::new();
+    for (slot, Slot { name, shape, .. }, eight, part) in optimizer.parts() {
+        let (name, dtype, shape) = described(name, shape, eight, part);
+        let info = file.get(&name)?;
+        check_shape(path, info, &shape)?;
+        if info.dtype != dtype {
+            let what =
+                format!("`{name}` is {}, the run's moments are {dtype}: its `optim` differs", info.dtype);
+            return Err(Error::checkpoint(path, what));
+        }
+        tensors.insert((slot, part.suffix()), info);
     }
+    optimizer.fill(|piece, part, bytes| match tensors.get(&(piece.slot, part.suffix())) {
+        Some(info) => read_piece(path, &file, info, piece, part, bytes),
+        None => Ok(()),
+    })?;
     optimizer.set_updates(state.updates);
     Ok(())
+}
+
+/// One part of a piece of moments: finite, and what is a square or a size not below 0.
+fn read_piece(
+    path: &Path,
+    file: &safetensors::File,
+    info: &TensorInfo,
+    piece: &Piece,
+    part: Part,
+    bytes: &mut [u8],
+) -> Result<()> {
+    file.read_at(info, piece.offset(part), bytes)?;
+    if part.is_codes(piece.eight) {
+        return Ok(());
+    }
+    let usable = |x: f32| x.is_finite() && (part == Part::M || x >= 0.0);
+    let values = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+    match values.enumerate().find(|(_, x)| !usable(*x)) {
+        None => Ok(()),
+        Some((at, x)) => {
+            let what = if x.is_finite() { "below 0" } else { "not finite" };
+            let index = piece.offset(part) as usize / 4 + at;
+            Err(Error::checkpoint(path, format!("`{}` is {what} at element {index}: {x}", info.name)))
+        }
+    }
 }
 
 fn check_count(path: &Path, found: usize, wanted: usize) -> Result<()> {
@@ -328,16 +402,18 @@ fn check_count(path: &Path, found: usize, wanted: usize) -> Result<()> {
     ))
 }
 
+fn check_shape(path: &Path, info: &TensorInfo, shape: &[usize]) -> Result<()> {
+    if info.shape == shape {
+        return Ok(());
+    }
+    let (name, found) = (&info.name, &info.shape);
+    let what = format!("`{name}` has shape {found:?}, the run trains {shape:?}; its method or rank differs");
+    Err(Error::checkpoint(path, what))
+}
+
 /// The values of one tensor of exactly this shape, all finite.
 fn read(path: &Path, file: &safetensors::File, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    let info = file.get(name)?;
-    if info.shape != shape {
-        let what = format!(
-            "`{name}` has shape {:?}, the run trains {shape:?}; its method or rank differs",
-            info.shape
-        );
-        return Err(Error::checkpoint(path, what));
-    }
+    check_shape(path, file.get(name)?, shape)?;
     let values = file.read_f32(name)?;
     match values.iter().position(|x| !x.is_finite()) {
         Some(index) => Err(Error::checkpoint(path, format!("`{name}` is not finite at element {index}"))),

@@ -30,6 +30,14 @@ pub enum Event {
         /// The checkpoint that the run goes on from.
         resumed_from: Option<PathBuf>,
     },
+    /// Moments of the optimiser lie in a file that goes with the process, for want of memory or since that was wished.
+    Paged {
+        path: PathBuf,
+        /// Bytes in memory, pages on the move included.
+        resident_bytes: u64,
+        /// Bytes in the file.
+        file_bytes: u64,
+    },
     /// One update was made.
     Step {
         step: u64,
@@ -104,6 +112,9 @@ pub enum Event {
         /// Of this process.
         seconds: f64,
         peak_bytes: u64,
+        /// Seconds of this process in which updates and checkpoints waited for the file of moments, if there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        paging_wait_s: Option<f64>,
     },
 }
 
@@ -116,7 +127,7 @@ impl Event {
     /// The step that a logged line belongs to, if any.
     pub fn step(&self) -> Option<u64> {
         match self {
-            Event::Planned(_) | Event::CheckpointRejected { .. } => None,
+            Event::Planned(_) | Event::Paged { .. } | Event::CheckpointRejected { .. } => None,
             Event::Started { step, .. }
             | Event::Step { step, .. }
             | Event::Evaluating { step, .. }

@@ -30,4 +30,4 @@ pub use plan::{ActivationProfile, Plan, PlanRequest};
 pub use run::{Measured, evaluate, measure, train};
 pub use settings::TrainSettings;
 
-pub use crate::run_file::{Checkpointing, OnNan, Schedule};
+pub use crate::run_file::{Checkpointing, OnNan, Optim, Schedule};

@@ -4,7 +4,7 @@
 //! weights of the window, so that k passes of b examples are one batch of k x b. What a step does depends on its number alone.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use retune_tensor::{Gradients, Params, Tape, Tensor, Weight, memory};
@@ -14,6 +14,7 @@ use super::error::{Error, Result};
 use super::events::{Control, Event, Outcome, OutcomeEnd, SpikeIn};
 use super::folder::{RunFolder, Start};
 use super::optimizer::Optimizer;
+use super::optimizer::moments::MomentMemory;
 use super::order::{Order, Window};
 use super::settings::TrainSettings;
 use crate::metrics::{Metric, Metrics};
@@ -169,7 +170,7 @@ impl<'a> Run<'a> {
         identity.extend(settings.fingerprint(steps));
         identity.insert("training examples".into(), order.examples().to_string());
         Ok(Run {
-            optimizer: Optimizer::new(params, settings)?,
+            optimizer: Optimizer::new(params, settings, folder.map(RunFolder::path))?,
             params,
             objective,
             eval,
@@ -237,6 +238,10 @@ impl<'a> Run<'a> {
             trainable_parameters: self.optimizer.elements(),
             resumed_from,
         });
+        let MomentMemory { resident_bytes, file_bytes } = self.optimizer.memory();
+        if let Some(path) = self.optimizer.page_file().map(Path::to_path_buf) {
+            self.tell(Event::Paged { path, resident_bytes, file_bytes });
+        }
     }
 
     /// Is something due after this many steps that happens every so often (`None`: each epoch), and at the end?
@@ -308,7 +313,7 @@ impl<'a> Run<'a> {
         let step = self.state.step;
         let Some(folder) = self.folder.filter(|_| self.saved != Some(step)) else { return Ok(()) };
         self.state.updates = self.optimizer.updates();
-        let (path, bytes) = checkpoint::save(folder, &self.state, self.params, &self.optimizer)?;
+        let (path, bytes) = checkpoint::save(folder, &self.state, self.params, &mut self.optimizer)?;
         self.saved = Some(step);
         checkpoint::prune(folder, self.settings.keep, self.state.best.as_ref())?;
         self.tell(Event::Saved { step, path, bytes });
@@ -324,7 +329,7 @@ impl<'a> Run<'a> {
             return self.skip(&window, loss, norm);
         }
         let lr = self.settings.lr_at(self.state.step, self.steps);
-        self.optimizer.step(self.params, &self.gradients, lr, norm, self.settings.max_grad_norm);
+        self.optimizer.step(self.params, &self.gradients, lr, norm, self.settings.max_grad_norm)?;
         self.gradients.clear();
         self.state.guard.skipped_in_a_row = 0;
         self.state.step += 1;
@@ -454,6 +459,7 @@ impl<'a> Run<'a> {
             tokens: self.state.tokens,
             seconds: self.began.elapsed().as_secs_f64(),
             peak_bytes: memory::peak_bytes() as u64,
+            paging_wait_s: self.optimizer.page_file().map(|_| self.optimizer.waited().as_secs_f64()),
         });
         Ok(self.outcome(OutcomeEnd::Finished, restored))
     }

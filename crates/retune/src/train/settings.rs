@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::error::{Error, Result};
+use super::optimizer::moments::PAGE_BYTES;
 use super::schedule;
 use crate::metrics::Metric;
-use crate::run_file::{OnNan, RunFile, Schedule};
+use crate::run_file::{OnNan, Optim, RunFile, Schedule};
 
 /// What the training loop needs to know. [`Default`] is the run file's defaults.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,13 @@ pub struct TrainSettings {
     pub weight_decay: f64,
     /// The gradient is scaled down to this norm; 0 switches clipping off.
     pub max_grad_norm: f64,
+    /// Whether moments have 32 or 8 bits, and whether they lie in a file in any case.
+    pub optim: Optim,
+    /// Bytes of memory for the moments: what exceeds them lies in a file beside the run, with the same result. `None`: no
+    /// limit. At least a few pages are in memory.
+    pub optimizer_budget: Option<u64>,
+    /// Bytes of a page of moments.
+    pub page_bytes: usize,
     /// Order of the examples.
     pub seed: u64,
     /// Steps between evaluations; `None`: after each epoch. Always before the first step and after the last.
@@ -72,6 +80,9 @@ impl TrainSettings {
             eps: 1e-8,
             weight_decay: run.weight_decay,
             max_grad_norm: run.max_grad_norm,
+            optim: run.optim,
+            optimizer_budget: None,
+            page_bytes: PAGE_BYTES,
             seed: run.seed,
             eval_every: run.eval_every,
             save_every: run.save_every,
@@ -157,6 +168,8 @@ impl TrainSettings {
             ("eps", self.eps.to_string()),
             ("weight_decay", self.weight_decay.to_string()),
             ("max_grad_norm", self.max_grad_norm.to_string()),
+            // Where the moments lie makes no difference.
+            ("optim", if self.optim.is_8bit() { "adamw_8bit" } else { "adamw" }.to_string()),
             ("seed", self.seed.to_string()),
         ]
         .into_iter()

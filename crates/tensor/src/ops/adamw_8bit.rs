@@ -2,7 +2,7 @@
 //! bitsandbytes' `AdamW8bit`: blocks of 256 elements share one constant, `moment = map[code] * absmax`.
 //!
 //! An update decodes a block, computes [`adamw_step`](super::adamw_step) in f32, and encodes what the moments have become:
-//! `absmax` of the block, and for each element the nearest of the [dynamic map](crate::dynamic_map)'s values, the signed map
+//! `absmax` of the block, and for each element the nearest of the [dynamic map](dynamic_map)'s values, the signed map
 //! for `m`, the unsigned one for `v`. The weights are updated with the moments as they are before encoding.
 //!
 //! One thing is done differently: a `v` that is not 0 never becomes 0. It would leave the next step of an element whose
@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use rayon::prelude::*;
 
 use super::adamw::{AdamW, CHUNK, Update};
-use crate::dynamic_map::dynamic_map;
+use crate::storage::dynamic_map;
 
 /// Elements that share a constant.
 pub const BLOCK: usize = 256;
@@ -91,7 +91,7 @@ struct Codec {
 
 impl Codec {
     fn new(signed: bool) -> Codec {
-        let map = dynamic_map(signed);
+        let map = *dynamic_map(signed);
         let zero = if signed { 127 } else { 0 };
         let magnitudes = &map[zero..];
         let mut thresholds = [u32::MAX; 256];
