@@ -84,7 +84,8 @@ fn moments_of_8_bits_are_those_of_bitsandbytes() {
                 assert!(values[block].iter().all(|x| *x == 0.0));
                 continue;
             }
-            assert!((absmax[i] - expected).abs() <= 1e-5 * expected, "absmax {i}: {} {expected}", absmax[i]);
+            // 1 - beta2 is computed from a beta2 of 32 bits here.
+            assert!((absmax[i] - expected).abs() <= 3e-5 * expected, "absmax {i}: {} {expected}", absmax[i]);
             for at in block {
                 assert!(codes[at].abs_diff(theirs[at]) <= 1, "{name}[{at}]: {} {}", codes[at], theirs[at]);
                 off += usize::from(codes[at] != theirs[at]);
