@@ -45,7 +45,7 @@ pub fn model(model: &Model, plan: &Plan, language: Option<&Language>) -> Result<
         for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {
             fields.insert(key.into(), torch_name(plan.dtype()).into());
         }
-        if plan.unties() {
+        if plan.selection.unties {
             fields.insert("tie_word_embeddings".into(), false.into());
         }
     }

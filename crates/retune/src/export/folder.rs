@@ -124,6 +124,23 @@ fn list(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Checks that a model may be written to the file `target`.
+pub fn check_file(target: &Path, base: &ModelFiles, overwrite: bool) -> Result<()> {
+    let refuse = |what: &str| Err(Error::Export { path: target.to_path_buf(), what: what.into() });
+    if target.is_dir() {
+        return refuse("this is a folder; name a file to write the GGUF to");
+    }
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    if target.exists() && matches!(base, ModelFiles::Gguf(_)) && real(target) == real(base.path()) {
+        return refuse("this is the model's own file, which is never changed; give another");
+    }
+    if target.exists() && !overwrite {
+        return refuse("this file exists; give another, or --overwrite to replace it");
+    }
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok(parent.map_or(Ok(()), fs::create_dir_all).map_err(FormatError::io(target, "make the folder of"))?)
+}
+
 fn check(target: &Path, base: &ModelFiles, overwrite: bool) -> Result<()> {
     let refuse = |what: String| Err(Error::Export { path: target.to_path_buf(), what });
     if !target.is_dir() {

@@ -4,6 +4,7 @@
 //! The dropouts of its configuration stay off, as in [`crate::models::bert`].
 
 mod config;
+mod gguf;
 mod load;
 
 use retune_tensor::kernel::PackedLhs;
@@ -12,7 +13,7 @@ use retune_tensor::{ParamId, Tape, Var};
 
 pub use config::Gpt2Config;
 
-use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads};
+use crate::models::{ActivationProfile, GgufForm, ModelInfo, Spec, TextInput, TextModel, heads};
 use crate::nn::{
     Attention, Embedding, Head, Hidden, KvCache, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
     Shared, Site, SubLayer,
@@ -185,6 +186,10 @@ impl TextModel for Gpt2 {
         let mut value = self.config.to_json();
         heads::describe(&self.head, "GPT2", Pooling::Last, &mut value);
         value
+    }
+
+    fn gguf_form(&self) -> Result<GgufForm, String> {
+        self.config.gguf_form()
     }
 
     fn activation_profile(&self) -> ActivationProfile {

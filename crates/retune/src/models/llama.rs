@@ -4,6 +4,7 @@
 //! `x += down(silu(gate(m)) * up(m))`, `m = rms_norm(x)`.
 
 mod config;
+mod gguf;
 mod load;
 
 use retune_tensor::kernel::PackedLhs;
@@ -12,7 +13,7 @@ use retune_tensor::{Tape, Var};
 
 pub use config::LlamaConfig;
 
-use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads, rope};
+use crate::models::{ActivationProfile, GgufForm, ModelInfo, Spec, TextInput, TextModel, heads, rope};
 use crate::nn::{
     Attention, Embedding, Head, Hidden, KvCache, Linear, Meeting, Pass, Pooling, Prompt, RmsNorm, Rows,
     Shared, Site, SubLayer, linear_many,
@@ -197,6 +198,10 @@ impl TextModel for Llama {
         let mut value = self.config.to_json();
         heads::describe(&self.head, self.config.class_name(), Pooling::Last, &mut value);
         value
+    }
+
+    fn gguf_form(&self) -> Result<GgufForm, String> {
+        self.config.gguf_form()
     }
 
     fn activation_profile(&self) -> ActivationProfile {

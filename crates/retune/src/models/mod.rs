@@ -4,6 +4,7 @@ pub mod bert;
 pub mod config;
 pub mod files;
 pub mod fresh;
+mod gguf_form;
 pub mod gpt2;
 pub mod heads;
 pub mod llama;
@@ -24,6 +25,7 @@ use crate::nn::{
     Rows, Shared, Site,
 };
 pub use files::ModelFiles;
+pub use gguf_form::{GgufForm, Keys};
 pub use loader::{LoadOptions, StorageChoice};
 pub use quantised::Quantisation;
 pub use snapshot::Snapshot;
@@ -156,6 +158,17 @@ pub trait TextModel: Send + Sync {
 
     /// The model as a Hugging Face `config.json`.
     fn config_json(&self) -> serde_json::Value;
+
+    /// The model in llama.cpp's words.
+    ///
+    /// # Errors
+    /// Why it has none.
+    fn gguf_form(&self) -> std::result::Result<GgufForm, String> {
+        Err(format!(
+            "models of type \"{}\" are not written as GGUF; llama, mistral, qwen2, qwen3 and gpt2 are",
+            self.info().model_type
+        ))
+    }
 
     fn activation_profile(&self) -> ActivationProfile;
 

@@ -17,12 +17,12 @@ use tokenizers::normalizers::{Prepend, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper};
 
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const UNUSED: i32 = 5;
-const BYTE: i32 = 6;
+pub(super) const NORMAL: i32 = 1;
+pub(super) const UNKNOWN: i32 = 2;
+pub(super) const CONTROL: i32 = 3;
+pub(super) const USER_DEFINED: i32 = 4;
+pub(super) const UNUSED: i32 = 5;
+pub(super) const BYTE: i32 = 6;
 
 /// The `tokenizer.ggml.*` values of a GGUF file, as they stand there.
 #[derive(Debug, Clone, Default)]
@@ -236,7 +236,7 @@ fn sentencepiece(vocab: GgufVocab) -> Result<Parts> {
 }
 
 /// `<0x0A>` is byte 10; nothing else than two hexadecimal digits will do.
-fn byte_of(token: &str) -> Option<u8> {
+pub(super) fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     let exact = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     if exact { u8::from_str_radix(digits, 16).ok() } else { None }

@@ -12,6 +12,7 @@ mod pretokenizers;
 mod sentencepiece;
 mod stream;
 mod template;
+mod to_gguf;
 mod tokenizer;
 mod train_bpe;
 

@@ -172,6 +172,12 @@ pub fn known_names() -> impl Iterator<Item = &'static str> {
     RULES.iter().flat_map(|rule| rule.names.iter().copied())
 }
 
+/// Each rule with the first of its names: those that take known words whole, or those that do not.
+pub(super) fn named(ignore_merges: bool) -> impl Iterator<Item = (&'static str, &'static Rule)> {
+    let rules = RULES.iter().filter(move |rule| rule.ignore_merges == ignore_merges);
+    rules.filter_map(|rule| Some((*rule.names.first()?, rule)))
+}
+
 impl Rule {
     /// The rule as a pre-tokenizer: its cuts, then bytes written as the byte-level alphabet.
     pub(super) fn build(&self) -> tokenizers::Result<PreTokenizerWrapper> {

@@ -124,7 +124,7 @@ impl Builder<'_> {
 }
 
 /// The GGUF name of a Hugging Face tensor.
-fn gguf_name(name: &str) -> String {
+pub(crate) fn gguf_name(name: &str) -> String {
     const PARTS: &[(&str, &str)] = &[
         ("ln_1", "attn_norm"),
         ("attn.c_attn", "attn_qkv"),
