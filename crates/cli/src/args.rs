@@ -42,8 +42,10 @@ pub enum Command {
     Merge(commands::merge::Args),
     /// Write an adapter as another tool's files
     Convert(commands::convert::Args),
-    /// Write a model, such as a GGUF file, as a Hugging Face folder
+    /// Write a model as a Hugging Face folder or a GGUF file
     Export(commands::export::Args),
+    /// Write a model in fewer bits, or back in more, and say what that costs
+    Quantize(commands::quantize::Args),
     /// Say how much memory a run would take, before it starts
     Plan(commands::plan::Args),
     /// Show rows of data as the model will see them, with what carries loss
@@ -88,7 +90,7 @@ fn unknown_flags(command: &clap::Command, words: &[OsString]) -> Vec<String> {
         return vec![];
     };
     let known: Vec<&str> =
-        command.get_arguments().filter_map(|arg| arg.get_long()).chain(["json", "help", "version"]).collect();
+        command.get_arguments().flat_map(names).chain(["json", "help", "version"]).collect();
     let takes_dashes = |flag: &str| {
         command.get_arguments().any(|arg| arg.get_long() == Some(flag) && arg.is_allow_hyphen_values_set())
     };
@@ -114,6 +116,11 @@ fn unknown_flags(command: &clap::Command, words: &[OsString]) -> Vec<String> {
         }
     }
     problems
+}
+
+/// The names of a flag.
+fn names(arg: &clap::Arg) -> impl Iterator<Item = &str> {
+    arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten())
 }
 
 /// The known flag closest to what was typed; names that other programs use count too.

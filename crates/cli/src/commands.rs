@@ -14,6 +14,7 @@ pub mod models;
 pub mod plan;
 pub mod predict;
 pub mod preview;
+pub mod quantize;
 pub mod quickstart;
 pub mod sweep;
 pub mod train;

@@ -42,6 +42,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Merge(args) => commands::merge::run(args, cli.json),
         Command::Convert(args) => commands::convert::run(args, cli.json),
         Command::Export(args) => commands::export::run(args, cli.json),
+        Command::Quantize(args) => commands::quantize::run(args, cli.json),
         Command::Plan(args) => commands::plan::run(args, cli.json),
         Command::Preview(args) => commands::preview::run(args, cli.json),
         Command::Inspect(args) => commands::inspect::run(args, cli.json),

@@ -5,11 +5,14 @@
 //! configuration is whole. Weights are streamed, a strip of one tensor at a time in f32.
 
 mod config;
+mod difference;
 mod encode;
 mod folder;
 mod gguf;
 mod keep;
+mod layer;
 mod selection;
+mod spool;
 mod texts;
 mod values;
 mod weights;
@@ -18,11 +21,12 @@ use std::path::Path;
 
 use retune_formats::json::to_python_text;
 use retune_formats::{Dtype, atomic};
-use retune_tensor::storage::Format;
+use retune_tensor::storage::{Code4, Format};
 
 use crate::base::{self, BaseIdentity};
 use crate::error::{Error, Result};
 use crate::models::{Model, ModelFiles};
+pub use difference::Difference;
 pub use encode::Loss;
 use folder::Staging;
 
@@ -38,6 +42,35 @@ pub enum ExportDtype {
     AsSource,
     /// ggml's blocks: in GGUF files alone.
     Blocks(Format),
+    /// bitsandbytes' four bits (and Retune's own int4), their constants quantised too if `double`: in folders alone.
+    FourBit {
+        code: Code4,
+        double: bool,
+    },
+    /// LLM.int8, row by row: in folders alone.
+    Int8,
+}
+
+impl ExportDtype {
+    /// The type of this name ("f16", "q4_k", "nf4"; "as-source"); `double` is for those of four bits.
+    pub fn parse(name: &str, double: bool) -> Option<ExportDtype> {
+        Some(match name {
+            "f32" => ExportDtype::F32,
+            "f16" => ExportDtype::F16,
+            "bf16" => ExportDtype::BF16,
+            "as-source" => ExportDtype::AsSource,
+            "int8" => ExportDtype::Int8,
+            _ => match Code4::from_name(name) {
+                Some(code) => ExportDtype::FourBit { code, double },
+                None => ExportDtype::Blocks(Format::all().find(|format| format.name() == name)?),
+            },
+        })
+    }
+
+    /// Does it lose more of the values than rounding each by itself?
+    pub fn is_quantised(self) -> bool {
+        matches!(self, ExportDtype::Blocks(_) | ExportDtype::FourBit { .. } | ExportDtype::Int8)
+    }
 }
 
 /// How [`write`] writes.
@@ -191,13 +224,13 @@ fn write_in_folder(
     let plan =
         weights::Plan::new(model, options).map_err(|what| Error::Export { path: dir.to_path_buf(), what })?;
     let staging = Staging::open(dir, &model.files, options.overwrite)?;
-    atomic::check_space(staging.path(), plan.bytes())?;
+    atomic::check_space(staging.path(), plan.space())?;
     let mut notes = plan.notes(model);
     let texts = texts::write(&model.files, model.net.info().context_length, staging.path(), &mut notes)?;
     let config = config::model(model, &plan, texts.as_ref())?;
     let done = plan.write(model, staging.path(), progress)?;
     let (is_base, exact) = (plan.selection.is_base(), done.is_exact());
-    if is_base && !exact {
+    if is_base && !exact && plan.quantization().is_none() {
         let dtype = plan.dtype().name().to_ascii_lowercase();
         notes.push(format!(
             "the values were rounded to {dtype}: an adapter for the base fits them only nearly"

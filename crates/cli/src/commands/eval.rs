@@ -14,6 +14,7 @@ use retune::tasks::classification::{self, Classification, Examples, Labels, Opti
 use retune::tasks::masked_lm::{MaskedLm, Texts};
 use retune::tasks::{Task, TaskRecord};
 use retune::text::Language;
+pub use retune::train::Measured;
 use retune::train::{Control, Objective, measure};
 use retune_formats::records::Records;
 use serde_json::Value;
@@ -50,6 +51,13 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
 
+    #[command(flatten)]
+    passes: PassArgs,
+}
+
+/// How rows are measured.
+#[derive(clap::Args)]
+pub struct PassArgs {
     /// Rows in one pass
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
@@ -89,30 +97,16 @@ fn measured(
     signals: &Signals,
 ) -> Result<()> {
     let language = language(&model.files)?;
-    let data = args.examples(model, record, &language)?;
-    let objective = data.objective(model);
-    let bar = if std::io::stderr().is_terminal() {
-        ProgressBar::new(objective.len() as u64)
-    } else {
-        ProgressBar::hidden()
-    };
-    let measured = measure(&model.params, objective.as_ref(), args.batch as usize, &mut |done| {
-        bar.set_position(done as u64);
-        if signals.exit_code().is_some() { Control::Stop } else { Control::Continue }
-    })?;
-    bar.finish_and_clear();
-    let Some(measured) = measured else {
-        return Err(Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into());
-    };
+    let data = args.passes.rows(&args.data, model, record, &language)?;
+    let measured = args.passes.measure(&data, model, signals)?;
     if !json {
         data.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     }
     let mut out = stdout().lock();
     match &measured.metrics {
-        Some(metrics) if json => writeln!(out, "{}", with_name(serde_json::to_value(metrics)?, named))?,
-        None if json => writeln!(out, "{}", with_name(data.loss_line(measured.loss), named))?,
+        _ if json => writeln!(out, "{}", with_name(data.line(&measured), named))?,
         Some(metrics) => show(metrics, &mut out)?,
-        None => data.show_loss(measured.loss, &mut out)?,
+        None => writeln!(out, "{}", data.text(&measured))?,
     }
     Ok(())
 }
@@ -126,37 +120,60 @@ fn with_name(mut line: Value, named: Option<&Path>) -> Value {
 }
 
 /// The rows to measure on.
-enum Rows {
+pub enum Rows {
     Causal(Dataset),
     Masked(Texts),
     Labelled(Examples),
 }
 
-impl Args {
-    fn examples(&self, model: &Model, record: Option<&TaskRecord>, language: &Language) -> Result<Rows> {
+impl PassArgs {
+    /// The rows, as the model's task reads them.
+    pub fn rows(
+        &self,
+        data: &Path,
+        model: &Model,
+        record: Option<&TaskRecord>,
+        language: &Language,
+    ) -> Result<Rows> {
         let net = model.net.as_ref();
         let asked = self.max_length.map(|n| n as usize).or(record.map(|record| record.max_length));
         let asked = asked.unwrap_or(MAX_LENGTH);
         if let Head::Classifier(head) = net.head() {
             let labels = Some(Labels { names: head.labels.clone() });
             let options = Options { problem: Some(head.problem), labels, model_labels: None };
-            let data = classification::Dataset::load(&self.data, &options)?;
-            let examples = Examples::of(&language.tokenizer, &data, room(net, asked))?;
+            let labelled = classification::Dataset::load(data, &options)?;
+            let examples = Examples::of(&language.tokenizer, &labelled, room(net, asked))?;
             classified(net, &examples).check()?;
             return Ok(Rows::Labelled(examples));
         }
         let is_masked = record.is_some_and(|record| record.task == Task::MaskedLm) || !net.info().decoder;
         if is_masked {
-            let records = Records::read_all(&self.data)?;
-            let name = self.data.display().to_string();
+            let records = Records::read_all(data)?;
+            let name = data.display().to_string();
             let texts = Texts::build(&language.tokenizer, &name, &records, room(net, asked))?;
             masked(net, &texts).check()?;
             return Ok(Rows::Masked(texts));
         }
         let train_on = if self.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
-        let data = dataset(language, &self.data, asked, train_on)?;
+        let data = dataset(language, data, asked, train_on)?;
         CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
         Ok(Rows::Causal(data))
+    }
+
+    /// Measures a model on rows, with a bar on a terminal.
+    pub fn measure(&self, rows: &Rows, model: &Model, signals: &Signals) -> Result<Measured> {
+        let objective = rows.objective(model);
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new(objective.len() as u64)
+        } else {
+            ProgressBar::hidden()
+        };
+        let measured = measure(&model.params, objective.as_ref(), self.batch as usize, &mut |done| {
+            bar.set_position(done as u64);
+            if signals.exit_code().is_some() { Control::Stop } else { Control::Continue }
+        })?;
+        bar.finish_and_clear();
+        measured.ok_or_else(|| Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into())
     }
 }
 
@@ -180,7 +197,47 @@ impl Rows {
         }
     }
 
-    fn warnings(&self) -> Vec<String> {
+    /// The ids of each row, and its token types.
+    pub fn texts(&self) -> Vec<(&[u32], &[u32])> {
+        match self {
+            Rows::Causal(data) => data.examples.iter().map(|e| (&e.ids[..], &[][..])).collect(),
+            Rows::Masked(data) => {
+                data.examples.iter().map(|e| (&e.tokens.ids[..], &e.tokens.token_types[..])).collect()
+            }
+            Rows::Labelled(data) => {
+                data.examples.iter().map(|e| (&e.tokens.ids[..], &e.tokens.token_types[..])).collect()
+            }
+        }
+    }
+
+    /// What was measured, for machines.
+    pub fn line(&self, measured: &Measured) -> Value {
+        match &measured.metrics {
+            Some(metrics) => serde_json::to_value(metrics).unwrap_or_default(),
+            None => self.loss_line(measured.loss),
+        }
+    }
+
+    /// What was measured, in a line for people.
+    pub fn text(&self, measured: &Measured) -> String {
+        let (rows, _, targets) = self.counts();
+        let (loss, rows) = (measured.loss, count(rows as u64));
+        match &measured.metrics {
+            Some(metrics) => {
+                let found = Metric::of(metrics.problem).iter().filter(|metric| **metric != Metric::Loss);
+                let found = found.filter_map(|metric| Some((metric.name(), metrics.get(*metric)?)));
+                let found: Vec<String> = found.map(|(name, value)| format!("{name} {value:.4}")).collect();
+                format!("loss {loss:.4}   {}   {rows} rows", found.join("   "))
+            }
+            None => {
+                let targets =
+                    targets.map(|n| format!(", {} target tokens", count(n as u64))).unwrap_or_default();
+                format!("loss {loss:.4}   perplexity {:.3}   {rows} rows{targets}", loss.exp())
+            }
+        }
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
         match self {
             Rows::Causal(data) => data.report.warnings(),
             Rows::Masked(_) => Vec::new(),
@@ -204,14 +261,6 @@ impl Rows {
         serde_json::json!({
             "loss": loss, "perplexity": loss.exp(), "rows": rows, "tokens": tokens, "target_tokens": targets,
         })
-    }
-
-    fn show_loss(&self, loss: f64, out: &mut impl Write) -> Result<()> {
-        let (rows, _, targets) = self.counts();
-        let targets = targets.map(|n| format!(", {} target tokens", count(n as u64))).unwrap_or_default();
-        let (perplexity, rows) = (loss.exp(), count(rows as u64));
-        writeln!(out, "loss {loss:.4}   perplexity {perplexity:.3}   {rows} rows{targets}")?;
-        Ok(())
     }
 }
 

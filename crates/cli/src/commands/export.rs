@@ -1,6 +1,7 @@
-//! `retune export`: writes a model (a GGUF file, say) as a plain Hugging Face folder, so that PEFT and others can use an
-//! adapter on the very same weights.
+//! `retune export`: writes a model as a plain Hugging Face folder, so that PEFT and others can use an adapter on the very same
+//! weights, or as a GGUF file.
 
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -12,7 +13,8 @@ use crate::exporting::OutputArgs;
 #[command(after_help = "\
 Examples:
   retune export --model model.gguf --out model
-  retune export --model model.gguf --out model --dtype bf16")]
+  retune export --model model.gguf --out model --dtype bf16
+  retune export --model model --out model.gguf --dtype f16")]
 pub struct Args {
     /// A Hugging Face folder or a GGUF file
     #[arg(long, value_name = "PATH")]
@@ -23,9 +25,11 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    args.output.write(
-        &Model::load(&crate::embedded::resolve(&args.model)?, StorageChoice::AsIs)?,
-        false,
-        json,
-    )
+    args.output.dtype()?;
+    let model = Model::load(&crate::embedded::resolve(&args.model)?, StorageChoice::AsIs)?;
+    let report = args.output.write(&model, false)?;
+    match json {
+        true => Ok(writeln!(stdout(), "{}", args.output.to_json(&report))?),
+        false => args.output.show(&report),
+    }
 }

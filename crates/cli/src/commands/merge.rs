@@ -1,27 +1,35 @@
-//! `retune merge`: adds adapters to their base and writes the result as a plain Hugging Face folder; or combines several
-//! adapters into one.
+//! `retune merge`: adds adapters to their base and writes the result as a plain Hugging Face folder or a GGUF file, and
+//! tells what that changes; or combines several adapters into one.
 
-use std::path::PathBuf;
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use retune::combine::{Combination, Combined, Majority, Options, combine};
+use retune::export::{Difference, is_gguf};
 use retune::methods::Source;
+use retune::models::{HeadRequest, Model, StorageChoice};
+use retune::tasks::TaskRecord;
 
-use crate::exit::UsageError;
+use super::eval::{Measured, PassArgs, Rows};
+use crate::exit::{Ended, UsageError};
 use crate::exporting::OutputArgs;
-use crate::loading::{MachineArgs, ModelArgs};
-use crate::style::bold;
+use crate::loading::{MachineArgs, ModelArgs, language};
+use crate::signals::Signals;
+use crate::style::{bold, count};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   retune merge --model model --adapter out --out merged
   retune merge --model model.gguf --adapter out --out merged --dtype bf16
+  retune merge --model model --adapter out --out merged.gguf --dtype q8_0 --verify heldout.jsonl
   retune merge --model model --adapter a --adapter b --weights 0.7,0.3 --out mixed
   retune merge --adapter a --adapter b --combine ties --density 0.5 --out both
 
-With --model the folder is a whole model that transformers loads; without it, --combine writes an adapter folder that
-PEFT loads. The base and the adapters stay as they are.")]
+With --model a whole model is written, a folder that transformers loads or a GGUF file that llama.cpp loads; without it,
+--combine writes an adapter folder that PEFT loads. The base and the adapters stay as they are. A quantised base is merged
+into the values that it stands for; it is quantised again only if --dtype says so.")]
 pub struct Args {
     /// A Hugging Face folder or a GGUF file
     #[arg(long, value_name = "PATH", required_unless_present = "combine")]
@@ -59,6 +67,14 @@ pub struct Args {
     /// Decides what dare drops
     #[arg(long, value_name = "N", default_value_t = 42)]
     seed: u64,
+
+    /// Compare the base with the adapter and the merged model as it was written, on these rows: their logits, loss,
+    /// perplexity or metrics
+    #[arg(long, value_name = "PATH", requires = "model")]
+    verify: Option<PathBuf>,
+
+    #[command(flatten)]
+    passes: PassArgs,
 
     #[command(flatten)]
     machine: MachineArgs,
@@ -110,7 +126,80 @@ fn merge(args: &Args, adapter: &[PathBuf], weights: &[f32], json: bool) -> Resul
         any_base: args.any_base,
         machine: args.machine.clone(),
     };
-    args.output.write(&model.load()?, true, json)
+    args.output.dtype()?;
+    let (model, record) = model.load_with_task()?;
+    let report = args.output.write(&model, true)?;
+    if let (Some(record), false) = (&record, is_gguf(args.output.path())) {
+        record.write(args.output.path())?;
+    }
+    let verified =
+        args.verify.as_ref().map(|data| verify(args, data, &model, record.as_ref())).transpose()?;
+    if json {
+        let mut line = args.output.to_json(&report);
+        if let Some(verified) = &verified {
+            line["verified"] = verified.to_json();
+        }
+        return Ok(writeln!(stdout(), "{line}")?);
+    }
+    args.output.show(&report)?;
+    verified.map_or(Ok(()), |verified| verified.show())
+}
+
+/// The base with its adapter, and what was written of them, on the same rows.
+struct Verified {
+    rows: Rows,
+    difference: Difference,
+    before: Measured,
+    after: Measured,
+}
+
+fn verify(args: &Args, data: &Path, model: &Model, record: Option<&TaskRecord>) -> Result<Verified> {
+    let signals = Signals::catch()?;
+    let rows = args.passes.rows(data, model, record, &language(&model.files)?)?;
+    let head = record.map_or(HeadRequest::AsFile, TaskRecord::head);
+    let written = Model::load_with(args.output.path(), StorageChoice::AsIs, &head)?;
+    let mut difference = Difference::default();
+    for (ids, token_types) in rows.texts() {
+        difference.add(model, &written, ids, token_types)?;
+        if let Some(code) = signals.exit_code() {
+            return Err(Ended::new(code, "interrupted").into());
+        }
+    }
+    let before = args.passes.measure(&rows, model, &signals)?;
+    let after = args.passes.measure(&rows, &written, &signals)?;
+    Ok(Verified { rows, difference, before, after })
+}
+
+impl Verified {
+    fn to_json(&self) -> serde_json::Value {
+        let d = &self.difference;
+        serde_json::json!({
+            "logits": {
+                "compared": d.logits, "max_difference": d.max, "mean_difference": d.mean(), "relative": d.relative(),
+                "same_first_choice": d.agreement(),
+            },
+            "before": self.rows.line(&self.before),
+            "after": self.rows.line(&self.after),
+        })
+    }
+
+    fn show(&self) -> Result<()> {
+        let d = &self.difference;
+        let mut to = stdout().lock();
+        writeln!(
+            to,
+            "  logits differ by {:.3e} on average and {:.3e} at most ({:.3} % of their size); the first choice is the same in {:.2} % \
+             of {} rows",
+            d.mean(),
+            d.max,
+            100.0 * d.relative(),
+            100.0 * d.agreement(),
+            count(d.rows)
+        )?;
+        writeln!(to, "  base and adapter: {}", self.rows.text(&self.before))?;
+        writeln!(to, "  as written:       {}", bold(&self.rows.text(&self.after)))?;
+        Ok(())
+    }
 }
 
 /// The adapters with their weights in the combination.
@@ -126,7 +215,7 @@ fn sources(args: &Args) -> Result<Vec<Source>> {
 }
 
 fn tell(args: &Args, how: Combination, combined: &Combined, json: bool) -> Result<()> {
-    let out = args.output.folder().display().to_string();
+    let out = args.output.path().display().to_string();
     if json {
         let Combined { rank, modules, notes } = combined;
         let how = how.name();

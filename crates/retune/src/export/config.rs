@@ -45,6 +45,9 @@ pub fn model(model: &Model, plan: &Plan, language: Option<&Language>) -> Result<
         for key in if known.is_empty() { vec!["torch_dtype"] } else { known } {
             fields.insert(key.into(), torch_name(plan.dtype()).into());
         }
+        if let Some(quantization) = plan.quantization() {
+            fields.insert("quantization_config".into(), quantization.to_json());
+        }
         if plan.selection.unties {
             fields.insert("tie_word_embeddings".into(), false.into());
         }
@@ -69,7 +72,8 @@ fn name_head(own: &Value, config: &mut Value) {
     }
 }
 
-fn torch_name(dtype: Dtype) -> &'static str {
+/// torch's name of a plain type.
+pub fn torch_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F16 => "float16",
         Dtype::BF16 => "bfloat16",

@@ -3,7 +3,9 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 use retune_formats::Dtype;
-use retune_tensor::storage::{self, Format};
+use retune_tensor::storage::{self, Code4, Format};
+
+use super::layer;
 
 /// The encoding of one tensor of rows of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,12 +14,23 @@ pub enum Encoding {
     Dense(Dtype),
     /// ggml's blocks, each within a row.
     Blocks(Format),
+    /// bitsandbytes' four bits, in blocks over the flattened weight: several tensors.
+    FourBit { code: Code4, double: bool },
+    /// LLM.int8, row by row: several tensors.
+    Int8,
 }
 
 impl Encoding {
-    /// The usual name: "f16", "q4_k".
+    /// The usual name: "f16", "q4_k", "nf4+dq".
     pub fn name(self) -> String {
-        self.dtype().map_or_else(String::new, |dtype| dtype.name().to_ascii_lowercase())
+        match self {
+            Encoding::Dense(dtype) => dtype.name().to_ascii_lowercase(),
+            Encoding::Blocks(format) => format.name().into(),
+            Encoding::FourBit { code, double } => {
+                format!("{}{}", code.name(), if double { "+dq" } else { "" })
+            }
+            Encoding::Int8 => "int8".into(),
+        }
     }
 
     /// Its type in a file, if one tensor holds all of it.
@@ -27,12 +40,16 @@ impl Encoding {
             Encoding::Blocks(format) => {
                 Dtype::all().find(|dtype| dtype.name().eq_ignore_ascii_case(format.name()))
             }
+            Encoding::FourBit { .. } | Encoding::Int8 => None,
         }
     }
 
     /// Bytes of `rows` rows.
     pub fn bytes(self, rows: usize, cols: usize) -> u64 {
-        self.dtype().and_then(|dtype| dtype.byte_len(&[rows, cols])).unwrap_or(u64::MAX)
+        match self.dtype() {
+            Some(dtype) => dtype.byte_len(&[rows, cols]).unwrap_or(u64::MAX),
+            None => layer::bytes(self, rows, cols),
+        }
     }
 
     /// Are the values others than numbers rounded one by one?
@@ -112,6 +129,8 @@ pub fn encode(
     match encoding {
         Encoding::Dense(dtype) => dense(dtype, values, out),
         Encoding::Blocks(format) => blocks(format, cols, values, out),
+        // Of several tensors: `layer` makes them.
+        Encoding::FourBit { .. } | Encoding::Int8 => Err(values.first().copied().unwrap_or(0.0)),
     }
 }
 

@@ -92,6 +92,10 @@ impl<'a> Plan<'a> {
             metadata: Vec::new(),
             notes: Vec::new(),
         };
+        if let ExportDtype::FourBit { .. } | ExportDtype::Int8 = options.dtype {
+            let what = "bitsandbytes' types lie in folders alone; name a folder, or ask for q8_0, q4_k, q4_0 and the like";
+            return Err(fail(what.into()));
+        }
         plan.choose(model, options).map_err(fail)?;
         plan.describe(model)?;
         Ok(plan)
@@ -362,7 +366,7 @@ fn wanted(options: &ExportOptions, values: &Values, name: &str, tied: bool) -> W
         ExportDtype::F32 => Wanted::Dense(Dtype::F32),
         ExportDtype::F16 => Wanted::Dense(Dtype::F16),
         ExportDtype::BF16 => Wanted::Dense(Dtype::BF16),
-        ExportDtype::AsSource => Wanted::AsSource,
+        ExportDtype::AsSource | ExportDtype::FourBit { .. } | ExportDtype::Int8 => Wanted::AsSource,
         ExportDtype::Blocks(_) if is_kept(&values.name, &options.keep) => Wanted::AsSource,
         ExportDtype::Blocks(format) if name == OUTPUT || (tied && name == TABLE) => {
             Wanted::Blocks(if format == Format::Q8_0 { format } else { Format::Q6_K })

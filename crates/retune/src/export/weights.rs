@@ -1,18 +1,25 @@
 //! The weight files of a Hugging Face folder: of what type each tensor is, in which file it lies.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
+use retune_formats::bitsandbytes::{Kind, QuantizationConfig};
 use retune_formats::json::to_python_text;
 use retune_formats::source::Data;
 use retune_formats::{Dtype, Error as FormatError, TensorOut, atomic, safetensors};
 use retune_tensor::Params;
+use retune_tensor::storage::Code4;
 use serde_json::{Map, Value, json};
 
+use super::config::torch_name;
 use super::encode::{Encoding, Loss, encode};
 use super::folder::{INDEX, SINGLE};
+use super::keep::quantisable;
+use super::layer;
 use super::selection::{Selection, dense_of};
+use super::spool::{Spool, Waiting};
 use super::values::{Order, Values};
 use super::{Done, ExportDtype, ExportOptions, Step, TensorLoss, quantised};
 use crate::error::{Error, Result};
@@ -24,6 +31,8 @@ struct Item<'a> {
     encoding: Encoding,
     order: Order,
     bytes: u64,
+    /// The plain type that its values have, or would have.
+    plain: Dtype,
 }
 
 /// What is written, in the order of the model.
@@ -31,6 +40,9 @@ pub struct Plan<'a> {
     pub selection: Selection<'a>,
     items: Vec<Item<'a>>,
     max_shard_bytes: u64,
+    dtype: ExportDtype,
+    /// Linear layers that are not quantised while others are.
+    skipped: Vec<String>,
 }
 
 impl<'a> Plan<'a> {
@@ -38,28 +50,63 @@ impl<'a> Plan<'a> {
     /// If a folder cannot hold weights of the type asked for.
     pub fn new(model: &'a Model, options: &ExportOptions) -> std::result::Result<Plan<'a>, String> {
         let selection = Selection::new(model, options);
+        let quantisable = quantisable(model, &options.keep);
         let items: std::result::Result<Vec<Item>, String> = selection
             .values
             .iter()
             .map(|values| {
-                let order = if values.param.transposed { Order::Turned } else { Order::AsIs };
+                let plain = match options.dtype {
+                    ExportDtype::F32 => Dtype::F32,
+                    ExportDtype::F16 => Dtype::F16,
+                    ExportDtype::BF16 => Dtype::BF16,
+                    _ => dense_of(model, values.param),
+                };
+                let is_quantised = quantisable.contains(values.name.as_str());
                 let encoding = match options.dtype {
-                    ExportDtype::F32 => Encoding::Dense(Dtype::F32),
-                    ExportDtype::F16 => Encoding::Dense(Dtype::F16),
-                    ExportDtype::BF16 => Encoding::Dense(Dtype::BF16),
-                    ExportDtype::AsSource => Encoding::Dense(dense_of(model, values.param)),
+                    ExportDtype::FourBit { code, double } if is_quantised => {
+                        Encoding::FourBit { code, double }
+                    }
+                    ExportDtype::Int8 if is_quantised => Encoding::Int8,
                     ExportDtype::Blocks(format) => {
                         return Err(format!(
-                            "weights in {0} lie in GGUF files alone; name the output something.gguf",
+                            "weights in {} lie in GGUF files alone; name the output something.gguf",
                             format.name()
                         ));
                     }
+                    _ => Encoding::Dense(plain),
                 };
+                // What bitsandbytes quantises lies as [out, in] whatever it was.
+                let turned = values.param.transposed && !encoding.is_quantised();
+                let order = if turned { Order::Turned } else { Order::AsIs };
                 let (rows, cols) = values.size(order);
-                Ok(Item { values: values.clone(), encoding, order, bytes: encoding.bytes(rows, cols) })
+                let bytes = encoding.bytes(rows, cols);
+                Ok(Item { values: values.clone(), encoding, order, bytes, plain })
             })
             .collect();
-        Ok(Plan { items: items?, selection, max_shard_bytes: options.max_shard_bytes.max(1) })
+        let mut skipped: Vec<String> = Vec::new();
+        if matches!(options.dtype, ExportDtype::FourBit { .. } | ExportDtype::Int8) {
+            let linears = model.net.linears().into_iter().map(|layer| layer.path.clone());
+            skipped =
+                linears.filter(|path| !quantisable.contains(format!("{path}.weight").as_str())).collect();
+            skipped.dedup();
+        }
+        let max_shard_bytes = options.max_shard_bytes.max(1);
+        Ok(Plan { items: items?, selection, max_shard_bytes, dtype: options.dtype, skipped })
+    }
+
+    /// `quantization_config` of `config.json`, if weights are quantised.
+    pub fn quantization(&self) -> Option<QuantizationConfig> {
+        let kind = match self.dtype {
+            ExportDtype::FourBit { code, double } => {
+                Kind::FourBit { code: layer::code(code), blocksize: layer::BLOCKSIZE, double }
+            }
+            ExportDtype::Int8 => Kind::Int8,
+            _ => return None,
+        };
+        let mut config = QuantizationConfig::new(kind);
+        config.bnb_4bit_compute_dtype = torch_name(self.dtype()).into();
+        config.llm_int8_skip_modules = Some(self.skipped.clone());
+        Some(config)
     }
 
     pub fn tensors(&self) -> usize {
@@ -70,20 +117,38 @@ impl<'a> Plan<'a> {
         self.items.iter().map(|item| item.bytes).sum()
     }
 
-    /// The one type that holds every tensor's values.
+    /// Free bytes on the disk that writing needs: quantised weights of a file lie there twice for a while.
+    pub fn space(&self) -> u64 {
+        let quantised = |shard: &Vec<&Item>| -> u64 {
+            shard.iter().filter(|item| item.encoding.is_quantised()).map(|item| item.bytes).sum()
+        };
+        self.bytes() + self.shards().iter().map(quantised).max().unwrap_or(0)
+    }
+
+    /// The one type that holds every plain tensor's values.
     pub fn dtype(&self) -> Dtype {
-        let dtype = |item: &Item| item.encoding.dtype().unwrap_or(Dtype::F32);
-        let first = self.items.first().map_or(Dtype::F32, dtype);
-        if self.items.iter().all(|item| dtype(item) == first) { first } else { Dtype::F32 }
+        let first = self.items.first().map_or(Dtype::F32, |item| item.plain);
+        if self.items.iter().all(|item| item.plain == first) { first } else { Dtype::F32 }
     }
 
     pub fn notes(&self, model: &Model) -> Vec<String> {
         let mut notes = Vec::new();
         let (types, merging) = (quantised(&model.files), !self.selection.merged().is_empty());
         if !types.is_empty() {
-            let how = if merging { "merged into" } else { "written as" };
-            let types = types.join(", ");
-            notes.push(format!("base was quantised ({types}): {how} the values that it stands for"));
+            let how = match (merging, self.quantization().is_some()) {
+                (true, false) => "merged into the values that it stands for",
+                (false, false) => "written as the values that it stands for",
+                (true, true) => {
+                    "merged into the values that it stands for, then quantised again: errors add up"
+                }
+                (false, true) => "its values are quantised again, so errors add up",
+            };
+            notes.push(format!("base was quantised ({}): {how}", types.join(", ")));
+        }
+        if let ExportDtype::FourBit { code: Code4::Int4, .. } = self.dtype {
+            notes.push(
+                "int4 is Retune's own code: transformers and bitsandbytes cannot load this folder".into(),
+            );
         }
         let changed = self.items.iter().filter(|item| item.values.is_changed());
         let half = |item: &Item| item.encoding.dtype().filter(|dtype| *dtype != Dtype::F32);
@@ -106,21 +171,30 @@ impl<'a> Plan<'a> {
                 1 => SINGLE.to_string(),
                 n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
             };
-            let tensors = items.iter().map(|item| item.tensor(&model.params, &tally));
+            let mut spool = Spool::create(&folder.join(SPOOL))?;
+            let waiting = quantise(items, model, &mut spool, &mut tally.borrow_mut())?;
+            let plain = items.iter().filter(|item| !item.encoding.is_quantised());
+            let plain = plain.map(|item| item.tensor(&model.params, &tally));
+            let tensors: Vec<TensorOut> =
+                plain.chain(waiting.iter().map(|waiting| spool.take(waiting))).collect();
+            let names: Vec<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
             let written = safetensors::write(&folder.join(&name), tensors, &[("format", "pt")]);
             if let Some(failure) = tally.borrow_mut().failure.take() {
                 return Err(failure);
             }
             written?;
-            let names = items.iter().map(|item| item.values.name.clone());
-            weight_map.extend(names.map(|tensor| (tensor, Value::from(name.clone()))));
+            weight_map.extend(names.into_iter().map(|tensor| (tensor, Value::from(name.clone()))));
             tally.borrow_mut().done.files.push(name);
         }
         if shards.len() > 1 {
             let index = json!({"metadata": {"total_size": self.bytes()}, "weight_map": weight_map});
             atomic::write_bytes(&folder.join(INDEX), to_python_text(&index).as_bytes())?;
         }
-        Ok(tally.into_inner().done)
+        let mut done = tally.into_inner().done;
+        let place: HashMap<&str, usize> =
+            self.items.iter().enumerate().map(|(i, item)| (item.values.name.as_str(), i)).collect();
+        done.losses.sort_by_key(|told| place.get(told.name.as_str()).copied());
+        Ok(done)
     }
 
     /// Tensors in order, as many to a file as fit.
@@ -139,6 +213,24 @@ impl<'a> Plan<'a> {
         }
         shards
     }
+}
+
+/// Where parts of quantised weights wait.
+const SPOOL: &str = ".quantised.tmp";
+
+/// Quantises the weights of one file that are to be.
+fn quantise(items: &[&Item], model: &Model, spool: &mut Spool, tally: &mut Tally) -> Result<Vec<Waiting>> {
+    let mut waiting = Vec::new();
+    for item in items.iter().filter(|item| item.encoding.is_quantised()) {
+        let (layer, loss, change) = layer::layer(&item.values, &model.params, item.encoding, item.plain)?;
+        for tensor in layer.tensors(&item.values.name) {
+            waiting.push(spool.put(tensor)?);
+        }
+        let (name, encoding) = (item.values.name.clone(), item.encoding.name());
+        tally.add(TensorLoss { name, encoding, loss }, change);
+    }
+    spool.flush()?;
+    Ok(waiting)
 }
 
 /// What the tensors come to while they are written.
