@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use retune::export::{ExportDtype, ExportOptions, ExportReport, TensorLoss, is_gguf, write};
-use retune::models::Model;
-use retune_tensor::storage::{Code4, Format};
+use retune::models::quantised::QuantCode;
+use retune::models::{Model, Quantisation};
+use retune_tensor::storage::Format;
 use serde_json::{Value, json};
 
 use crate::exit::UsageError;
@@ -43,8 +44,7 @@ pub struct OutputArgs {
 
 /// Every name of a type, as `--dtype` takes it.
 fn type_names() -> impl Iterator<Item = &'static str> {
-    let codes = ["nf4", "fp4", "int4"].into_iter().filter(|name| Code4::from_name(name).is_some());
-    ["as-source"].into_iter().chain(Format::all().map(Format::name)).chain(codes).chain(["int8"])
+    ["as-source"].into_iter().chain(Format::all().map(Format::name)).chain(Quantisation::NAMES)
 }
 
 fn dtype(text: &str) -> Result<String, String> {
@@ -74,7 +74,7 @@ impl OutputArgs {
     /// The type that was asked for.
     pub fn dtype(&self) -> Result<Option<ExportDtype>> {
         let parsed = self.dtype.as_ref().and_then(|name| ExportDtype::parse(name, !self.no_double_quant));
-        let four_bit = matches!(parsed, Some(ExportDtype::FourBit { .. }));
+        let four_bit = matches!(parsed, Some(ExportDtype::Quantised(how)) if how.code != QuantCode::Int8);
         if self.no_double_quant && !four_bit {
             return Err(UsageError("--no-double-quant is for nf4, fp4 and int4".into()).into());
         }

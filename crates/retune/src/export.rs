@@ -21,11 +21,11 @@ use std::path::Path;
 
 use retune_formats::json::to_python_text;
 use retune_formats::{Dtype, atomic};
-use retune_tensor::storage::{Code4, Format};
+use retune_tensor::storage::Format;
 
 use crate::base::{self, BaseIdentity};
 use crate::error::{Error, Result};
-use crate::models::{Model, ModelFiles};
+use crate::models::{Model, ModelFiles, Quantisation};
 pub use difference::Difference;
 pub use encode::Loss;
 use folder::Staging;
@@ -59,9 +59,8 @@ impl ExportDtype {
             "f16" => ExportDtype::F16,
             "bf16" => ExportDtype::BF16,
             "as-source" => ExportDtype::AsSource,
-            "int8" => ExportDtype::Int8,
-            _ => match Code4::from_name(name) {
-                Some(code) => ExportDtype::FourBit { code, double },
+            _ => match Quantisation::from_name(name, double) {
+                Some(how) => ExportDtype::Quantised(how),
                 None => ExportDtype::Blocks(Format::all().find(|format| format.name() == name)?),
             },
         })
@@ -69,7 +68,7 @@ impl ExportDtype {
 
     /// Does it lose more of the values than rounding each by itself?
     pub fn is_quantised(self) -> bool {
-        matches!(self, ExportDtype::Blocks(_) | ExportDtype::FourBit { .. } | ExportDtype::Int8)
+        matches!(self, ExportDtype::Blocks(_) | ExportDtype::Quantised(_))
     }
 }
 
@@ -221,8 +220,7 @@ fn write_in_folder(
     options: &ExportOptions,
     progress: &mut dyn FnMut(Step),
 ) -> Result<ExportReport> {
-    let plan =
-        weights::Plan::new(model, options).map_err(|what| Error::Export { path: dir.to_path_buf(), what })?;
+    let plan = weights::Plan::new(model, dir, options)?;
     let staging = Staging::open(dir, &model.files, options.overwrite)?;
     atomic::check_space(staging.path(), plan.space())?;
     let mut notes = plan.notes(model);
@@ -291,6 +289,10 @@ fn record_origin(model: &Model, dir: &Path, staged: &Path, weights: &[String]) -
 
 /// The names of the quantised types in the model's files, in order.
 fn quantised(files: &ModelFiles) -> Vec<String> {
+    // A folder that was opened has been checked.
+    if let Ok(Some(config)) = files.quantization_config() {
+        return vec![config.describe()];
+    }
     let types = files.source().tensors().iter().map(|info| info.dtype).filter(|dtype| dtype.is_quantized());
     let names: std::collections::BTreeSet<_> = types.map(|dtype| dtype.name().to_ascii_lowercase()).collect();
     names.into_iter().collect()

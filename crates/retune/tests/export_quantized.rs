@@ -6,17 +6,19 @@ use std::path::Path;
 
 use common::*;
 use retune::export::{ExportDtype, ExportOptions, ExportReport, write};
-use retune::models::{Model, StorageChoice};
+use retune::models::quantised::QuantCode;
+use retune::models::{Model, Quantisation, StorageChoice};
 use retune_formats::bitsandbytes::{self, Absmax, Layer};
 use retune_formats::{Dtype, TensorSource};
-use retune_tensor::storage::{self, Code4, RowInt8, Storage};
+use retune_tensor::storage::{Code4, Storage};
 
 fn export(model: &Model, out: &Path, options: &ExportOptions) -> ExportReport {
     write(model, out, options, &mut |_| {}).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn four_bit(code: Code4, double: bool) -> ExportOptions {
-    ExportOptions { dtype: ExportDtype::FourBit { code, double }, ..ExportOptions::default() }
+    let how = Quantisation { code: QuantCode::FourBit(code), double };
+    ExportOptions { dtype: ExportDtype::Quantised(how), ..ExportOptions::default() }
 }
 
 fn config(dir: &Path) -> serde_json::Value {
@@ -66,7 +68,10 @@ fn linear_layers_of_the_trunk_are_quantised_alone() {
             four_bit(Code4::Nf4, true),
             four_bit(Code4::Fp4, false),
             four_bit(Code4::Int4, true),
-            ExportOptions { dtype: ExportDtype::Int8, ..ExportOptions::default() },
+            ExportOptions {
+                dtype: ExportDtype::parse("int8", true).expect("a type"),
+                ..ExportOptions::default()
+            },
         ]
         .into_iter()
         .enumerate()
@@ -85,13 +90,8 @@ fn linear_layers_of_the_trunk_are_quantised_alone() {
                 }
                 let whole = param.weight.to_tensor();
                 let (rows, cols) = (whole.rows(), whole.cols());
-                let want = match options.dtype {
-                    ExportDtype::FourBit { code, double } => decoded(
-                        &storage::FourBit::quantize(code, 64, double, rows, cols, whole.data())
-                            .expect("quantise"),
-                    ),
-                    _ => decoded(&RowInt8::quantize(rows, cols, whole.data()).expect("quantise")),
-                };
+                let ExportDtype::Quantised(how) = options.dtype else { panic!("a code") };
+                let want = decoded(how.quantise(rows, cols, whole.data()).expect("quantise").as_ref());
                 close(&param.name, &values(source, &param.name), &want, 1e-6);
                 let squares: f64 =
                     whole.data().iter().zip(&want).map(|(a, b)| f64::from(a - b).powi(2)).sum();
@@ -101,7 +101,7 @@ fn linear_layers_of_the_trunk_are_quantised_alone() {
             let quantization = &config(&out)["quantization_config"];
             let skipped = quantization["llm_int8_skip_modules"].as_array().expect("a list");
             assert!(skipped.iter().any(|m| m == head), "{name}: {quantization}");
-            let own = matches!(options.dtype, ExportDtype::FourBit { code: Code4::Int4, .. });
+            let own = matches!(options.dtype, ExportDtype::Quantised(how) if how.name() == "int4");
             assert_eq!(quantization["quant_method"], if own { "retune" } else { "bitsandbytes" });
             assert_eq!(
                 report.notes.iter().any(|n| n.contains("int4 is Retune's own")),
@@ -151,4 +151,47 @@ fn shards_hold_whole_layers() {
         );
     }
     assert!(many.weights().unlisted().is_empty());
+}
+
+#[test]
+fn what_is_written_is_a_model() {
+    let dir = tempfile::tempdir().expect("folder");
+    for (name, inputs) in [("llama_base_full", "llama_base_full"), ("gpt2_base", "gpt2_lora")] {
+        let inputs = Inputs::read(&data("parity").join(inputs).join("inputs.safetensors"));
+        for (code, double) in [("nf4", true), ("fp4", false), ("int4", true), ("int8", false)] {
+            let how = Quantisation::from_name(code, double).expect("a code");
+            let loaded = load(&data("parity").join(name), StorageChoice::Quantised(how));
+            let plain = load(&data("parity").join(name), StorageChoice::F32);
+            let (out, again) =
+                (dir.path().join(format!("{name}-{code}")), dir.path().join(format!("{name}-{code}-again")));
+            let options = ExportOptions { dtype: ExportDtype::Quantised(how), ..ExportOptions::default() };
+            export(&plain, &out, &options);
+            let written = load(&out, StorageChoice::AsIs);
+            assert_eq!(
+                logits(&written, &inputs).data(),
+                logits(&loaded, &inputs).data(),
+                "{name} {code}: the same bits"
+            );
+            // What is quantised so already is taken over as it is, bit for bit.
+            let report = export(&written, &again, &options);
+            assert!(report.losses.iter().all(|told| told.loss.is_exact()), "{name} {code}");
+            let (was, is) = (written.files.source(), load(&again, StorageChoice::AsIs).files);
+            for info in was.tensors() {
+                assert_eq!(
+                    is.source().read(&info.name).ok(),
+                    was.read(&info.name).ok(),
+                    "{name} {code}: {}",
+                    info.name
+                );
+            }
+            // Back to plain numbers: the values that the codes stand for, and no trace of a quantisation.
+            let back = dir.path().join(format!("{name}-{code}-back"));
+            let f32s = ExportOptions { dtype: ExportDtype::F32, ..ExportOptions::default() };
+            let report = export(&written, &back, &f32s);
+            assert!(report.notes.iter().any(|n| n.contains(code)), "{:?}", report.notes);
+            assert!(config(&back).get("quantization_config").is_none());
+            let plain = load(&back, StorageChoice::AsIs);
+            close(code, logits(&plain, &inputs).data(), logits(&written, &inputs).data(), 1e-5);
+        }
+    }
 }

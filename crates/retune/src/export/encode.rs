@@ -3,9 +3,11 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 use retune_formats::Dtype;
-use retune_tensor::storage::{self, Code4, Format};
+use retune_tensor::storage::{self, Format};
 
 use super::layer;
+use crate::models::Quantisation;
+use crate::models::quantised::QuantCode;
 
 /// The encoding of one tensor of rows of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,10 +16,8 @@ pub enum Encoding {
     Dense(Dtype),
     /// ggml's blocks, each within a row.
     Blocks(Format),
-    /// bitsandbytes' four bits, in blocks over the flattened weight: several tensors.
-    FourBit { code: Code4, double: bool },
-    /// LLM.int8, row by row: several tensors.
-    Int8,
+    /// bitsandbytes' codes of four or eight bits: several tensors.
+    Quantised(Quantisation),
 }
 
 impl Encoding {
@@ -40,15 +40,15 @@ impl Encoding {
             Encoding::Blocks(format) => {
                 Dtype::all().find(|dtype| dtype.name().eq_ignore_ascii_case(format.name()))
             }
-            Encoding::FourBit { .. } | Encoding::Int8 => None,
+            Encoding::Quantised(_) => None,
         }
     }
 
     /// Bytes of `rows` rows.
     pub fn bytes(self, rows: usize, cols: usize) -> u64 {
-        match self.dtype() {
-            Some(dtype) => dtype.byte_len(&[rows, cols]).unwrap_or(u64::MAX),
-            None => layer::bytes(self, rows, cols),
+        match self {
+            Encoding::Quantised(how) => layer::bytes(how, rows, cols),
+            _ => self.dtype().and_then(|dtype| dtype.byte_len(&[rows, cols])).unwrap_or(u64::MAX),
         }
     }
 
@@ -130,7 +130,7 @@ pub fn encode(
         Encoding::Dense(dtype) => dense(dtype, values, out),
         Encoding::Blocks(format) => blocks(format, cols, values, out),
         // Of several tensors: `layer` makes them.
-        Encoding::FourBit { .. } | Encoding::Int8 => Err(values.first().copied().unwrap_or(0.0)),
+        Encoding::Quantised(_) => Err(values.first().copied().unwrap_or(0.0)),
     }
 }
 

@@ -4,6 +4,7 @@
 //! is kept finer than the rest; a tensor whose rows are no whole blocks gets the nearest type that fits.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use retune_formats::gguf::{self, Value};
@@ -11,7 +12,7 @@ use retune_formats::{Dtype, TensorInfo, TensorOut, TensorSource, atomic, gguf_wr
 use retune_tensor::storage::{self, Format};
 
 use super::encode::Encoding;
-use super::keep::is_kept;
+use super::keep::kept;
 use super::selection::{Selection, dense_of};
 use super::values::{Order, Values};
 use super::weights::{Tally, streamed};
@@ -92,17 +93,23 @@ impl<'a> Plan<'a> {
             metadata: Vec::new(),
             notes: Vec::new(),
         };
-        if let ExportDtype::FourBit { .. } | ExportDtype::Int8 = options.dtype {
+        if let ExportDtype::Quantised(_) = options.dtype {
             let what = "bitsandbytes' types lie in folders alone; name a folder, or ask for q8_0, q4_k, q4_0 and the like";
             return Err(fail(what.into()));
         }
-        plan.choose(model, options).map_err(fail)?;
+        let kept = kept(model, &options.keep)?;
+        plan.choose(model, options, &kept).map_err(fail)?;
         plan.describe(model)?;
         Ok(plan)
     }
 
     /// Decides the type of each tensor.
-    fn choose(&mut self, model: &Model, options: &ExportOptions) -> std::result::Result<(), String> {
+    fn choose(
+        &mut self,
+        model: &Model,
+        options: &ExportOptions,
+        kept: &BTreeSet<String>,
+    ) -> std::result::Result<(), String> {
         let tied = !self.selection.values.iter().any(|values| (self.form.name)(&values.name) == OUTPUT);
         let mut replaced: Vec<(Format, Dtype, usize)> = Vec::new();
         for values in &self.selection.values {
@@ -112,7 +119,7 @@ impl<'a> Plan<'a> {
                 _ => Order::AsIs,
             };
             let there = self.source.and_then(|file| file.find(&name)).filter(|_| !values.is_changed());
-            let wanted = wanted(options, values, &name, tied);
+            let wanted = wanted(options, values, &name, tied, kept.contains(&values.name));
             let encoding = match wanted {
                 Wanted::AsSource => Encoding::Dense(dense_of(model, values.param)),
                 Wanted::Dense(dtype) => Encoding::Dense(dtype),
@@ -355,7 +362,7 @@ enum Wanted {
 }
 
 /// The type that a tensor of this GGUF name should have.
-fn wanted(options: &ExportOptions, values: &Values, name: &str, tied: bool) -> Wanted {
+fn wanted(options: &ExportOptions, values: &Values, name: &str, tied: bool, kept: bool) -> Wanted {
     let small = values.param.shape.len() < 2
         || name.starts_with("position_embd.")
         || name.starts_with("token_types.");
@@ -366,8 +373,8 @@ fn wanted(options: &ExportOptions, values: &Values, name: &str, tied: bool) -> W
         ExportDtype::F32 => Wanted::Dense(Dtype::F32),
         ExportDtype::F16 => Wanted::Dense(Dtype::F16),
         ExportDtype::BF16 => Wanted::Dense(Dtype::BF16),
-        ExportDtype::AsSource | ExportDtype::FourBit { .. } | ExportDtype::Int8 => Wanted::AsSource,
-        ExportDtype::Blocks(_) if is_kept(&values.name, &options.keep) => Wanted::AsSource,
+        ExportDtype::AsSource | ExportDtype::Quantised(_) => Wanted::AsSource,
+        ExportDtype::Blocks(_) if kept => Wanted::AsSource,
         ExportDtype::Blocks(format) if name == OUTPUT || (tied && name == TABLE) => {
             Wanted::Blocks(if format == Format::Q8_0 { format } else { Format::Q6_K })
         }

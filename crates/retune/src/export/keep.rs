@@ -1,18 +1,30 @@
-//! Which weights are quantised where a type is asked for that bitsandbytes has.
+//! Which weights are quantised in a folder.
 
 use std::collections::BTreeSet;
 
+use crate::error::Result;
 use crate::models::Model;
+use crate::models::quantised::Quantised;
 
-/// The names of the weights that are quantised: those of the trunk's linear layers, without what a pattern keeps. Heads,
-/// tables, norms and biases never are, as in bitsandbytes.
-pub fn quantisable(model: &Model, keep: &[String]) -> BTreeSet<String> {
+/// The names of the weights that are quantised: the linears of the blocks, without what a pattern keeps ([`Quantised`]).
+///
+/// # Errors
+/// If a pattern cannot be read, or fits nothing.
+pub fn quantisable(model: &Model, keep: &[String]) -> Result<BTreeSet<String>> {
+    let rule = Quantised::new(keep)?;
     let layers = model.net.trunk_linears().into_iter().map(|layer| format!("{}.weight", layer.path));
-    layers.filter(|name| !is_kept(name, keep)).collect()
+    let all: BTreeSet<String> = layers.collect();
+    let quantised = all.iter().filter(|name| rule.includes(name)).cloned().collect();
+    rule.check_all_used(all.iter().map(String::as_str))?;
+    Ok(quantised)
 }
 
-/// Is the tensor of this name kept by one of the patterns? A pattern is the beginning or the end of a module's path.
-pub fn is_kept(tensor: &str, patterns: &[String]) -> bool {
-    let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
-    patterns.iter().any(|pattern| module.starts_with(pattern.as_str()) || module.ends_with(pattern.as_str()))
+/// The names of the weights that patterns keep out of a GGUF file's block types.
+///
+/// # Errors
+/// As [`quantisable`].
+pub fn kept(model: &Model, keep: &[String]) -> Result<BTreeSet<String>> {
+    let all = quantisable(model, &[])?;
+    let rest = quantisable(model, keep)?;
+    Ok(all.difference(&rest).cloned().collect())
 }

@@ -2,27 +2,22 @@
 
 use rayon::prelude::*;
 use retune_formats::Dtype;
-use retune_formats::bitsandbytes::{Absmax, Code, FourBit, Int8, Layer, Original};
-use retune_tensor::storage::{self, Code4, Constants, Quantized, RowInt8, Storage};
+use retune_formats::bitsandbytes::{Layer, Original};
+use retune_tensor::storage::{self, Quantized, Storage, pin};
 use retune_tensor::{Params, Tensor};
 
 use super::encode::{Encoding, Loss};
 use super::values::{Order, Values};
 use crate::error::{Error, Result};
-
-/// Values that share a constant, as bitsandbytes has it where nothing else is said.
-pub const BLOCKSIZE: usize = 64;
+use crate::models::Quantisation;
+use crate::models::quantised::{QuantCode, layer_of};
 
 /// Bytes of the parts of a weight beside its codes and constants: the maps and the state.
 const BESIDE: u64 = 16 * 4 + 256 * 4 + 256;
 
 /// Bytes that a weight will take, at most.
-pub fn bytes(encoding: Encoding, rows: usize, cols: usize) -> u64 {
-    let size = match encoding {
-        Encoding::FourBit { double, .. } => storage::FourBit::size(BLOCKSIZE, double, rows, cols),
-        _ => RowInt8::size(rows, cols),
-    };
-    size.map_or(u64::MAX, |size| size as u64 + BESIDE)
+pub fn bytes(how: Quantisation, rows: usize, cols: usize) -> u64 {
+    (how.bytes(rows, cols) as u64).saturating_add(BESIDE)
 }
 
 /// The weight `[out, in]` as its file has it, what is lost, and the largest |change| by merging. `original` is the type
@@ -30,17 +25,39 @@ pub fn bytes(encoding: Encoding, rows: usize, cols: usize) -> u64 {
 pub fn layer(
     values: &Values,
     params: &Params,
-    encoding: Encoding,
+    how: Quantisation,
     original: Dtype,
 ) -> Result<(Layer, Loss, f32)> {
+    let original = match original {
+        Dtype::F16 => Original::F16,
+        Dtype::BF16 => Original::Bf16,
+        _ => Original::F32,
+    };
     let elements = values.param.elements() as u64;
-    let stored = values.param.weight.storage();
+    let stored = pin(values.param.weight.storage());
     if !values.is_changed()
-        && let Some(layer) = stored.quantized().and_then(|found| as_it_is(found, encoding, original))
+        && let Some(found) = stored.quantized().filter(|found| lies_so(found, how))
     {
-        return Ok((layer, Loss { elements, ..Loss::default() }, 0.0));
+        return Ok((layer_of(found, original), Loss { elements, ..Loss::default() }, 0.0));
     }
     let (rows, cols) = values.size(Order::AsIs);
+    let quantise = |data: &[f32]| -> Result<(Layer, Loss)> {
+        let failed = |e: storage::StorageError| Error::Export {
+            path: values.name.clone().into(),
+            what: e.to_string(),
+        };
+        let quantised = how.quantise(rows, cols, data).map_err(failed)?;
+        let loss = loss_of(cols, data, quantised.as_ref());
+        let layer = quantised.quantized().map(|found| layer_of(found, original));
+        // Every storage that a quantisation makes has parts.
+        let layer = layer.ok_or_else(|| values.unfit(f32::NAN))?;
+        Ok((layer, loss))
+    };
+    if let Some(data) = stored.as_f32().filter(|_| values.merged.is_none()) {
+        values.check(data)?;
+        return quantise(data).map(|(layer, loss)| (layer, loss, 0.0));
+    }
+    drop(stored);
     let mut whole = Tensor::scratch(rows, cols);
     let mut at = 0;
     let change = values.strips(params, Order::AsIs, &mut |strip| {
@@ -48,82 +65,25 @@ pub fn layer(
         at += strip.len();
         Ok(())
     })?;
-    let fail =
-        |e: storage::StorageError| Error::Export { path: values.name.clone().into(), what: e.to_string() };
-    match encoding {
-        Encoding::FourBit { code, double } => {
-            let quantised = storage::FourBit::quantize(code, BLOCKSIZE, double, rows, cols, whole.data())
-                .map_err(fail)?;
-            let loss = loss_of(&whole, &quantised);
-            drop(whole);
-            Ok((Layer::FourBit(four_bit(&quantised, original)), loss, change))
+    quantise(whole.data()).map(|(layer, loss)| (layer, loss, change))
+}
+
+/// Does a weight lie in these codes already?
+fn lies_so(found: &Quantized, how: Quantisation) -> bool {
+    match (found, how.code) {
+        (Quantized::FourBit(found), QuantCode::FourBit(code)) => {
+            found.code() == code && found.constants().is_double() == how.double
         }
-        _ => {
-            let quantised = RowInt8::quantize(rows, cols, whole.data()).map_err(fail)?;
-            let loss = loss_of(&whole, &quantised);
-            drop(whole);
-            Ok((Layer::Int8(int8(&quantised)), loss, change))
-        }
-    }
-}
-
-/// A weight that lies in these codes already.
-fn as_it_is(found: Quantized, encoding: Encoding, original: Dtype) -> Option<Layer> {
-    match (found, encoding) {
-        (Quantized::FourBit(found), Encoding::FourBit { code, double })
-            if found.code() == code && found.constants().is_double() == double =>
-        {
-            Some(Layer::FourBit(four_bit(found, original)))
-        }
-        (Quantized::RowInt8(found), Encoding::Int8) => Some(Layer::Int8(int8(found))),
-        _ => None,
-    }
-}
-
-/// The file's word for a code.
-pub fn code(code: Code4) -> Code {
-    match code {
-        Code4::Nf4 => Code::Nf4,
-        Code4::Fp4 => Code::Fp4,
-        Code4::Int4 => Code::Int4,
-    }
-}
-
-fn four_bit(quantised: &storage::FourBit, original: Dtype) -> FourBit {
-    FourBit {
-        code: code(quantised.code()),
-        blocksize: quantised.blocksize(),
-        original: match original {
-            Dtype::F16 => Original::F16,
-            Dtype::BF16 => Original::Bf16,
-            _ => Original::F32,
-        },
-        shape: [quantised.rows(), quantised.cols()],
-        packed: quantised.packed().to_vec(),
-        map: *quantised.map(),
-        absmax: match quantised.constants().clone() {
-            Constants::Single(absmax) => Absmax::Single(absmax),
-            Constants::Double { codes, map, absmax, blocksize, offset } => {
-                Absmax::Double { codes, map, nested: absmax, blocksize, offset }
-            }
-        },
-    }
-}
-
-fn int8(quantised: &RowInt8) -> Int8 {
-    Int8 {
-        shape: [quantised.rows(), quantised.cols()],
-        values: quantised.values().to_vec(),
-        scales: quantised.scales().to_vec(),
+        (Quantized::RowInt8(_), QuantCode::Int8) => true,
+        _ => false,
     }
 }
 
 /// Rows compared at a time, about 64 K elements.
-fn loss_of(values: &Tensor, quantised: &dyn Storage) -> Loss {
-    let cols = values.cols().max(1);
+fn loss_of(cols: usize, values: &[f32], quantised: &dyn Storage) -> Loss {
+    let cols = cols.max(1);
     let rows = ((1 << 16) / cols).max(1);
     let pieces: Vec<Loss> = values
-        .data()
         .par_chunks(rows * cols)
         .enumerate()
         .map(|(i, values)| {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use retune_tensor::params::Param;
+use retune_tensor::storage::pin;
 use retune_tensor::{ParamId, Params, Tensor};
 
 use crate::error::{Error, Result};
@@ -114,7 +115,7 @@ impl Values<'_> {
         order: Order,
         each: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<f32> {
-        let storage = self.param.weight.storage();
+        let storage = pin(self.param.weight.storage());
         let merged = self.merged.map(|merged| merged.value(params)).transpose()?;
         let whole = match order {
             // A column needs every row.
@@ -157,12 +158,16 @@ impl Values<'_> {
         Ok(max_change)
     }
 
-    fn check(&self, values: &[f32]) -> Result<()> {
+    /// An error if a value is not finite.
+    pub fn check(&self, values: &[f32]) -> Result<()> {
         values.iter().find(|value| !value.is_finite()).map_or(Ok(()), |value| Err(self.unfit(*value)))
     }
 
     /// A value that cannot be written.
     pub fn unfit(&self, value: f32) -> Error {
+        if let Some(why) = self.param.weight.storage().fault() {
+            return Error::Export { path: self.name.clone().into(), what: why };
+        }
         let what = if value.is_finite() {
             format!("it holds {value}, beyond the range of f16; write bf16 or f32")
         } else {
@@ -173,7 +178,7 @@ impl Values<'_> {
 }
 
 fn largest_change(merged: &Tensor, param: &Param) -> f32 {
-    let storage = param.weight.storage();
+    let storage = pin(param.weight.storage());
     let rows = 0..storage.rows();
     let change = |row: usize| {
         let mut was = vec![0.0; storage.cols()];

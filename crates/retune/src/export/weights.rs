@@ -1,11 +1,11 @@
 //! The weight files of a Hugging Face folder: of what type each tensor is, in which file it lies.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::Path;
 
-use retune_formats::bitsandbytes::{Kind, QuantizationConfig};
+use retune_formats::bitsandbytes::QuantizationConfig;
 use retune_formats::json::to_python_text;
 use retune_formats::source::Data;
 use retune_formats::{Dtype, Error as FormatError, TensorOut, atomic, safetensors};
@@ -23,7 +23,8 @@ use super::spool::{Spool, Waiting};
 use super::values::{Order, Values};
 use super::{Done, ExportDtype, ExportOptions, Step, TensorLoss, quantised};
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::quantised::QuantCode;
+use crate::models::{Model, Quantisation};
 
 /// One tensor to write.
 struct Item<'a> {
@@ -48,10 +49,13 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// # Errors
     /// If a folder cannot hold weights of the type asked for.
-    pub fn new(model: &'a Model, options: &ExportOptions) -> std::result::Result<Plan<'a>, String> {
+    pub fn new(model: &'a Model, dir: &Path, options: &ExportOptions) -> Result<Plan<'a>> {
         let selection = Selection::new(model, options);
-        let quantisable = quantisable(model, &options.keep);
-        let items: std::result::Result<Vec<Item>, String> = selection
+        let quantisable = match options.dtype {
+            ExportDtype::Quantised(_) => quantisable(model, &options.keep)?,
+            _ => BTreeSet::new(),
+        };
+        let items: Result<Vec<Item>> = selection
             .values
             .iter()
             .map(|values| {
@@ -63,15 +67,13 @@ impl<'a> Plan<'a> {
                 };
                 let is_quantised = quantisable.contains(values.name.as_str());
                 let encoding = match options.dtype {
-                    ExportDtype::FourBit { code, double } if is_quantised => {
-                        Encoding::FourBit { code, double }
-                    }
-                    ExportDtype::Int8 if is_quantised => Encoding::Int8,
+                    ExportDtype::Quantised(how) if is_quantised => Encoding::Quantised(how),
                     ExportDtype::Blocks(format) => {
-                        return Err(format!(
+                        let what = format!(
                             "weights in {} lie in GGUF files alone; name the output something.gguf",
                             format.name()
-                        ));
+                        );
+                        return Err(Error::Export { path: dir.to_path_buf(), what });
                     }
                     _ => Encoding::Dense(plain),
                 };
@@ -84,7 +86,7 @@ impl<'a> Plan<'a> {
             })
             .collect();
         let mut skipped: Vec<String> = Vec::new();
-        if matches!(options.dtype, ExportDtype::FourBit { .. } | ExportDtype::Int8) {
+        if let ExportDtype::Quantised(_) = options.dtype {
             let linears = model.net.linears().into_iter().map(|layer| layer.path.clone());
             skipped =
                 linears.filter(|path| !quantisable.contains(format!("{path}.weight").as_str())).collect();
@@ -96,14 +98,8 @@ impl<'a> Plan<'a> {
 
     /// `quantization_config` of `config.json`, if weights are quantised.
     pub fn quantization(&self) -> Option<QuantizationConfig> {
-        let kind = match self.dtype {
-            ExportDtype::FourBit { code, double } => {
-                Kind::FourBit { code: layer::code(code), blocksize: layer::BLOCKSIZE, double }
-            }
-            ExportDtype::Int8 => Kind::Int8,
-            _ => return None,
-        };
-        let mut config = QuantizationConfig::new(kind);
+        let ExportDtype::Quantised(how) = self.dtype else { return None };
+        let mut config = QuantizationConfig::new(how.kind());
         config.bnb_4bit_compute_dtype = torch_name(self.dtype()).into();
         config.llm_int8_skip_modules = Some(self.skipped.clone());
         Some(config)
@@ -145,7 +141,8 @@ impl<'a> Plan<'a> {
             };
             notes.push(format!("base was quantised ({}): {how}", types.join(", ")));
         }
-        if let ExportDtype::FourBit { code: Code4::Int4, .. } = self.dtype {
+        if let ExportDtype::Quantised(Quantisation { code: QuantCode::FourBit(Code4::Int4), .. }) = self.dtype
+        {
             notes.push(
                 "int4 is Retune's own code: transformers and bitsandbytes cannot load this folder".into(),
             );
@@ -221,8 +218,9 @@ const SPOOL: &str = ".quantised.tmp";
 /// Quantises the weights of one file that are to be.
 fn quantise(items: &[&Item], model: &Model, spool: &mut Spool, tally: &mut Tally) -> Result<Vec<Waiting>> {
     let mut waiting = Vec::new();
-    for item in items.iter().filter(|item| item.encoding.is_quantised()) {
-        let (layer, loss, change) = layer::layer(&item.values, &model.params, item.encoding, item.plain)?;
+    for item in items {
+        let Encoding::Quantised(how) = item.encoding else { continue };
+        let (layer, loss, change) = layer::layer(&item.values, &model.params, how, item.plain)?;
         for tensor in layer.tensors(&item.values.name) {
             waiting.push(spool.put(tensor)?);
         }
