@@ -42,13 +42,8 @@ pub enum ExportDtype {
     AsSource,
     /// ggml's blocks: in GGUF files alone.
     Blocks(Format),
-    /// bitsandbytes' four bits (and Retune's own int4), their constants quantised too if `double`: in folders alone.
-    FourBit {
-        code: Code4,
-        double: bool,
-    },
-    /// LLM.int8, row by row: in folders alone.
-    Int8,
+    /// bitsandbytes' codes of four or eight bits (and Retune's own int4): in folders alone.
+    Quantised(Quantisation),
 }
 
 impl ExportDtype {

@@ -26,10 +26,10 @@ impl Encoding {
         match self {
             Encoding::Dense(dtype) => dtype.name().to_ascii_lowercase(),
             Encoding::Blocks(format) => format.name().into(),
-            Encoding::FourBit { code, double } => {
-                format!("{}{}", code.name(), if double { "+dq" } else { "" })
+            Encoding::Quantised(Quantisation { code: QuantCode::FourBit(code), double: true }) => {
+                format!("{}+dq", code.name())
             }
-            Encoding::Int8 => "int8".into(),
+            Encoding::Quantised(how) => how.name().into(),
         }
     }
 

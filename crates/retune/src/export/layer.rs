@@ -6,7 +6,7 @@ use retune_formats::bitsandbytes::{Layer, Original};
 use retune_tensor::storage::{self, Quantized, Storage, pin};
 use retune_tensor::{Params, Tensor};
 
-use super::encode::{Encoding, Loss};
+use super::encode::Loss;
 use super::values::{Order, Values};
 use crate::error::{Error, Result};
 use crate::models::Quantisation;
