@@ -1,4 +1,4 @@
-"""Makes bottleneck adapters on the tiny bases of tests/data/parity and what AdapterHub's `adapters` computes with them.
+"""Makes adapters of AdapterHub on the tiny bases of tests/data/parity and what its library `adapters` computes with them.
 
   python -m venv VENV && VENV/bin/pip install -r scripts/reference/requirements-adapterhub.txt
   VENV/bin/python scripts/reference/make_adapterhub_cases.py [--out tests/data/parity] [--only CASE ...]
@@ -10,7 +10,8 @@ have in the adapter's files. Every adapter tensor is drawn at random, norms and 
 """
 import argparse, json, pathlib, shutil, sys, tempfile
 import torch, transformers, adapters
-from adapters import BnConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+from adapters import (DoubleSeqBnConfig, IA3Config, LoRAConfig, ParBnConfig, PrefixTuningConfig, PromptTuningConfig,
+                      SeqBnConfig)
 from safetensors.torch import load_file, save_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -33,6 +34,18 @@ CASES = {
     "llama_ah_double_seq_bn": ("llama_base_full", DoubleSeqBnConfig(reduction_factor=8)),
     "llama_ah_seq_bn": ("llama_base_full", SeqBnConfig(reduction_factor=8)),
     "llama_ah_par_bn": ("llama_base_full", ParBnConfig(reduction_factor=8)),
+    "bert_ah_lora": ("bert_base", LoRAConfig(r=4, alpha=6, intermediate_lora=True, output_lora=True)),
+    "bert_ah_ia3": ("bert_base", IA3Config()),
+    "bert_ah_prompt": ("bert_base", PromptTuningConfig(prompt_length=5)),
+    "bert_ah_prefix": ("bert_base", PrefixTuningConfig(prefix_length=5, bottleneck_size=16)),
+    "bert_ah_prefix_flat": ("bert_base", PrefixTuningConfig(prefix_length=5, flat=True)),
+    # q and v of one fused matrix
+    "gpt2_ah_lora": ("gpt2_base", LoRAConfig(r=4, alpha=6)),
+    "gpt2_ah_ia3": ("gpt2_base", IA3Config()),
+    "gpt2_ah_prefix_flat": ("gpt2_base", PrefixTuningConfig(prefix_length=5, flat=True)),
+    "llama_ah_lora": ("llama_base_full", LoRAConfig(r=4, alpha=6, attn_matrices=["q", "k", "v"], leave_out=[0])),
+    "llama_ah_ia3": ("llama_base_full", IA3Config()),
+    "llama_ah_prefix": ("llama_base_full", PrefixTuningConfig(prefix_length=5, bottleneck_size=16)),
 }
 
 
@@ -65,12 +78,12 @@ def batch(base):
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, -100)}
 
 
-def shake(model, g):
+def shake(model, g, ones):
     """Random values for all that is trained; scalings and norms about 1."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.requires_grad:
-                about = 1.0 if "scaling" in name or ("norm" in name and name.endswith("weight")) else 0.0
+                about = 1.0 if "scaling" in name or (name.endswith("lora_B") and ones) or ("norm" in name and name.endswith("weight")) else 0.0
                 p.copy_(about + 0.2 * torch.randn(p.shape, generator=g))
 
 
@@ -86,14 +99,14 @@ def case(name, out):
         model.add_classification_head("task", num_labels=3, layers=1, use_pooler=True)
     model.train_adapter("task")
     model.eval()
-    shake(model, torch.Generator().manual_seed(sum(map(ord, name))))
+    shake(model, torch.Generator().manual_seed(sum(map(ord, name))), ones=getattr(config, "composition_mode", None) == "scale")
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # A norm in front of the bottleneck has two names, which only a .bin file can hold.
     # A language model's own head is saved beside unless told otherwise: one case has it.
     with_head = base == "bert_base" or name == "llama_ah_seq_bn"
-    model.save_adapter(str(folder), "task", with_head=with_head, use_safetensors=not config["ln_before"])
+    model.save_adapter(str(folder), "task", with_head=with_head, use_safetensors=not (getattr(config, "ln_before", False) or "prefix" in name))
     for config_file in folder.glob("*_config.json"):
         value = json.loads(config_file.read_text())
         value["model_name"] = ""

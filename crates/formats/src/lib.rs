@@ -24,6 +24,7 @@ pub mod json;
 pub mod limits;
 pub mod lora_config;
 pub mod lora_tensors;
+pub mod memory;
 pub mod mlx;
 pub mod modules;
 pub mod peft;

@@ -55,6 +55,32 @@ impl LoraModule {
         out
     }
 
+    /// One pair of factors of a fused query, key and value, from AdapterHub's pairs of some of the three: their A `(r, in)`
+    /// one above the other, their B `(out / 3, r)` too. Each B gets columns of its own; the rows of the others stay zero.
+    fn of_fused(self, parts: &[usize]) -> Option<LoraModule> {
+        let n = parts.len();
+        if n == 0 || !self.r.is_multiple_of(n) || !self.outputs.is_multiple_of(n) {
+            return None;
+        }
+        let (r, rows) = (self.r / n, self.outputs / n);
+        if self.b.len() != self.outputs * r {
+            return None;
+        }
+        let mut b = vec![0.0; 3 * rows * self.r];
+        for (group, (part, own)) in parts.iter().zip(self.b.chunks_exact((rows * r).max(1))).enumerate() {
+            let wide = b.chunks_exact_mut(self.r).skip(part * rows);
+            for (to, from) in wide.zip(own.chunks_exact(r)) {
+                to[group * r..(group + 1) * r].copy_from_slice(from);
+            }
+        }
+        Some(LoraModule { outputs: 3 * rows, b, ..self })
+    }
+
+    /// A fused query, key and value as AdapterHub has it with all three adapted: A three times, B as it is.
+    pub fn fused(&self) -> LoraModule {
+        LoraModule { a: self.a.repeat(3), ..self.clone() }
+    }
+
     pub(crate) fn is_whole(&self) -> bool {
         let sizes = [(self.r, self.inputs, self.a.len()), (self.outputs, self.r, self.b.len())];
         let fits = sizes.iter().all(|&(rows, cols, len)| rows > 0 && rows.checked_mul(cols) == Some(len));
@@ -63,12 +89,25 @@ impl LoraModule {
 }
 
 /// A whole LoRA.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoraTensors {
     /// Where it came from, for messages.
     pub path: PathBuf,
     /// By the path of the module in the base model.
     pub modules: BTreeMap<String, LoraModule>,
+}
+
+/// The fused query, key and value of GPT-2, of which AdapterHub adapts some.
+const FUSED: &str = "attn.c_attn";
+
+/// The parts of a fused query, key and value that AdapterHub's `attn_matrices` name, in the order of their rows.
+pub fn fused_parts(attn_matrices: &[String]) -> Vec<usize> {
+    (0..3).filter(|&part| attn_matrices.iter().any(|name| name == ["q", "k", "v"][part])).collect()
+}
+
+/// Is this module query, key and value in one matrix, in AdapterHub's eyes?
+pub fn is_fused(module: &str) -> bool {
+    module == FUSED || module.strip_suffix(FUSED).is_some_and(|front| front.ends_with('.'))
 }
 
 impl LoraTensors {
@@ -78,6 +117,14 @@ impl LoraTensors {
     /// If it is no LoRA, or holds what is not A and B of linear layers: embeddings, convolutions, biases, whole modules,
     /// an initialisation that changed the base.
     pub fn from_peft(adapter: &PeftAdapter) -> Result<LoraTensors> {
+        LoraTensors::from_peft_beside(adapter, |_| false)
+    }
+
+    /// The same, where modules that `beside` knows may be held whole: they are not looked at.
+    ///
+    /// # Errors
+    /// As [`LoraTensors::from_peft`].
+    pub fn from_peft_beside(adapter: &PeftAdapter, beside: impl Fn(&str) -> bool) -> Result<LoraTensors> {
         let path = adapter.path();
         let PeftConfig::Lora(config) = adapter.config() else {
             let what = format!("its peft_type is {}", adapter.config().peft_type());
@@ -97,6 +144,7 @@ impl LoraTensors {
         for tensor in adapter.tensors() {
             match tensor.param {
                 Param::A | Param::B | Param::Magnitude if tensor.info.shape.len() <= 2 => {}
+                Param::Plain(_) if beside(&tensor.module) => continue,
                 _ => return odd(format!("it holds {}", quote(&tensor.info.name))),
             }
             if tensor.param != Param::A {
@@ -121,7 +169,7 @@ impl LoraTensors {
     /// The factors of an AdapterHub LoRA. Its sites are the paths of the modules.
     ///
     /// # Errors
-    /// If it is no LoRA, is a DoRA or an IA³, or has one pair of factors for a fused query, key and value.
+    /// If it is no LoRA, or is a DoRA or an IA³.
     pub fn from_hub(adapter: &HubAdapter) -> Result<LoraTensors> {
         let path = adapter.path();
         let odd = |what: String| {
@@ -130,24 +178,31 @@ impl LoraTensors {
         let HubMethod::Lora(config) = &adapter.config().method else {
             return odd("it is no LoRA".into());
         };
-        if config.scales || config.use_dora {
-            return odd(format!("it is {}", if config.scales { "an IA3" } else { "a DoRA" }));
+        if config.scales {
+            return odd("it is an IA3".into());
+        }
+        if config.use_dora {
+            return odd("it is a DoRA of AdapterHub, which scales biases too, as no other tool does".into());
         }
         let mut modules = BTreeMap::new();
         for tensor in adapter.tensors().iter().filter(|t| t.param == HubParam::LoraA) {
             let b = adapter.find(&tensor.site, HubParam::LoraB);
             let (Some(b), &[r, inputs]) = (b, tensor.info.shape.as_slice()) else { continue };
-            if r != config.r {
-                return odd(format!("{} is several matrices in one", quote(&tensor.site)));
-            }
             let module = LoraModule {
                 r,
                 inputs,
                 outputs: b.info.shape.first().copied().unwrap_or(0),
                 a: adapter.read_f32(tensor)?,
                 b: adapter.read_f32(b)?,
-                scale: config.alpha / r as f64,
+                scale: config.alpha / config.r as f64,
                 magnitude: None,
+            };
+            let module = match is_fused(&tensor.site) {
+                true => module.of_fused(&fused_parts(&config.attn_matrices)),
+                false => Some(module).filter(|m| m.r == config.r),
+            };
+            let Some(module) = module else {
+                return odd(format!("{} is several matrices in one", quote(&tensor.site)));
             };
             modules.insert(tensor.site.clone(), module);
         }

@@ -123,7 +123,7 @@ pub fn generate(
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generated> {
     sampling.check()?;
-    let context = model.net.info().context_length.saturating_sub(model.net.virtual_rows(active.of(0)));
+    let context = model.net.info().context_length.saturating_sub(model.net.virtual_positions(active.of(0)));
     if prompt.is_empty() {
         return Err(Error::Input("the prompt is empty: there is nothing to continue".into()));
     }

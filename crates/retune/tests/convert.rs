@@ -7,6 +7,8 @@ use std::path::Path;
 
 use common::*;
 use retune::convert::{Base, Target, convert};
+use retune::methods::{self, Source};
+use retune::models::{Model, StorageChoice};
 use retune_formats::lora_tensors::LoraTensors;
 use retune_formats::peft::PeftAdapter;
 
@@ -80,8 +82,109 @@ fn what_a_target_cannot_carry_is_refused_by_name() {
     refused("parity/llama_ia3", Target::Mlx, None, "IA3");
     refused("parity/llama_prefix_tuning", Target::Gguf, Some(&base), "PREFIX_TUNING");
     refused("formats/lora_mts_llama", Target::Mlx, None, "only A and B");
-    refused("formats/ah_bert_seq_bn", Target::Peft, None, "no LoRA");
+    refused("formats/ah_bert_seq_bn", Target::Peft, None, "bottleneck");
+    refused("formats/ah_bert_prompt_tuning", Target::Peft, None, "no position");
+    refused("formats/ah_bert_prefix_flat", Target::Peft, None, "no positions");
+    refused("formats/ah_bert_dora", Target::Peft, None, "DoRA");
     refused("formats/lora_embed_llama", Target::Mlx, None, "only A and B");
     let bert = Base::open(&data("parity/bert_base")).expect("base");
-    refused("parity/bert_lora", Target::Gguf, Some(&bert), "bert");
+    refused("parity/bert_ah_lora", Target::Gguf, Some(&bert), "classifier");
+    refused("parity/bert_ia3", Target::AdapterHub, Some(&bert), "scales its input");
+    refused("parity/bert_prompt_tuning", Target::AdapterHub, Some(&bert), "PROMPT_TUNING");
+}
+
+/// The logits of a base with an adapter on it, for some text.
+fn logits(base: &str, adapter: &Path) -> Vec<f32> {
+    let mut model = load(&data(base), StorageChoice::F32);
+    load_on(&mut model, adapter).unwrap_or_else(|e| panic!("{}: {e}", adapter.display()));
+    let ids: Vec<u32> = (3..12).collect();
+    let segments = retune_tensor::Segments::from_lengths(&[4, 5]);
+    let tape = retune_tensor::Tape::inference(&model.params);
+    let input = retune::models::TextInput::new(&ids, &segments);
+    let hidden = model.net.hidden(&tape, &input, &retune::nn::Pass::default());
+    match model.net.head() {
+        retune::nn::Head::LanguageModel(head) => head.forward(&tape, &hidden.rows, &hidden.x),
+        retune::nn::Head::Classifier(head) => head.forward(&tape, &hidden),
+        retune::nn::Head::None => panic!("no head"),
+    }
+    .value()
+    .data()
+    .to_vec()
+}
+
+fn load_on(model: &mut Model, adapter: &Path) -> retune::error::Result<()> {
+    methods::load(model, &[Source { path: adapter.into(), weight: 1.0 }], 0).map(drop)
+}
+
+/// What is loaded from another tool's files is what is loaded once they are converted to PEFT's, to the last bit.
+#[test]
+fn loading_is_converting_in_memory() {
+    let folder = tempfile::tempdir().expect("folder");
+    let check = |model: &str, adapter: &Path, name: &str| {
+        let base = Base::open(&data(model)).expect("base");
+        let to = folder.path().join(name);
+        convert(adapter, Target::Peft, Some(&base), &to).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(logits(model, adapter), logits(model, &to), "{name}");
+        let back = folder.path().join(format!("{name}_back/task"));
+        if let Ok(adapter_hub) = convert(&to, Target::AdapterHub, Some(&base), &back) {
+            close(name, &logits(model, &back), &logits(model, adapter), 1e-5);
+            assert_eq!(adapter_hub.notes, [""; 0]);
+        }
+        to
+    };
+    for (model, name) in [
+        ("parity/bert_base", "bert_ah_lora"),
+        ("parity/bert_base", "bert_ah_ia3"),
+        ("parity/gpt2_base", "gpt2_ah_lora"),
+        ("parity/gpt2_base", "gpt2_ah_ia3"),
+        ("parity/llama_base_full", "llama_ah_lora"),
+        ("parity/llama_base_full", "llama_ah_ia3"),
+    ] {
+        check(model, &data("parity").join(name), name);
+    }
+    let llama = Base::open(&data("parity/llama_base_full")).expect("base");
+    for case in ["llama_lora", "llama_lora_dora"] {
+        for target in [Target::Mlx, Target::Gguf] {
+            let there = folder.path().join(format!("{case}_{target:?}"));
+            match convert(&data("parity").join(case), target, Some(&llama), &there) {
+                Ok(_) => {}
+                Err(_) if case == "llama_lora_dora" && target == Target::Gguf => continue,
+                Err(error) => panic!("{case} {target:?}: {error}"),
+            }
+            let name = format!("{case}_{target:?}_peft");
+            let peft = check("parity/llama_base_full", &there, &name);
+            let original = logits("parity/llama_base_full", &data("parity").join(case));
+            close(&name, &logits("parity/llama_base_full", &peft), &original, 1e-5);
+        }
+    }
+}
+
+/// Another tool's folder without a module that its configuration asks for is refused by the module's name.
+#[test]
+fn what_is_missing_in_another_tools_files_is_told() {
+    use retune_formats::{TensorOut, TensorSource, safetensors};
+    let folder = tempfile::tempdir().expect("folder");
+    let llama = Base::open(&data("parity/llama_base_full")).expect("base");
+    let mlx = folder.path().join("mlx");
+    convert(&data("parity/llama_lora"), Target::Mlx, Some(&llama), &mlx).expect("mlx");
+    let drop_last = |from: &Path, to: &Path, file: &str, of: &str| {
+        std::fs::create_dir_all(to).expect("folder");
+        let config = "adapter_config.json";
+        std::fs::copy(from.join(config), to.join(config)).expect("copy");
+        let source = safetensors::File::open(from.join(file)).expect("weights");
+        let kept = source.tensors().iter().filter(|info| !info.name.contains(of));
+        let tensors: Vec<_> = kept.map(|info| TensorOut::copy(&source, info)).collect();
+        safetensors::write(&to.join(file), tensors, &[]).expect("write");
+    };
+    let less = folder.path().join("less");
+    drop_last(&mlx, &less, "adapters.safetensors", "layers.1.mlp.up_proj");
+    let mut model = load(&data("parity/llama_base_full"), StorageChoice::F32);
+    let error = load_on(&mut model, &less).expect_err("a module is missing").to_string();
+    assert!(error.contains("model.layers.1.mlp.up_proj") && error.contains("asks for it"), "{error}");
+    let hub = folder.path().join("hub");
+    drop_last(&data("parity/llama_ah_ia3"), &hub, "adapter.safetensors", "layers.1.");
+    let error = load_on(&mut model, &hub).expect_err("a layer is missing").to_string();
+    assert!(error.contains("model.layers.1.self_attn") && error.contains("asks for it"), "{error}");
+    let other = load_on(&mut load(&data("parity/bert_base"), StorageChoice::F32), &mlx);
+    assert!(other.expect_err("another base").to_string().contains("q_proj"));
 }

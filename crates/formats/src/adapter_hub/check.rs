@@ -56,7 +56,8 @@ pub(super) fn check<'a>(
             }
             HubMethod::Prefix(prefix) if prefix.flat => {
                 let len = shapes.get(&PrefixFlat).and_then(|s| s.first()).copied().unwrap_or(0);
-                let unit = 2 * prefix.prefix_length * config.hidden_size.unwrap_or(1);
+                // A layer's keys may be narrower than its rows.
+                let unit = 2 * prefix.prefix_length;
                 if len == 0 || !len.is_multiple_of(unit) {
                     let what =
                         format!("{} has a prefix of {len} values, not a multiple of {unit}", quote(site));

@@ -73,6 +73,11 @@ impl Base {
         rotated && self.gguf_architecture() == Some("llama")
     }
 
+    /// Are its linears stored `(in, out)`?
+    pub fn transposed(&self) -> bool {
+        self.model_type == "gpt2"
+    }
+
     /// AdapterHub's class for the architecture, `BertAdapterModel`.
     pub fn hub_class(&self) -> String {
         let class = match self.model_type.as_str() {

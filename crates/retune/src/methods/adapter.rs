@@ -20,7 +20,7 @@ use crate::nn::{Site, SubLayer, SubLayerKind};
 use crate::run_file::{self, Architecture, RunFile, ScalingSetting};
 use bottleneck::Bottleneck;
 
-pub(super) use files::load;
+pub(super) use files::{check_language_head, load, out, read_head, write};
 
 pub const SPEC: Spec = Spec {
     name: "adapter",
@@ -250,7 +250,7 @@ fn config_of(settings: &run_file::Adapter) -> BnConfig {
 ///
 /// # Errors
 /// If its name is not known.
-fn activation(name: &str) -> Result<Activation> {
+pub(super) fn activation(name: &str) -> Result<Activation> {
     Activation::parse(name).ok_or_else(|| {
         let nearest = super::targets::nearest(name, Activation::NAMES.iter().copied()).unwrap_or("relu");
         let what = format!("non_linearity \"{name}\" is not known; did you mean \"{nearest}\"? There are: ");

@@ -16,7 +16,7 @@ use retune_tensor::{ParamId, Params, Tape, Tensor, Var, ops};
 use super::saved::{CLASSIFIERS, Wanted, Whole, task_type, with_classifier};
 use super::targets::Known;
 use super::values::{Saved, Value, Values, write};
-use super::{Attached, Cost, Source, Spec, clear, remember_mergeable, trainable_count};
+use super::{Attached, Cost, Spec, clear, remember_mergeable, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Linear, LinearDelta, Rows, Site};
@@ -185,10 +185,9 @@ pub fn attach(model: &mut Model, config: &Ia3Config, seed: u64) -> Result<Attach
 /// # Errors
 /// If a file is damaged, or a tensor is missing, unexpected or of a shape that does not fit the model. The model is
 /// unchanged then.
-pub fn load(model: &mut Model, source: &Source, slot: usize) -> Result<Attached> {
-    let adapter = PeftAdapter::open(&source.path)?;
+pub(super) fn load(model: &mut Model, adapter: &PeftAdapter, slot: usize) -> Result<Attached> {
     let named = |e: Error| match e {
-        Error::Method(what) => Error::Adapter { path: source.path.clone(), what },
+        Error::Method(what) => Error::Adapter { path: adapter.path().to_path_buf(), what },
         other => other,
     };
     let PeftConfig::Ia3(config) = adapter.config() else {
@@ -201,8 +200,8 @@ pub fn load(model: &mut Model, source: &Source, slot: usize) -> Result<Attached>
     if config.common.classifies() {
         as_read.modules_to_save.get_or_insert_default().extend(CLASSIFIERS.map(String::from));
     }
-    let values = Values::read(&adapter);
-    let plan = Chosen::new(as_read, Known::in_files(model, &adapter))
+    let values = Values::read(adapter);
+    let plan = Chosen::new(as_read, Known::in_files(model, adapter))
         .and_then(|chosen| Plan::new(model, &chosen, &values, 0))
         .and_then(|plan| values.finish().map(|()| plan))
         .and_then(|plan| plan.whole.check_slot(model, slot).map(|()| plan))

@@ -24,7 +24,7 @@ use apply::{Counted, apply};
 use init::Start;
 use plan::Plan;
 
-pub use files::load;
+pub(super) use files::load;
 
 pub const SPEC: Spec = Spec {
     name: "lora",

@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod bitfit;
 pub mod delta;
 mod folder;
+mod foreign;
 pub mod full;
 pub mod head;
 pub mod ia3;
@@ -21,11 +22,14 @@ pub(crate) mod values;
 
 use std::path::{Path, PathBuf};
 
+use retune_formats::adapter_hub::{HubAdapter, HubMethod};
+use retune_formats::adapters::{AdapterKind, kind_of};
 use retune_formats::delta::is_delta_folder;
-use retune_formats::peft::{self, Producer};
-use retune_formats::{json, limits};
+use retune_formats::peft::{PeftAdapter, PeftConfig};
 use retune_tensor::{ParamId, Params, Tensor, Weight};
 
+use crate::convert::Base;
+use crate::convert::form::Form;
 use crate::error::{Error, Result};
 use crate::models::{Model, OnModel};
 use crate::nn::Site;
@@ -98,6 +102,8 @@ pub struct Attached {
     /// Trainable values.
     pub trainable: usize,
     pub cost: Cost,
+    /// What people should know of the files that it was loaded from, in sentences.
+    pub notes: Vec<String>,
     /// `None`: the whole model is what was trained.
     pub save: Option<Save>,
     /// To be called once before the first step, where the method needs the training data to be ready.
@@ -121,8 +127,9 @@ pub struct Source {
     pub weight: f32,
 }
 
-/// Puts the adapters of some folders, added up with their weights, into one slot of a model. The base is frozen; the
-/// adapter's own parameters are trainable, so that training may go on.
+/// Puts the adapters of some folders (or llama.cpp's files), added up with their weights, into one slot of a model. The base
+/// is frozen; the adapter's own parameters are trainable, so that training may go on. What another tool wrote is turned into
+/// PEFT's form in memory ([`crate::convert`]), where PEFT has one.
 ///
 /// # Errors
 /// If a folder is damaged, or is for another model, or of a method that cannot be added up. The model is unchanged then.
@@ -138,60 +145,100 @@ pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attach
             }
         };
     }
-    let mut kinds = Vec::new();
-    for source in sources {
-        kinds.push(kind(&source.path)?);
+    let opened = sources.iter().map(|source| Opened::new(model, source)).collect::<Result<Vec<_>>>()?;
+    let notes: Vec<String> = opened.iter().flat_map(Opened::notes).collect();
+    let attached = match opened.first().map(|first| &first.files) {
+        Some(Files::Peft(adapter)) if matches!(adapter.config(), PeftConfig::Shira(_)) => {
+            sparse::load_shira(model, sources, slot)
+        }
+        _ if opened.iter().any(Opened::is_alone) => load_alone(model, &opened, slot),
+        _ => lora::load(model, &opened, slot),
+    }?;
+    Ok(Attached { notes, ..attached })
+}
+
+/// The files of an adapter.
+pub(crate) enum Files {
+    Peft(PeftAdapter),
+    /// A bottleneck, prompt or prefix of AdapterHub: PEFT has none of them.
+    Hub(HubAdapter),
+}
+
+/// An adapter that was opened.
+pub(crate) struct Opened<'s> {
+    pub source: &'s Source,
+    pub files: Files,
+    notes: Vec<String>,
+}
+
+impl<'s> Opened<'s> {
+    fn new(model: &Model, source: &'s Source) -> Result<Opened<'s>> {
+        let path = &source.path;
+        let kind = kind_of(path)?;
+        if kind == AdapterKind::Peft {
+            return Ok(Opened { source, files: Files::Peft(PeftAdapter::open(path)?), notes: Vec::new() });
+        }
+        if kind == AdapterKind::AdapterHub {
+            let adapter = HubAdapter::open(path)?;
+            let HubMethod::Lora(lora) = &adapter.config().method else {
+                let notes = adapter.notes().to_vec();
+                return Ok(Opened { source, files: Files::Hub(adapter), notes });
+            };
+            foreign::check_hub_lora(model, &adapter, lora)?;
+        }
+        if kind == AdapterKind::Mlx {
+            foreign::check_mlx(model, path)?;
+        }
+        let base = Base::open(model.files.path())?;
+        let form = Form::read(path, kind, Some(&base))?;
+        let files = Files::Peft(form.as_peft(path, base.transposed())?);
+        Ok(Opened { source, files, notes: form.notes })
     }
-    if kinds.first() == Some(&Producer::Peft("SHIRA".into())) {
-        return sparse::load_shira(model, sources, slot);
+
+    /// What people should know about the files.
+    fn notes(&self) -> impl Iterator<Item = String> {
+        let own: &[String] = if let Files::Peft(adapter) = &self.files { adapter.notes() } else { &[] };
+        let named = |note: &String| format!("adapter {}: {note}", self.source.path.display());
+        self.notes.iter().chain(own).map(named).collect::<Vec<_>>().into_iter()
     }
-    match kinds.iter().find_map(alone) {
-        Some(load) => load(model, alone_in(sources)?, slot),
-        None => lora::load(model, sources, slot),
+
+    /// Does its method not add up?
+    fn is_alone(&self) -> bool {
+        match &self.files {
+            Files::Hub(_) => true,
+            Files::Peft(adapter) => !matches!(adapter.config(), PeftConfig::Lora(_) | PeftConfig::Shira(_)),
+        }
     }
 }
 
-type LoadOne = fn(&mut Model, &Source, usize) -> Result<Attached>;
-
-/// Who wrote an adapter folder, and what it is.
-fn kind(folder: &Path) -> Result<Producer> {
-    let path = folder.join(peft::CONFIG);
-    if !path.is_file() {
-        return Ok(Producer::Unknown);
-    }
-    Ok(peft::identify(&json::read(&path, limits::CONFIG_BYTES)?))
-}
-
-/// How adapters are loaded whose method does not add up.
-fn alone(kind: &Producer) -> Option<LoadOne> {
-    match kind {
-        Producer::AdapterHub(_) => Some(adapter::load),
-        Producer::Peft(peft_type) => match peft_type.as_str() {
-            "IA3" => Some(ia3::load),
-            "PROMPT_TUNING" | "P_TUNING" => Some(prompt::load),
-            "PREFIX_TUNING" => Some(prefix::load),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// The only one of some sources.
+/// Loads the only one of some adapters.
 ///
 /// # Errors
-/// If there are several, or its weight is not 1: what such a method does is no sum.
-fn alone_in(sources: &[Source]) -> Result<&Source> {
-    let (path, what) = match sources {
-        [one] if one.weight == 1.0 => return Ok(one),
-        [one] => (&one.path, format!("its weight is {}, but what its method does is not linear", one.weight)),
-        _ => {
-            let odd = sources.iter().find(|s| matches!(kind(&s.path), Ok(kind) if alone(&kind).is_some()));
-            let path = odd.or(sources.first()).map(|s| &s.path);
-            let what = "what its method does cannot be added to other adapters: load it alone, in a place of its own";
-            return Err(Error::Adapter { path: path.cloned().unwrap_or_default(), what: what.into() });
-        }
+/// Besides those of its method: if there are several, or its weight is not 1, since what such a method does is no sum.
+fn load_alone(model: &mut Model, opened: &[Opened], slot: usize) -> Result<Attached> {
+    let fail = |path: &Path, what: String| Err(Error::Adapter { path: path.to_path_buf(), what });
+    let [Opened { source, files, .. }] = opened else {
+        let what =
+            "what its method does cannot be added to other adapters: load it alone, in a place of its own";
+        let odd = opened.iter().find(|one| one.is_alone()).map_or(Path::new(""), |odd| &odd.source.path);
+        return fail(odd, what.into());
     };
-    Err(Error::Adapter { path: path.clone(), what })
+    if source.weight != 1.0 {
+        let what = format!("its weight is {}, but what its method does is not linear", source.weight);
+        return fail(&source.path, what);
+    }
+    match files {
+        Files::Hub(adapter) => match &adapter.config().method {
+            HubMethod::Prompt(_) => prompt::load_hub(model, adapter, slot),
+            HubMethod::Prefix(_) => prefix::load_hub(model, adapter, slot),
+            HubMethod::Bottleneck(_) | HubMethod::Lora(_) => adapter::load(model, adapter, slot),
+        },
+        Files::Peft(adapter) => match adapter.config() {
+            PeftConfig::Ia3(_) => ia3::load(model, adapter, slot),
+            PeftConfig::PrefixTuning(_) => prefix::load(model, adapter, slot),
+            _ => prompt::load(model, adapter, slot),
+        },
+    }
 }
 
 /// Remembers what was put on a model: once for each slot.

@@ -5,6 +5,8 @@
 //! rows come out of `W2 tanh(W1 e + b1) + b2` while they are trained, over a table `e` `[n, d]`; what is saved is what comes
 //! out. Names and shapes are PEFT's.
 
+mod hub;
+
 use retune_formats::peft::{PeftAdapter, PeftConfig};
 use retune_formats::prompt_config::PrefixTuningConfig;
 use retune_tensor::ops::{self, Activation};
@@ -12,11 +14,13 @@ use retune_tensor::{ParamId, Params, Tape, Tensor, Var};
 
 use super::prompt::encoder::{Adder, Dense, Encoder};
 use super::prompt::{files, held};
-use super::{Attached, Cost, Source, Spec, remember, trainable_count};
+use super::{Attached, Cost, Spec, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Attention, AttentionPrefix, Site};
 use crate::run_file::{self, PrefixInit, RunFile};
+
+pub(super) use hub::load as load_hub;
 
 pub const SPEC: Spec = Spec {
     name: "prefix",
@@ -83,6 +87,7 @@ impl Rows {
 struct Prefix {
     n: usize,
     rows: Rows,
+    takes_positions: bool,
 }
 
 impl AttentionPrefix for Prefix {
@@ -92,6 +97,10 @@ impl AttentionPrefix for Prefix {
 
     fn keys_values(&self, tape: &Tape, at: &Attention) -> (Var, Var) {
         self.rows.of(tape, at.layer)
+    }
+
+    fn takes_positions(&self) -> bool {
+        self.takes_positions
     }
 }
 
@@ -127,6 +136,11 @@ impl Shape {
     fn cols(&self) -> usize {
         2 * self.layers * self.dim
     }
+
+    /// Keys and values are copied behind the prefix; for examples at least as long as it, that doubles them.
+    fn cost(&self) -> Cost {
+        Cost { kept_per_row: 4 * self.dim * self.layers, transient_per_row: 4 * self.dim }
+    }
 }
 
 /// Freezes the base and puts trainable keys and values into slot 0 of every layer.
@@ -160,9 +174,8 @@ pub fn attach(model: &mut Model, settings: &run_file::Prefix, run: &RunFile) -> 
 ///
 /// # Errors
 /// If the folder is damaged or for another model.
-pub(super) fn load(model: &mut Model, source: &Source, slot: usize) -> Result<Attached> {
-    let adapter = PeftAdapter::open(&source.path)?;
-    let fail = |what: String| Error::Adapter { path: source.path.clone(), what };
+pub(super) fn load(model: &mut Model, adapter: &PeftAdapter, slot: usize) -> Result<Attached> {
+    let fail = |what: String| Error::Adapter { path: adapter.path().to_path_buf(), what };
     let PeftConfig::PrefixTuning(config) = adapter.config() else {
         return Err(fail(format!("its peft_type is {}, not PREFIX_TUNING", adapter.config().peft_type())));
     };
@@ -177,8 +190,8 @@ pub(super) fn load(model: &mut Model, source: &Source, slot: usize) -> Result<At
         );
         return Err(fail(what));
     }
-    let values = files::read(&adapter, &config.prompt, shape.cols())?;
-    let (n, head) = (values.rows(), held::of_files(model, &adapter)?);
+    let values = files::read(adapter, &config.prompt, shape.cols())?;
+    let (n, head) = (values.rows(), held::of_files(model, adapter)?);
     model.params.freeze_all();
     let mut add = Adder { params: &mut model.params, slot, seed: 0 };
     let rows = table(&mut add, values, &shape)?;
@@ -221,22 +234,27 @@ fn put(
     head: Vec<held::Part>,
 ) -> Result<Attached> {
     let saved = files::Saved { config, held: held::put(model, slot, head)? };
-    let mut modules = Vec::new();
-    model.net.visit_sites(&mut |site| {
-        if let Site::Attention(attention) = site {
-            attention.prefix.put(slot, Box::new(Prefix { n, rows: rows.clone() }));
-            modules.push(attention.path.clone());
-        }
-    });
-    remember(model, slot, SPEC.name, Some(UNMERGEABLE));
+    let modules = place(model, slot, n, &rows, true);
     Ok(Attached {
         modules,
         trainable: trainable_count(model),
-        // Keys and values are copied behind the prefix; for examples at least as long as it, that doubles them.
-        cost: Cost { kept_per_row: 4 * shape.dim * shape.layers, transient_per_row: 4 * shape.dim },
+        cost: shape.cost(),
         save: Some(Box::new(move |model, folder, readme| {
             saved.write(model, &rows.values(&model.params), folder, readme)
         })),
         ..Attached::default()
     })
+}
+
+/// Puts it in front of every layer's keys and values; the paths of these.
+fn place(model: &mut Model, slot: usize, n: usize, rows: &Rows, takes_positions: bool) -> Vec<String> {
+    let mut modules = Vec::new();
+    model.net.visit_sites(&mut |site| {
+        if let Site::Attention(attention) = site {
+            attention.prefix.put(slot, Box::new(Prefix { n, rows: rows.clone(), takes_positions }));
+            modules.push(attention.path.clone());
+        }
+    });
+    remember(model, slot, SPEC.name, Some(UNMERGEABLE));
+    modules
 }

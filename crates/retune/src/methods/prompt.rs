@@ -6,18 +6,21 @@
 pub(crate) mod encoder;
 pub(crate) mod files;
 pub(crate) mod held;
+mod hub;
 
 use retune_formats::peft::{PeftAdapter, PeftConfig};
 use retune_formats::prompt_config::{Prompt, PromptInit, PromptTuningConfig};
 use retune_tensor::rng::Stream;
 use retune_tensor::{Tape, Tensor, Var};
 
-use super::{Attached, Cost, Source, Spec, p_tuning, remember, trainable_count};
+use super::{Attached, Cost, Spec, p_tuning, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{PromptRows, Site};
 use crate::run_file::{self, PromptEncoder, PromptTuningInit, RunFile};
 use encoder::{Adder, Encoder};
+
+pub(super) use hub::load as load_hub;
 
 pub const SPEC: Spec = Spec {
     name: "prompt",
@@ -34,6 +37,8 @@ const UNMERGEABLE: &str = "virtual tokens are rows of the input, not a change of
 struct SoftPrompt {
     n: usize,
     encoder: Encoder,
+    /// AdapterHub's.
+    embedded: bool,
 }
 
 impl PromptRows for SoftPrompt {
@@ -43,6 +48,10 @@ impl PromptRows for SoftPrompt {
 
     fn forward(&self, tape: &Tape) -> Var {
         self.encoder.forward(tape)
+    }
+
+    fn is_embedded(&self) -> bool {
+        self.embedded
     }
 }
 
@@ -79,9 +88,8 @@ pub fn attach(model: &mut Model, settings: &run_file::Prompt, run: &RunFile) -> 
 ///
 /// # Errors
 /// If the folder is damaged or for another model.
-pub(super) fn load(model: &mut Model, source: &Source, slot: usize) -> Result<Attached> {
-    let adapter = PeftAdapter::open(&source.path)?;
-    let fail = |what: String| Error::Adapter { path: source.path.clone(), what };
+pub(super) fn load(model: &mut Model, adapter: &PeftAdapter, slot: usize) -> Result<Attached> {
+    let fail = |what: String| Error::Adapter { path: adapter.path().to_path_buf(), what };
     let prompt: &Prompt = match adapter.config() {
         PeftConfig::PromptTuning(config) => &config.prompt,
         PeftConfig::PTuning(config) => &config.prompt,
@@ -89,8 +97,8 @@ pub(super) fn load(model: &mut Model, source: &Source, slot: usize) -> Result<At
     };
     check_site(model)?;
     files::check_length(model, prompt.num_virtual_tokens).map_err(|e| fail(e.to_string()))?;
-    let rows = files::read(&adapter, prompt, model.net.info().hidden_size)?;
-    let (n, head) = (rows.rows(), held::of_files(model, &adapter)?);
+    let rows = files::read(adapter, prompt, model.net.info().hidden_size)?;
+    let (n, head) = (rows.rows(), held::of_files(model, adapter)?);
     model.params.freeze_all();
     let mut add = Adder { params: &mut model.params, slot, seed: 0 };
     let encoder = table(&mut add, rows)?;
@@ -115,15 +123,7 @@ fn put(
     head: Vec<held::Part>,
 ) -> Result<Attached> {
     let saved = files::Saved { config, held: held::put(model, slot, head)? };
-    let mut rows = Some(Box::new(SoftPrompt { n, encoder: encoder.clone() }));
-    model.net.visit_sites(&mut |site| {
-        if let Site::Prompt(place) = site
-            && let Some(rows) = rows.take()
-        {
-            place.rows.put(slot, rows);
-        }
-    });
-    remember(model, slot, SPEC.name, Some(UNMERGEABLE));
+    place(model, slot, SoftPrompt { n, encoder: encoder.clone(), embedded: false });
     Ok(Attached {
         modules: vec!["prompt".into()],
         trainable: trainable_count(model),
@@ -134,6 +134,18 @@ fn put(
         })),
         ..Attached::default()
     })
+}
+
+fn place(model: &mut Model, slot: usize, prompt: SoftPrompt) {
+    let mut rows = Some(Box::new(prompt));
+    model.net.visit_sites(&mut |site| {
+        if let Site::Prompt(place) = site
+            && let Some(rows) = rows.take()
+        {
+            place.rows.put(slot, rows);
+        }
+    });
+    remember(model, slot, SPEC.name, Some(UNMERGEABLE));
 }
 
 /// # Errors

@@ -149,7 +149,8 @@ impl TextModel for Bert {
             let types = self.types_of_rows(&rows, input);
             x = ops::add(tape, &x, &ops::embedding(tape, &tape.weight(table), &types));
         }
-        Hidden { x: self.norm.forward(tape, &x), rows }
+        let (x, rows) = self.prompt.lengthen_embedded(tape, &rows, self.norm.forward(tape, &x));
+        Hidden { x, rows }
     }
 
     fn shared(&self, rows: &Rows, _before: Option<usize>) -> Shared {
@@ -176,6 +177,10 @@ impl TextModel for Bert {
 
     fn prompt_rows(&self, slot: Option<usize>) -> usize {
         self.prompt.virtual_rows(slot)
+    }
+
+    fn prompt_positions(&self, slot: Option<usize>) -> usize {
+        self.prompt.virtual_positions(slot)
     }
 
     fn head(&self) -> &Head {

@@ -163,6 +163,10 @@ impl TextModel for Gpt2 {
         self.prompt.virtual_rows(slot)
     }
 
+    fn prompt_positions(&self, slot: Option<usize>) -> usize {
+        self.prompt.virtual_positions(slot)
+    }
+
     fn head(&self) -> &Head {
         &self.head
     }

@@ -209,13 +209,14 @@ pub trait TextModel: Send + Sync {
     fn hidden_cached(&self, params: &Params, ids: &[u32], cache: &mut KvCache) -> Tensor {
         let tape = Tape::inference(params);
         let slot = cache.active.of(0);
-        let before = (cache.len > 0).then_some(cache.len);
+        let before = (cache.len > 0).then_some(cache.len - cache.unplaced);
         if before.is_none() {
             for layer in 0..self.blocks() {
                 self.attention(layer).start_cache(&tape, slot, cache);
             }
             cache.len = self.prefix_rows(slot);
             cache.virtual_rows = self.virtual_rows(slot);
+            cache.unplaced = self.prefix_rows(slot) - self.prefix_positions(slot);
         }
         let pass = Pass { active: cache.active.clone(), ..Pass::default() };
         let segments = Segments::from_lengths(&[ids.len()]);
@@ -231,7 +232,7 @@ pub trait TextModel: Send + Sync {
 
     /// The position of each of `rows`; `before` as in [`TextInput`]. Real rows stand behind a prefix.
     fn positions(&self, rows: &Rows, before: Option<usize>) -> Vec<usize> {
-        let first = |example| before.unwrap_or_else(|| self.prefix_rows(rows.active.of(example)));
+        let first = |example| before.unwrap_or_else(|| self.prefix_positions(rows.active.of(example)));
         let ranges = rows.segments.ranges().enumerate();
         ranges.flat_map(|(example, r)| (0..r.len()).map(move |i| first(example) + i)).collect()
     }
@@ -241,12 +242,25 @@ pub trait TextModel: Send + Sync {
         if self.blocks() == 0 { 0 } else { self.attention(0).prefix_rows(slot) }
     }
 
+    /// By how many positions a prefix moves an example's own rows.
+    fn prefix_positions(&self, slot: Option<usize>) -> usize {
+        if self.blocks() == 0 { 0 } else { self.attention(0).prefix_positions(slot) }
+    }
+
     /// Virtual tokens of a soft prompt in front of each example that goes through this slot: they are rows.
     fn prompt_rows(&self, slot: Option<usize>) -> usize;
 
-    /// Positions that an adapter takes from the model's context.
+    /// Positions that a soft prompt takes.
+    fn prompt_positions(&self, slot: Option<usize>) -> usize;
+
+    /// Rows that an adapter puts in front of a text, keys alone among them.
     fn virtual_rows(&self, slot: Option<usize>) -> usize {
         self.prefix_rows(slot) + self.prompt_rows(slot)
+    }
+
+    /// Positions that an adapter takes from the model's context.
+    fn virtual_positions(&self, slot: Option<usize>) -> usize {
+        self.prefix_positions(slot) + self.prompt_positions(slot)
     }
 
     /// The head of a language model.
@@ -269,8 +283,10 @@ pub trait TextModel: Send + Sync {
         let layers = self.blocks();
         let cols = (0..layers).map(|l| &self.attention(l).shape).map(|s| s.kv_heads * s.head_dim).max();
         let ModelInfo { context_length, learned_positions, .. } = self.info();
-        let most = if learned_positions { context_length } else { usize::MAX };
-        let capacity = (rows + self.virtual_rows(active.of(0))).min(most);
+        let slot = active.of(0);
+        let unplaced = self.virtual_rows(slot) - self.virtual_positions(slot);
+        let most = if learned_positions { context_length + unplaced } else { usize::MAX };
+        let capacity = (rows + self.virtual_rows(slot)).min(most);
         KvCache::new(layers, capacity, cols.unwrap_or(0), active)
     }
 }
@@ -339,7 +355,7 @@ pub fn check_ids(net: &dyn TextModel, ids: &[u32]) -> Result<()> {
             "token id {id} is outside the model's vocabulary of {vocab_size}: the tokenizer is not this model's"
         )));
     }
-    let virtual_rows = net.virtual_rows(Some(0));
+    let virtual_rows = net.virtual_positions(Some(0));
     if learned_positions && ids.len() + virtual_rows > context_length {
         let beside =
             if virtual_rows > 0 { format!(" and {virtual_rows} virtual ones") } else { String::new() };

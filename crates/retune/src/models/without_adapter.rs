@@ -67,4 +67,12 @@ impl TextModel for WithoutAdapter<'_> {
     fn prompt_rows(&self, _slot: Option<usize>) -> usize {
         self.0.prompt_rows(None)
     }
+
+    fn prefix_positions(&self, _slot: Option<usize>) -> usize {
+        self.0.prefix_positions(None)
+    }
+
+    fn prompt_positions(&self, _slot: Option<usize>) -> usize {
+        self.0.prompt_positions(None)
+    }
 }

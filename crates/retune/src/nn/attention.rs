@@ -12,6 +12,11 @@ pub trait AttentionPrefix: Send + Sync {
 
     /// Keys and values, each `[n, kv_heads * head_dim]`. The keys are not rotated.
     fn keys_values(&self, tape: &Tape, at: &Attention) -> (Var, Var);
+
+    /// Real rows stand at positions behind the prefix, as with PEFT; else they count from 0 all the same.
+    fn takes_positions(&self) -> bool {
+        true
+    }
 }
 
 /// The heads of one layer; the projections belong to the model.
@@ -33,6 +38,11 @@ impl Attention {
     /// Number of keys in front of an example's that goes through this slot.
     pub fn prefix_rows(&self, slot: Option<usize>) -> usize {
         self.prefix.get(slot).map_or(0, |prefix| prefix.rows())
+    }
+
+    /// By how many positions an example's own rows move that goes through this slot.
+    pub fn prefix_positions(&self, slot: Option<usize>) -> usize {
+        self.prefix.get(slot).map_or(0, |prefix| if prefix.takes_positions() { prefix.rows() } else { 0 })
     }
 
     /// Queries `[T, heads * head_dim]`, keys and values `[T, kv_heads * head_dim]` of the pass's rows to

@@ -11,6 +11,8 @@ pub struct KvCache {
     pub len: usize,
     /// Rows of a prefix or soft prompt among them.
     pub virtual_rows: usize,
+    /// Rows of a prefix that take no position.
+    pub unplaced: usize,
     pub capacity: usize,
     /// The adapter that the text goes through.
     pub active: Active,
@@ -21,7 +23,7 @@ impl KvCache {
     pub fn new(layers: usize, capacity: usize, kv_cols: usize, active: Active) -> KvCache {
         let one = || Tensor::zeros(capacity, kv_cols);
         let layers = (0..layers).map(|_| (one(), one())).collect();
-        KvCache { layers, len: 0, virtual_rows: 0, capacity, active }
+        KvCache { layers, len: 0, virtual_rows: 0, unplaced: 0, capacity, active }
     }
 
     /// Appends rows to one layer's keys and values; [`KvCache::len`] moves when all layers are done.

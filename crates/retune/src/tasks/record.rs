@@ -1,9 +1,10 @@
 //! `task.json` beside an adapter or in a model's folder: what was learned, so that using it needs no further flags.
 //!
-//! Where it is missing, the classifier's tensor in a PEFT folder says how many labels there are.
+//! Where it is missing, the classifier's tensor in a PEFT folder, or AdapterHub's head, says how many labels there are.
 
 use std::path::Path;
 
+use retune_formats::adapter_hub::{HEAD_CONFIG, HeadConfig, has_head};
 use retune_formats::{TensorSource, atomic, json, limits, safetensors};
 use serde::{Deserialize, Serialize};
 
@@ -155,7 +156,7 @@ impl TaskRecord {
         }
         let path = folder.join("adapter_model.safetensors");
         if !path.is_file() {
-            return Ok(None);
+            return if has_head(folder) { TaskRecord::of_hub_head(folder) } else { Ok(None) };
         }
         let file = safetensors::File::open(&path)?;
         let outputs = file.tensors().iter().find_map(|tensor| {
@@ -178,6 +179,44 @@ impl TaskRecord {
             task,
             problem: Some(problem),
             labels: (0..outputs).map(|i| format!("LABEL_{i}")).collect(),
+            pooling: None,
+            max_length: 512,
+            base_model: None,
+        }))
+    }
+
+    /// What AdapterHub's head beside an adapter is for; nothing of a head that is the model class's own.
+    fn of_hub_head(folder: &Path) -> Result<Option<TaskRecord>> {
+        let path = folder.join(HEAD_CONFIG);
+        let value = json::read(&path, limits::CONFIG_BYTES)?;
+        let Some(object) =
+            value.as_object().filter(|object| object.get("config").is_some_and(|c| !c.is_null()))
+        else {
+            return Ok(None);
+        };
+        let config = HeadConfig::from_json(&path, object)?;
+        let outputs = config.num_labels;
+        let (task, problem) = match (config.head_type.as_str(), outputs) {
+            ("tagging", _) => (Task::TokenClassification, Problem::Tokens),
+            ("multilabel_classification", _) => (Task::TextClassification, Problem::MultiLabel),
+            ("classification", 1) => (Task::TextClassification, Problem::Regression),
+            ("classification", _) => (Task::TextClassification, Problem::SingleLabel),
+            _ => return Ok(None),
+        };
+        if !(1..=LABELS_MAX).contains(&outputs) {
+            let what = format!("its head has {outputs} labels; 1 to {LABELS_MAX} are possible");
+            return Err(Error::Adapter { path, what });
+        }
+        let mut labels: Vec<String> = (0..outputs).map(|i| format!("LABEL_{i}")).collect();
+        for (label, id) in config.label2id.iter().flatten() {
+            if let Some(place) = labels.get_mut(*id) {
+                place.clone_from(label);
+            }
+        }
+        Ok(Some(TaskRecord {
+            task,
+            problem: Some(problem),
+            labels,
             pooling: None,
             max_length: 512,
             base_model: None,
@@ -259,5 +298,15 @@ mod tests {
         let found = TaskRecord::of_adapter(&data).unwrap().unwrap();
         assert_eq!(found.labels.first().map(String::as_str), Some("LABEL_0"));
         assert_eq!((found.task, found.problem), (Task::TextClassification, Some(Problem::SingleLabel)));
+    }
+
+    #[test]
+    fn a_head_of_adapter_hub_tells_its_labels() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/parity/bert_ah_lora");
+        let found = TaskRecord::of_adapter(&data).unwrap().unwrap();
+        assert_eq!((found.labels.len(), found.problem), (3, Some(Problem::SingleLabel)));
+        // A language model's own head says nothing of labels.
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/parity/llama_ah_seq_bn");
+        assert_eq!(TaskRecord::of_adapter(&own).unwrap(), None);
     }
 }

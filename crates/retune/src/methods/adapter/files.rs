@@ -3,17 +3,17 @@
 use std::path::Path;
 
 use retune_formats::adapter_hub::{
-    self, HEAD_CONFIG, HeadConfig, HeadParam, HubAdapter, HubConfig, HubHead, HubMethod, HubParam, has_head,
-    write_head,
+    self, BnConfig, HEAD_CONFIG, HeadConfig, HeadParam, HubAdapter, HubConfig, HubHead, HubMethod, HubParam,
+    has_head, write_head,
 };
-use retune_formats::{TensorOut, TensorSource, json, limits, safetensors, torch};
+use retune_formats::{TensorOut, json, limits};
 use retune_tensor::ops::Activation;
 use retune_tensor::{Param, ParamId, Tensor};
 
 use super::{Values, bottleneck, matrix, put};
 use crate::error::{Error, Result};
 use crate::methods::replace::Replaced;
-use crate::methods::{Attached, Source, param_name};
+use crate::methods::{Attached, param_name};
 use crate::models::Model;
 use crate::nn::{self, Linear, Pooling, Problem, Site};
 
@@ -29,32 +29,49 @@ pub(super) fn model_class(config: &serde_json::Value) -> String {
 ///
 /// # Errors
 /// If the folder is damaged or for another model, or holds another method.
-pub fn load(model: &mut Model, source: &Source, slot: usize) -> Result<Attached> {
-    let adapter = HubAdapter::open(&source.path)?;
+pub fn load(model: &mut Model, adapter: &HubAdapter, slot: usize) -> Result<Attached> {
     let fail = |e: Error| match e {
-        Error::Method(what) => Error::Adapter { path: source.path.clone(), what },
+        Error::Method(what) => Error::Adapter { path: adapter.path().to_path_buf(), what },
         other => other,
     };
     let HubMethod::Bottleneck(bn) = &adapter.config().method else {
-        let what = "it is AdapterHub's LoRA, IA3, prompt or prefix, not a bottleneck: only bottlenecks are loaded from its \
-                    folders; convert it to PEFT's files";
-        return Err(fail(Error::Method(what.into())));
+        return Err(fail(Error::Method("it is no bottleneck adapter".into())));
     };
     bottleneck::check(bn).map_err(fail)?;
-    let head = match has_head(&source.path) {
-        true if is_models_own(&source.path)? => {
-            Head::read_models_own(model, adapter.config(), &source.path).map_err(fail)?
-        }
-        true => Some(Head::read(model, &HubHead::open(&source.path)?).map_err(fail)?),
-        false => None,
-    };
+    let head = read_head(model, adapter).map_err(fail)?;
     let config = adapter.config().clone();
     let places = super::places(model, bn).map_err(fail)?;
     if let Some(odd) = adapter.tensors().iter().find(|t| !places.iter().any(|p| p.hub_site == t.site)) {
         let what = format!("tensor \"{}\" is for a place that this model does not have", odd.info.name);
         return Err(fail(Error::Method(what)));
     }
-    put(model, slot, config, head, &mut Stored { adapter: &adapter }).map_err(fail)
+    put(model, slot, config, head, &mut Stored { adapter }).map_err(fail)
+}
+
+/// The head beside an adapter, if there is one.
+///
+/// # Errors
+/// If it is none that the model has.
+pub(in crate::methods) fn read_head(model: &Model, adapter: &HubAdapter) -> Result<Option<Head>> {
+    let folder = adapter.path();
+    match has_head(folder) {
+        true if is_models_own(folder)? => Head::read_models_own(model, adapter.config(), folder),
+        true => Ok(Some(Head::read(model, &HubHead::open(folder)?)?)),
+        false => Ok(None),
+    }
+}
+
+/// A language model's own head is saved with every adapter, and must be the base's.
+///
+/// # Errors
+/// If it is not.
+pub(in crate::methods) fn check_language_head(model: &Model, folder: &Path) -> Result<()> {
+    let config = HubConfig::new("", "", "", 1, HubMethod::Bottleneck(BnConfig::seq_bn()));
+    match Head::read_models_own(model, &config, folder) {
+        Ok(_) => Ok(()),
+        Err(Error::Method(what)) => Err(Error::Adapter { path: folder.to_path_buf(), what }),
+        Err(other) => Err(other),
+    }
 }
 
 /// Is the head one of a model's class (`BertForSequenceClassification`), not one of AdapterHub's own? Then its tensors have
@@ -109,6 +126,21 @@ pub(super) fn save(
             tensors.push(out(name, param, folder)?);
         }
     }
+    write(model, config, tensors, head, folder, readme)
+}
+
+/// Writes an adapter and the head that was trained beside it.
+///
+/// # Errors
+/// If the folder cannot be written, or a value of the head is not finite.
+pub(in crate::methods) fn write(
+    model: &Model,
+    config: &HubConfig,
+    tensors: Vec<TensorOut>,
+    head: Option<&Held>,
+    folder: &Path,
+    readme: Option<&str>,
+) -> Result<()> {
     if let Some(head) = head {
         let mut parts = Vec::new();
         for (name, id) in &head.params {
@@ -122,7 +154,7 @@ pub(super) fn save(
     Ok(adapter_hub::write(folder, config, tensors)?)
 }
 
-fn out(name: &str, param: &Param, folder: &Path) -> Result<TensorOut<'static>> {
+pub(in crate::methods) fn out(name: &str, param: &Param, folder: &Path) -> Result<TensorOut<'static>> {
     let values = param.weight.to_tensor();
     if !values.all_finite() {
         let what = format!("{name} is not finite and is not written");
@@ -132,14 +164,14 @@ fn out(name: &str, param: &Param, folder: &Path) -> Result<TensorOut<'static>> {
 }
 
 /// A classifier's linears as AdapterHub's head has them, before they are in the model.
-pub(super) struct Head {
+pub(in crate::methods) struct Head {
     config: HeadConfig,
     /// Module path, and the values of weight and bias.
     layers: Vec<(String, Tensor, Option<Tensor>)>,
 }
 
 /// The head in the model: names in files and parameters.
-pub(super) struct Held {
+pub(in crate::methods) struct Held {
     config: HeadConfig,
     params: Vec<(String, ParamId)>,
 }
@@ -254,11 +286,7 @@ impl Head {
     /// # Errors
     /// If the model has another head, or the language model's head was trained.
     fn read_models_own(model: &Model, config: &HubConfig, folder: &Path) -> Result<Option<Head>> {
-        let path = folder.join("model_head.safetensors");
-        let file: Box<dyn TensorSource> = match path.is_file() {
-            true => Box::new(safetensors::File::open(path)?),
-            false => Box::new(torch::File::open(folder.join("pytorch_model_head.bin"))?),
-        };
+        let file = crate::convert::own_tensors(folder)?;
         let linears = model.net.head().linears();
         let read = |name: String, id: ParamId| -> Result<Tensor> {
             let weight = &model.params.get(id).weight;

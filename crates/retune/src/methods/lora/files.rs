@@ -12,7 +12,7 @@ use super::{SPEC, check_supported};
 use crate::error::{Error, Result};
 use crate::methods::targets::{Known, choose};
 use crate::methods::values::{Values, tensor_out};
-use crate::methods::{Attached, Save, Source, remember_mergeable, trainable_count};
+use crate::methods::{Attached, Files, Opened, Save, remember_mergeable, trainable_count};
 use crate::models::Model;
 
 /// Puts one or more adapters into a slot of a model, side by side, each scaled with its weight. The base is frozen; the
@@ -21,16 +21,18 @@ use crate::models::Model;
 /// # Errors
 /// If a file is damaged, a tensor is missing, unexpected or of a shape that does not fit the model, the adapter asks for
 /// what is not supported, or it cannot be weighted or added to others. The model is unchanged then.
-pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attached> {
-    let adapters = sources.iter().map(|s| Ok(PeftAdapter::open(&s.path)?)).collect::<Result<Vec<_>>>()?;
+pub(in crate::methods) fn load(model: &mut Model, sources: &[Opened], slot: usize) -> Result<Attached> {
     let mut plans = Vec::new();
     let mut alone = None;
-    for (index, (source, adapter)) in sources.iter().zip(&adapters).enumerate() {
+    for (index, Opened { source, files, .. }) in sources.iter().enumerate() {
         let named = |e: Error| match e {
             Error::Method(what) => Error::Adapter { path: source.path.clone(), what },
             other => other,
         };
-        let (plan, config) = read(model, adapter).map_err(named)?;
+        let (plan, config) = match files {
+            Files::Peft(adapter) => read(model, adapter).map_err(named)?,
+            Files::Hub(_) => return Err(named(Error::Method("it is no LoRA".into()))),
+        };
         plan.check_slot(model, slot).map_err(named)?;
         if (sources.len() > 1 || source.weight != 1.0)
             && let Err(why) = plan.check_sum()
