@@ -51,6 +51,7 @@ CASES = {
     "gpt2_prompt_tuning": ("gpt2_base", "lm", "prompt_tuning", {}),
     "gpt2_prefix_tuning": ("gpt2_base", "lm", "prefix_tuning", {}),
     "gpt2_p_tuning": ("gpt2_base", "lm", "p_tuning", dict(encoder_hidden_size=32)),
+    "gpt2_p_tuning_lstm": ("gpt2_base", "lm", "p_tuning", dict(encoder_hidden_size=8, encoder_reparameterization_type="LSTM")),
     "gpt2_bitfit": ("gpt2_base", "lm", "bitfit", {}),
     "gpt2_seqcls_lora": ("gpt2_base", "classes", "lora", dict(target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["score"])),
     "bert_full": ("bert_base", "classes", "full", {}),

@@ -398,3 +398,31 @@ fn files_of_a_bare_trunk() {
     methods::load(&mut model, &[source], 0).unwrap_or_else(|e| panic!("{e}"));
     assert!(outputs(&model, &texts).data() != before.data());
 }
+
+/// An adapter that was saved for a base from which PiSSA took a part: an approximate start is read as the exact one, and said.
+#[test]
+fn an_approximate_pissa_is_read_as_pissa() {
+    let base = &bases()[0];
+    let folder = tempfile::tempdir().expect("folder");
+    let mut model = base.load();
+    let saved = lora::attach(&mut model, &all_linear(), 1).expect("attach");
+    stir(&mut model);
+    saved.write(&model, folder.path(), None).expect("write");
+    let config = folder.path().join("adapter_config.json");
+    let plain = std::fs::read_to_string(&config).expect("config");
+    let loaded = |init: &str| {
+        let text = plain.replace("\"init_lora_weights\": true", &format!("\"init_lora_weights\": {init}"));
+        std::fs::write(&config, text).expect("config");
+        let mut model = base.load();
+        let source = Source { path: folder.path().into(), weight: 1.0 };
+        let attached = methods::load(&mut model, &[source], 0).expect("load");
+        let texts = Texts::made(&model, &LENGTHS);
+        (outputs(&model, &texts), attached.notes)
+    };
+    let (without, none) = loaded("true");
+    let (exact, still_none) = loaded("\"pissa\"");
+    let (nearly, notes) = loaded("\"pissa_niter_4\"");
+    assert!(exact.data() == nearly.data() && exact.data() != without.data());
+    assert!(none.is_empty() && still_none.is_empty());
+    assert!(notes.len() == 1 && notes[0].contains("pissa_niter_4"), "{notes:?}");
+}

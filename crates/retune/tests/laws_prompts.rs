@@ -108,6 +108,7 @@ fn tunings(dropout: f64) -> Vec<Tuning> {
             },
             false,
         ),
+        prompt("p-tuning, lstm", PromptEncoder::Lstm, PromptTuningInit::Random),
     ]
 }
 
@@ -417,7 +418,6 @@ fn what_cannot_be_is_refused_by_name() {
     let cases: Vec<(Attach, &str)> = vec![
         (with_prompt(Prompt { num_virtual_tokens: 128, ..Prompt::default() }), "context has 128"),
         (with_prefix(Prefix { num_virtual_tokens: 500, ..Prefix::default() }), "context has 128"),
-        (with_prompt(Prompt { encoder: PromptEncoder::Lstm, ..Prompt::default() }), "lstm"),
         (
             with_prompt(Prompt { prompt_tuning_init: PromptTuningInit::Text, ..Prompt::default() }),
             "prompt_tuning_init_text",

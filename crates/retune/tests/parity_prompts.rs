@@ -140,6 +140,7 @@ fn llama() {
 fn gpt2() {
     prompt_case("gpt2_prompt_tuning", 5, PromptEncoder::None, 32);
     prompt_case("gpt2_p_tuning", 5, PromptEncoder::Mlp, 32);
+    prompt_case("gpt2_p_tuning_lstm", 5, PromptEncoder::Lstm, 8);
     prefix_case("gpt2_prefix_tuning");
 }
 

@@ -146,7 +146,7 @@ pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attach
         };
     }
     let opened = sources.iter().map(|source| Opened::new(model, source)).collect::<Result<Vec<_>>>()?;
-    let notes: Vec<String> = opened.iter().flat_map(Opened::notes).collect();
+    let mut notes: Vec<String> = opened.iter().flat_map(Opened::notes).collect();
     let attached = match opened.first().map(|first| &first.files) {
         Some(Files::Peft(adapter)) if matches!(adapter.config(), PeftConfig::Shira(_)) => {
             sparse::load_shira(model, sources, slot)
@@ -154,6 +154,7 @@ pub fn load(model: &mut Model, sources: &[Source], slot: usize) -> Result<Attach
         _ if opened.iter().any(Opened::is_alone) => load_alone(model, &opened, slot),
         _ => lora::load(model, &opened, slot),
     }?;
+    notes.extend(attached.notes.iter().cloned());
     Ok(Attached { notes, ..attached })
 }
 

@@ -221,7 +221,7 @@ fn projected(add: &mut Adder, n: usize, shape: &Shape, hidden: usize, zero: bool
         }
         outs.push(out);
     }
-    Ok(Rows::Projected { encoder: Encoder { table, layers: vec![inner] }, outs })
+    Ok(Rows::Projected { encoder: Encoder { layers: vec![inner], ..Encoder::of_table(table) }, outs })
 }
 
 fn put(

@@ -7,6 +7,7 @@ pub(crate) mod encoder;
 pub(crate) mod files;
 pub(crate) mod held;
 mod hub;
+pub(crate) mod lstm;
 
 use retune_formats::peft::{PeftAdapter, PeftConfig};
 use retune_formats::prompt_config::{Prompt, PromptInit, PromptTuningConfig};
@@ -67,7 +68,7 @@ pub fn attach(model: &mut Model, settings: &run_file::Prompt, run: &RunFile) -> 
     let prompt = files::described(model, run, n, dim, model.net.attention(0).shape.heads);
     let config = match settings.encoder {
         PromptEncoder::None => PeftConfig::PromptTuning(config(settings, prompt)?),
-        PromptEncoder::Mlp | PromptEncoder::Lstm => p_tuning::config(settings, prompt, dim)?,
+        PromptEncoder::Mlp | PromptEncoder::Lstm => p_tuning::config(settings, prompt, dim),
     };
     let start = match settings.encoder {
         PromptEncoder::None => initial(model, settings, run.seed)?,
@@ -78,8 +79,8 @@ pub fn attach(model: &mut Model, settings: &run_file::Prompt, run: &RunFile) -> 
     let mut add = Adder { params: &mut model.params, slot: 0, seed: run.seed };
     let encoder = match (settings.encoder, start) {
         (PromptEncoder::None, Some(rows)) => table(&mut add, rows)?,
-        (PromptEncoder::None, None) => Encoder { table: add.table(TABLE, n, dim)?, layers: Vec::new() },
-        _ => p_tuning::encoder(&mut add, n, dim, p_tuning::hidden_size(settings, dim))?,
+        (PromptEncoder::None, None) => Encoder::of_table(add.table(TABLE, n, dim)?),
+        _ => p_tuning::encoder(&mut add, settings, n, dim)?,
     };
     put(model, 0, n, encoder, config, head)
 }
@@ -111,7 +112,7 @@ const TABLE: &str = "prompt_embeddings";
 /// Rows that are trained themselves.
 fn table(add: &mut Adder, rows: Tensor) -> Result<Encoder> {
     let shape = [rows.rows(), rows.cols()];
-    Ok(Encoder { table: add.add(TABLE, &shape, rows)?, layers: Vec::new() })
+    Ok(Encoder::of_table(add.add(TABLE, &shape, rows)?))
 }
 
 fn put(

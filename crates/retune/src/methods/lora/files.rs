@@ -12,7 +12,7 @@ use super::{SPEC, check_supported};
 use crate::error::{Error, Result};
 use crate::methods::targets::{Known, choose};
 use crate::methods::values::{Values, tensor_out};
-use crate::methods::{Attached, Files, Opened, Save, remember_mergeable, trainable_count};
+use crate::methods::{Attached, Files, Opened, Save, Source, remember_mergeable, trainable_count};
 use crate::models::Model;
 
 /// Puts one or more adapters into a slot of a model, side by side, each scaled with its weight. The base is frozen; the
@@ -24,6 +24,7 @@ use crate::models::Model;
 pub(in crate::methods) fn load(model: &mut Model, sources: &[Opened], slot: usize) -> Result<Attached> {
     let mut plans = Vec::new();
     let mut alone = None;
+    let mut approximate = Vec::new();
     for (index, Opened { source, files, .. }) in sources.iter().enumerate() {
         let named = |e: Error| match e {
             Error::Method(what) => Error::Adapter { path: source.path.clone(), what },
@@ -34,6 +35,7 @@ pub(in crate::methods) fn load(model: &mut Model, sources: &[Opened], slot: usiz
             Files::Hub(_) => return Err(named(Error::Method("it is no LoRA".into()))),
         };
         plan.check_slot(model, slot).map_err(named)?;
+        approximate.extend(self::approximate(source, &config));
         if (sources.len() > 1 || source.weight != 1.0)
             && let Err(why) = plan.check_sum()
         {
@@ -52,7 +54,26 @@ pub(in crate::methods) fn load(model: &mut Model, sources: &[Opened], slot: usiz
     let (modules, cost) = (applied.modules.clone(), applied.cost);
     // What was read is written as it came: a moved part of the base is not in it.
     let save = config.map(|config| saver(config, Applied { starts: Vec::new(), ..applied }));
-    Ok(Attached { modules, trainable: trainable_count(model), cost, save, ..Attached::default() })
+    Ok(Attached {
+        modules,
+        trainable: trainable_count(model),
+        cost,
+        notes: approximate,
+        save,
+        ..Attached::default()
+    })
+}
+
+/// What people should know of an adapter that was started from an approximate decomposition.
+fn approximate(source: &Source, config: &LoraConfig) -> Option<String> {
+    let Init::Named(name) = &config.init_lora_weights else { return None };
+    name.starts_with("pissa_niter_").then(|| {
+        format!(
+            "adapter {}: it was started with {name}, an approximation that cannot be made again: the exact decomposition \
+             stands in for it; PEFT's path_initial_model_for_weight_conversion saves adapters that need none",
+            source.path.display()
+        )
+    })
 }
 
 /// Reads an adapter and checks it against the model.
@@ -61,12 +82,11 @@ fn read(model: &Model, adapter: &PeftAdapter) -> Result<(Plan, LoraConfig)> {
         let what = format!("its peft_type is {}, not LORA", adapter.config().peft_type());
         return Err(Error::Method(what));
     };
-    let start = check_supported(config)?;
-    if let Start::Pissa(Some(_)) = start {
-        let what = "init_lora_weights is an approximate PiSSA, whose starting values cannot be made again; save the \
-                    adapter with PEFT's path_initial_model_for_weight_conversion";
-        return Err(Error::Method(what.into()));
-    }
+    let start = match check_supported(config)? {
+        // The approximation's random start is in no file: PEFT, too, makes other starting values when it loads.
+        Start::Pissa(Some(_)) => Start::Pissa(None),
+        start => start,
+    };
     let mut as_read = config.clone();
     as_read.modules_to_save = holds_whole(config);
     let chosen = choose(&as_read, Known::in_files(model, adapter))?;

@@ -188,7 +188,7 @@ impl<'a> Read<'a> {
         };
         saved.push(out(HubParam::PrefixOutWeight, vec![shape.cols(), inner], |dense| dense.weight));
         saved.push(out(HubParam::PrefixOutBias, vec![shape.cols()], |dense| dense.bias));
-        let encoder = Encoder { table, layers: vec![inner_dense] };
+        let encoder = Encoder { layers: vec![inner_dense], ..Encoder::of_table(table) };
         Ok((Rows::Projected { encoder, outs }, saved))
     }
 

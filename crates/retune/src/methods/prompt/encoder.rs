@@ -1,11 +1,12 @@
-//! Where virtual tokens come from: a table of trained rows `[n, d]`, through an MLP while they are trained, if wished.
+//! Where virtual tokens come from: a table of trained rows `[n, d]`, through a network while they are trained, if wished.
 //!
-//! Only what comes out is saved; an MLP makes the training of few rows steadier (Li and Liang, 2021; Liu et al., 2021).
+//! Only what comes out is saved; a network makes the training of few rows steadier (Li and Liang, 2021; Liu et al., 2021).
 
 use retune_tensor::ops::{self, Activation};
 use retune_tensor::rng::Stream;
 use retune_tensor::{ParamId, Params, Tape, Tensor, Var};
 
+use super::lstm::Lstm;
 use crate::error::{Error, Result};
 use crate::methods::param_name;
 
@@ -31,13 +32,22 @@ impl Dense {
 pub(crate) struct Encoder {
     /// `[n, d]`
     pub table: ParamId,
+    /// Between the table and the layers.
+    pub lstm: Option<Lstm>,
     pub layers: Vec<Dense>,
 }
 
 impl Encoder {
+    /// Rows that are trained themselves.
+    pub fn of_table(table: ParamId) -> Encoder {
+        Encoder { table, lstm: None, layers: Vec::new() }
+    }
+
     /// The rows `[n, C]`.
     pub fn forward(&self, tape: &Tape) -> Var {
-        self.layers.iter().fold(tape.param(self.table), |x, layer| layer.forward(tape, &x))
+        let rows = tape.param(self.table);
+        let rows = self.lstm.iter().fold(rows, |rows, lstm| lstm.forward(tape, &rows));
+        self.layers.iter().fold(rows, |x, layer| layer.forward(tape, &x))
     }
 
     /// The rows as they are now.

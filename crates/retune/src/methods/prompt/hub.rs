@@ -31,7 +31,7 @@ pub(in crate::methods) fn load(model: &mut Model, files: &HubAdapter, slot: usiz
     let mut add = Adder { params: &mut model.params, slot, seed: 0 };
     let table = add.add(&key, &shape, rows)?;
     let held = head.map(|head| head.put(model, slot)).transpose()?;
-    place(model, slot, SoftPrompt { n, encoder: Encoder { table, layers: Vec::new() }, embedded: true });
+    place(model, slot, SoftPrompt { n, encoder: Encoder::of_table(table), embedded: true });
     Ok(Attached {
         modules: vec!["prompt".into()],
         trainable: trainable_count(model),
