@@ -93,21 +93,9 @@ pub fn run(
     sampling: &Sampling,
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generated> {
-    run_through(model, language, prompt, Active::default(), sampling, on_text)
-}
-
-/// Continues a prompt through one of the adapters in memory.
-pub fn run_through(
-    model: &Model,
-    language: &Language,
-    prompt: &Prompt,
-    active: Active,
-    sampling: &Sampling,
-    on_text: &mut dyn FnMut(&str) -> bool,
-) -> Result<Generated> {
     let ids = prompt.ids(language)?;
     if ids.is_empty() {
         bail!("the prompt is empty: there is nothing to continue");
     }
-    Ok(generate(model, &language.tokenizer, &ids, active, sampling, on_text)?)
+    Ok(generate(model, &language.tokenizer, &ids, Active::default(), sampling, on_text)?)
 }

@@ -50,6 +50,35 @@ fn an_adapter_changes_the_answer_and_the_text_streams() {
 }
 
 #[test]
+fn a_file_of_prompts_is_answered_in_one_batch() {
+    let shop = taught();
+    let rows = [
+        r#"{"messages": [{"role": "user", "content": "Say hello 3"}, {"role": "assistant", "content": "?"}], "adapter": "out"}"#,
+        r#"{"prompt": "abc", "adapter": "base"}"#,
+        r#"{"prompt": "Once", "adapter": "out", "seed": 5}"#,
+        r#"{"prompt": "b", "adapter": "base"}"#,
+    ];
+    shop.write("prompts.jsonl", &rows.map(|row| format!("{row}\n")).concat());
+    let answers = |batch: usize| {
+        let words = format!(
+            "{GENERATE} --adapter out --data prompts.jsonl --max-tokens 24 --temperature 0.3 --batch-size {batch} --json"
+        );
+        shop.retune(&words).ok().json_lines()
+    };
+    let one = answers(1);
+    assert_eq!(one[0]["text"], "Hello there.");
+    assert_eq!(
+        one.iter().map(|l| l["adapter"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["out", "base", "out", "base"]
+    );
+    for batch in [2, 8] {
+        assert_eq!(answers(batch), one, "in the order of the file, whatever ends first");
+    }
+    shop.write("odd.jsonl", "{\"prompt\": \"a\", \"seed\": -1}\n");
+    shop.retune(&format!("{GENERATE} --data odd.jsonl")).failed(65, &["odd.jsonl:1", "seed is -1"]);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_text() {
     let shop = Workshop::new();
     let text = |seed: u32| {

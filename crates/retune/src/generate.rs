@@ -9,7 +9,7 @@ use retune_tensor::{Segments, Tape, Tensor, Var};
 
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::nn::{Active, KvCache, Pass, Rows};
+use crate::nn::{Active, Caches, KvCache, Pass, Rows};
 use crate::tasks::causal_lm::language_model;
 use crate::text::{TokenStream, Tokenizer};
 
@@ -88,6 +88,37 @@ pub struct Generated {
 /// # Errors
 /// If an id is outside the vocabulary or the cache has no room.
 pub fn next_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
+    check_rows(model, ids, cache)?;
+    let mut hidden = Tensor::zeros(1, 1);
+    for chunk in ids.chunks(PROMPT_CHUNK) {
+        hidden = model.net.hidden_cached(&model.params, chunk, cache);
+    }
+    let last = Tensor::from_slice(1, hidden.cols(), hidden.row(hidden.rows() - 1));
+    logits_of(model, last, cache.active.clone())
+}
+
+/// Runs one more row of each of several texts through the model, behind what their caches hold: the logits `[texts, V]`.
+/// Texts of one adapter should stand together.
+///
+/// # Errors
+/// If an id is outside the vocabulary, or a cache is empty or has no room.
+pub fn next_logits_each(model: &Model, ids: &[u32], caches: Vec<&mut KvCache>) -> Result<Tensor> {
+    if ids.len() != caches.len() || caches.is_empty() || caches.iter().any(|cache| cache.len == 0) {
+        let what =
+            format!("{} rows for {} caches, each of which must hold a prompt", ids.len(), caches.len());
+        return Err(Error::Input(what));
+    }
+    for (id, cache) in ids.iter().zip(&caches) {
+        check_rows(model, std::slice::from_ref(id), cache)?;
+    }
+    let caches = Caches::new(caches);
+    let active = caches.active();
+    let segments = Segments::from_lengths(&vec![1; ids.len()]);
+    let hidden = model.net.hidden_cached_each(&model.params, ids, &segments, caches);
+    logits_of(model, hidden, active)
+}
+
+fn check_rows(model: &Model, ids: &[u32], cache: &KvCache) -> Result<()> {
     model.check_ids(ids)?;
     let before = if cache.len == 0 { model.net.virtual_rows(cache.active.of(0)) } else { cache.len };
     if ids.is_empty() || before + ids.len() > cache.capacity {
@@ -99,15 +130,96 @@ pub fn next_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Result<Te
             format!("a {} model reads text both ways: it cannot generate", model.net.info().model_type);
         return Err(Error::Input(what));
     }
-    let mut hidden = Tensor::zeros(1, 1);
-    for chunk in ids.chunks(PROMPT_CHUNK) {
-        hidden = model.net.hidden_cached(&model.params, chunk, cache);
-    }
-    let last = Tensor::from_slice(1, hidden.cols(), hidden.row(hidden.rows() - 1));
+    Ok(())
+}
+
+/// The logits of one row of each text.
+fn logits_of(model: &Model, last: Tensor, active: Active) -> Result<Tensor> {
     let tape = Tape::inference(&model.params);
-    let pass = Pass { active: cache.active.clone(), ..Pass::default() };
-    let rows = Rows::new(Segments::from_lengths(&[1]), &pass);
+    let pass = Pass { active, ..Pass::default() };
+    let rows = Rows::new(Segments::from_lengths(&vec![1; last.rows()]), &pass);
     Ok(language_model(model.net.as_ref())?.forward(&tape, &rows, &Var::constant(last)).value().clone())
+}
+
+/// One text while it is generated.
+struct Text<'a> {
+    cache: KvCache,
+    random: Stream,
+    stream: TokenStream<'a>,
+    out: Output<'a>,
+    ids: Vec<u32>,
+    prompt_tokens: usize,
+    prompt_time: Duration,
+    started: Instant,
+}
+
+impl<'a> Text<'a> {
+    /// Runs the prompt through the model, and with its logits chooses the first token; an ended text comes with the reason.
+    fn start(
+        model: &Model,
+        tokenizer: &'a Tokenizer,
+        prompt: &[u32],
+        active: Active,
+        sampling: &'a Sampling,
+        on_text: Box<dyn FnMut(&str) -> bool + 'a>,
+    ) -> Result<(Text<'a>, Option<Finish>)> {
+        let slot = active.of(0);
+        let context = model.net.info().context_length.saturating_sub(model.net.virtual_positions(slot));
+        if prompt.is_empty() {
+            return Err(Error::Input("the prompt is empty: there is nothing to continue".into()));
+        }
+        if prompt.len() >= context {
+            let what = format!("the prompt has {} tokens; the model's context is {context}", prompt.len());
+            return Err(Error::Input(what));
+        }
+        let room = prompt.len().saturating_add(sampling.max_tokens).min(context);
+        let mut cache = model.net.new_cache(room, active);
+        let started = Instant::now();
+        let logits = next_logits(model, prompt, &mut cache)?;
+        let mut text = Text {
+            cache,
+            random: Stream::new(sampling.seed, fnv1a(b"sampling")),
+            stream: TokenStream::new(tokenizer, true),
+            out: Output::new(&sampling.stop, on_text),
+            ids: Vec::new(),
+            prompt_tokens: prompt.len(),
+            prompt_time: started.elapsed(),
+            started: Instant::now(),
+        };
+        let ended = text.take(logits.data(), tokenizer, sampling)?;
+        Ok((text, ended))
+    }
+
+    /// Chooses the next token with these logits; the reason if that ends the text.
+    fn take(&mut self, logits: &[f32], tokenizer: &Tokenizer, sampling: &Sampling) -> Result<Option<Finish>> {
+        if self.ids.len() >= sampling.max_tokens {
+            return Ok(Some(Finish::Length));
+        }
+        let id = choose(logits, sampling, &self.random, self.ids.len() as u64)?;
+        self.ids.push(id);
+        if tokenizer.eos_ids().contains(&id) {
+            return Ok(Some(Finish::End));
+        }
+        if let Some(finish) = self.out.push(&self.stream.push(id)?) {
+            return Ok(Some(finish));
+        }
+        Ok(match self.ids.len() >= sampling.max_tokens {
+            true => Some(Finish::Length),
+            false => (self.cache.len >= self.cache.capacity).then_some(Finish::Context),
+        })
+    }
+
+    fn end(mut self, finish: Finish) -> Result<Generated> {
+        let finish = self.out.finish(self.stream.finish()?, finish);
+        Ok(Generated {
+            ids: self.ids,
+            text: self.out.text,
+            finish,
+            prompt_tokens: self.prompt_tokens,
+            prompt_time: self.prompt_time,
+            generate_time: self.started.elapsed(),
+        })
+    }
 }
 
 /// Continues `prompt` through the adapter of `active`. `on_text` gets the text as it comes, whole characters, and answers whether to go on.
@@ -123,52 +235,77 @@ pub fn generate(
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generated> {
     sampling.check()?;
-    let context = model.net.info().context_length.saturating_sub(model.net.virtual_positions(active.of(0)));
-    if prompt.is_empty() {
-        return Err(Error::Input("the prompt is empty: there is nothing to continue".into()));
+    let (mut text, mut ended) = Text::start(model, tokenizer, prompt, active, sampling, Box::new(on_text))?;
+    loop {
+        if let Some(finish) = ended {
+            return text.end(finish);
+        }
+        let last = text.ids.last().copied().unwrap_or_default();
+        let logits = next_logits(model, &[last], &mut text.cache)?;
+        ended = text.take(logits.data(), tokenizer, sampling)?;
     }
-    if prompt.len() >= context {
-        let what = format!("the prompt has {} tokens; the model's context is {context}", prompt.len());
-        return Err(Error::Input(what));
+}
+
+/// One of several prompts.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub prompt: Vec<u32>,
+    /// The adapter's slot; `None` is the base.
+    pub slot: Option<usize>,
+    pub sampling: Sampling,
+}
+
+/// Continues several prompts, up to `batch` of them at once: each step runs one row of each through the model, whichever
+/// adapters they go through. What has ended makes room for the next. Every text is what [`generate`] makes of it alone.
+/// `on_done` gets the texts as they end, by their place among the requests; `go_on` is asked before each step.
+///
+/// # Errors
+/// As [`generate`]'s; it names the place of the prompt, counted from 1.
+pub fn generate_each(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    requests: &[Request],
+    batch: usize,
+    on_done: &mut dyn FnMut(usize, Generated),
+    go_on: &dyn Fn() -> bool,
+) -> Result<()> {
+    let mut waiting = requests.iter().enumerate();
+    let mut running: Vec<(usize, Text)> = Vec::new();
+    loop {
+        while running.len() < batch.max(1)
+            && let Some((place, request)) = waiting.next()
+        {
+            let Request { prompt, slot, sampling } = request;
+            let named = |error: Error| Error::Input(format!("prompt {}: {error}", place + 1));
+            sampling.check().map_err(named)?;
+            let active = slot.map_or(Active::Base, Active::Slot);
+            let started = Text::start(model, tokenizer, prompt, active, sampling, Box::new(|_| true));
+            match started.map_err(named)? {
+                (text, Some(finish)) => on_done(place, text.end(finish)?),
+                (text, None) => running.push((place, text)),
+            }
+            if !go_on() {
+                return Ok(());
+            }
+        }
+        if running.is_empty() || !go_on() {
+            return Ok(());
+        }
+        // Texts of one adapter are one product with its factors.
+        running.sort_by_key(|(place, _)| (requests[*place].slot, *place));
+        let ids: Vec<u32> =
+            running.iter().map(|(_, text)| text.ids.last().copied().unwrap_or_default()).collect();
+        let caches = running.iter_mut().map(|(_, text)| &mut text.cache).collect();
+        let logits = next_logits_each(model, &ids, caches)?;
+        let mut still = Vec::with_capacity(running.len());
+        for (row, (place, mut text)) in running.into_iter().enumerate() {
+            match text.take(logits.row(row), tokenizer, &requests[place].sampling)? {
+                Some(finish) => on_done(place, text.end(finish)?),
+                None => still.push((place, text)),
+            }
+        }
+        running = still;
     }
-    let room = (prompt.len() + sampling.max_tokens).min(context);
-    let mut cache = model.net.new_cache(room, active);
-    let started = Instant::now();
-    let mut logits = next_logits(model, prompt, &mut cache)?;
-    let prompt_time = started.elapsed();
-    let started = Instant::now();
-    let random = Stream::new(sampling.seed, fnv1a(b"sampling"));
-    let mut stream = TokenStream::new(tokenizer, true);
-    let mut out = Output::new(&sampling.stop, on_text);
-    let mut ids = Vec::new();
-    let finish = loop {
-        if ids.len() >= sampling.max_tokens {
-            break Finish::Length;
-        }
-        let id = choose(logits.data(), sampling, &random, ids.len() as u64)?;
-        ids.push(id);
-        if tokenizer.eos_ids().contains(&id) {
-            break Finish::End;
-        }
-        if let Some(finish) = out.push(&stream.push(id)?) {
-            break finish;
-        }
-        if cache.len >= cache.capacity {
-            break if ids.len() >= sampling.max_tokens { Finish::Length } else { Finish::Context };
-        }
-        if ids.len() < sampling.max_tokens {
-            logits = next_logits(model, &[id], &mut cache)?;
-        }
-    };
-    let finish = out.finish(stream.finish()?, finish);
-    Ok(Generated {
-        ids,
-        text: out.text,
-        finish,
-        prompt_tokens: prompt.len(),
-        prompt_time,
-        generate_time: started.elapsed(),
-    })
 }
 
 /// Collects text and gives it out, but for an end that may turn out to be a stop text.
@@ -176,11 +313,11 @@ struct Output<'a> {
     stop: &'a [String],
     text: String,
     given: usize,
-    on_text: &'a mut dyn FnMut(&str) -> bool,
+    on_text: Box<dyn FnMut(&str) -> bool + 'a>,
 }
 
 impl<'a> Output<'a> {
-    fn new(stop: &'a [String], on_text: &'a mut dyn FnMut(&str) -> bool) -> Output<'a> {
+    fn new(stop: &'a [String], on_text: Box<dyn FnMut(&str) -> bool + 'a>) -> Output<'a> {
         Output { stop, text: String::new(), given: 0, on_text }
     }
 
@@ -310,15 +447,18 @@ mod tests {
     fn a_stop_text_is_never_given_out_even_in_pieces() {
         let stop = vec!["END".to_string(), "\n\n".to_string()];
         let mut seen = String::new();
-        let mut take = |t: &str| {
-            seen.push_str(t);
-            true
-        };
-        let mut out = Output::new(&stop, &mut take);
+        let mut out = Output::new(
+            &stop,
+            Box::new(|t: &str| {
+                seen.push_str(t);
+                true
+            }),
+        );
         assert_eq!(out.push("hello E"), None);
         assert_eq!(out.push("N, world EN"), None);
         assert_eq!(out.push("D of it"), Some(Finish::Stop));
         assert_eq!(out.text, "hello EN, world ");
+        drop(out);
         assert_eq!(seen, "hello EN, world ");
     }
 
@@ -326,13 +466,16 @@ mod tests {
     fn what_was_held_back_comes_out_at_the_end() {
         let stop = vec!["END".to_string()];
         let mut seen = String::new();
-        let mut take = |t: &str| {
-            seen.push_str(t);
-            true
-        };
-        let mut out = Output::new(&stop, &mut take);
+        let mut out = Output::new(
+            &stop,
+            Box::new(|t: &str| {
+                seen.push_str(t);
+                true
+            }),
+        );
         assert_eq!(out.push("the EN"), None);
         assert_eq!(out.finish(String::new(), Finish::Length), Finish::Length);
+        drop(out);
         assert_eq!(seen, "the EN");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use retune::generate::{Sampling, generate};
+use retune::generate::{Generated, Request, Sampling, generate, generate_each};
 use retune::methods::{self, lora};
 use retune::models::{Model, StorageChoice};
 use retune::nn::Active;
@@ -123,6 +123,79 @@ fn generation_is_a_function_of_model_prompt_and_seed() {
     assert_eq!(answer(&model, &language, 0.0, 1), answer(&model, &language, 0.0, 2));
     assert_eq!(answer(&model, &language, 1.0, 1), answer(&model, &language, 1.0, 1));
     assert_ne!(answer(&model, &language, 1.0, 1), answer(&model, &language, 1.0, 2));
+}
+
+/// The base, with two LoRAs of large random values in slots 1 and 2 and a prompt in slot 3.
+fn with_adapters(folder: &Path) -> (Model, Language) {
+    let run_file = retune::run_file::RunFile::default();
+    for (name, spec) in [("1", &lora::SPEC), ("2", &lora::SPEC), ("3", &methods::prompt::SPEC)] {
+        let (mut model, _) = base();
+        let run = retune::run_file::RunFile { seed: name.len() as u64, ..run_file.clone() };
+        let attached = (spec.attach)(&mut model, &run).unwrap();
+        let stream = retune_tensor::rng::Stream::named(7, name);
+        for (place, id) in model.params.trainable().into_iter().enumerate() {
+            for (i, value) in model.params.tensor_mut(id).unwrap().data_mut().iter_mut().enumerate() {
+                *value += 0.1 * stream.normal((place << 32 | i) as u64);
+            }
+        }
+        attached.write(&model, &folder.join(name), None).unwrap();
+    }
+    let (mut model, language) = base();
+    for slot in 1..=3 {
+        let source = methods::Source { path: folder.join(slot.to_string()), weight: 1.0 };
+        methods::load(&mut model, &[source], slot).unwrap();
+    }
+    (model, language)
+}
+
+#[test]
+fn a_batch_of_mixed_adapters_is_what_each_prompt_gets_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, language) = with_adapters(folder.path());
+    let tokenizer = &language.tokenizer;
+    let texts = ["Who are you?", "A", "Tell me of the sea and of the sky.", "B C", "Who", "x"];
+    for temperature in [0.0, 1.0] {
+        let requests: Vec<Request> = texts
+            .iter()
+            .zip([None, Some(1), Some(3), Some(2), Some(1), None])
+            .enumerate()
+            .map(|(i, (text, slot))| Request {
+                prompt: tokenizer.encode(text, Special::AsText).unwrap(),
+                slot,
+                // Some end long before others.
+                sampling: Sampling {
+                    max_tokens: 3 + 7 * (i % 3),
+                    temperature,
+                    seed: i as u64,
+                    ..Sampling::default()
+                },
+            })
+            .collect();
+        let alone: Vec<Generated> = requests
+            .iter()
+            .map(|request| {
+                let active = request.slot.map_or(Active::Base, Active::Slot);
+                generate(&model, tokenizer, &request.prompt, active, &request.sampling, &mut |_| true)
+                    .unwrap()
+            })
+            .collect();
+        assert!(alone.iter().any(|one| one.ids != alone[0].ids));
+        for batch in [1, 2, 4, 9] {
+            let mut made: Vec<Option<Generated>> = texts.iter().map(|_| None).collect();
+            let mut done = |place: usize, generated: Generated| {
+                assert!(made[place].replace(generated).is_none(), "twice");
+            };
+            generate_each(&model, tokenizer, &requests, batch, &mut done, &|| true).unwrap();
+            for (place, (made, alone)) in made.into_iter().zip(&alone).enumerate() {
+                let made = made.expect("a text");
+                assert_eq!((&made.ids, &made.text), (&alone.ids, &alone.text), "batch {batch}, text {place}");
+                assert_eq!((made.finish, made.prompt_tokens), (alone.finish, alone.prompt_tokens));
+            }
+        }
+    }
+    let empty = Request { prompt: Vec::new(), slot: None, sampling: Sampling::default() };
+    let error = generate_each(&model, tokenizer, &[empty], 4, &mut |_, _| {}, &|| true).unwrap_err();
+    assert!(error.to_string().contains("prompt 1"), "{error}");
 }
 
 #[test]

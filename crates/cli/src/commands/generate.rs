@@ -1,11 +1,11 @@
 //! `retune generate`: continues a prompt or answers in a chat, streaming.
 
+use std::cell::RefCell;
 use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use retune::generate::{Generated, Sampling};
-use retune::nn::Active;
+use retune::generate::{Generated, Request, Sampling, generate_each};
 use retune::tasks::causal_lm::Row;
 use retune_formats::records::Records;
 
@@ -35,9 +35,15 @@ pub struct Args {
     prompt: Option<String>,
 
     /// A file of prompts: rows with a prompt (or text, question, messages), and perhaps the `adapter` to answer with, by
-    /// its folder's name; "base" is none. The base is loaded once
+    /// its folder's name ("base" is none), and a `seed`. The base is loaded once
     #[arg(long, value_name = "PATH", conflicts_with = "prompt")]
     data: Option<PathBuf>,
+
+    /// Prompts of --data that are answered at once: each step is one pass for all of them, whichever adapters they go
+    /// through; the answers are those that each gets alone
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "data",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch_size: u32,
 
     /// Put the prompt into the model's chat template
     #[arg(long)]
@@ -106,6 +112,8 @@ struct Asked {
     prompt: String,
     is_chat: bool,
     slot: Option<usize>,
+    /// Its own seed.
+    seed: Option<u64>,
 }
 
 /// Answers the prompts of a file, each through its own adapter.
@@ -119,32 +127,56 @@ fn answer_all(args: &Args, path: &Path, sampling: &Sampling, json: bool, signals
     let base = asked.iter().any(|row| row.slot.is_none());
     let (model, first) = args.model.load_slots(&head, &args.model.adapter, base)?;
     let language = language(&model.files)?;
-    for row in &asked {
+    let mut requests = Vec::new();
+    for (index, row) in asked.iter().enumerate() {
         let prompt = match row.is_chat || args.chat {
             true => Prompt::Chat { system: args.system.as_deref(), user: &row.prompt },
             false => Prompt::Plain(&row.prompt),
         };
-        let active = row.slot.map_or(Active::Base, |place| Active::Slot(first + place));
-        let on_text = &mut |_: &str| signals.exit_code().is_none();
-        let made = prompting::run_through(&model, &language, &prompt, active, sampling, on_text)?;
-        if let Some(code) = signals.exit_code() {
-            return Err(Ended::new(code, "interrupted").into());
-        }
-        let adapter = row.slot.map_or(BASE.to_owned(), |slot| args.model.adapter[slot].display().to_string());
-        let mut out = stdout().lock();
-        if json {
-            let line = serde_json::json!({
-                "prompt": row.prompt, "adapter": adapter, "text": made.text, "tokens": made.ids.len(),
-                "finish": format!("{:?}", made.finish).to_lowercase(),
-            });
-            writeln!(out, "{line}")?;
-        } else {
-            writeln!(out, "{}  {}", bold(&printable(&row.prompt)), dim(&adapter))?;
-            writeln!(out, "{}\n", printable(made.text.trim()))?;
-        }
-        out.flush()?;
+        let ids =
+            prompt.ids(&language).with_context(|| format!("prompt {} of {}", index + 1, path.display()))?;
+        let sampling = Sampling { seed: row.seed.unwrap_or(sampling.seed), ..sampling.clone() };
+        requests.push(Request { prompt: ids, slot: row.slot.map(|place| first + place), sampling });
     }
-    Ok(())
+    let mut made: Vec<Option<Generated>> = asked.iter().map(|_| None).collect();
+    let mut shown = 0;
+    let failure = RefCell::new(None);
+    let mut on_done = |place: usize, generated: Generated| {
+        made[place] = Some(generated);
+        // Answers are given out in the order of the file.
+        while let Some(generated) = made.get_mut(shown).and_then(Option::take) {
+            if let Err(error) = answered(args, &asked[shown], &generated, json) {
+                failure.borrow_mut().get_or_insert(error);
+            }
+            shown += 1;
+        }
+    };
+    let go_on = || signals.exit_code().is_none() && failure.borrow().is_none();
+    let batch = args.batch_size as usize;
+    generate_each(&model, &language.tokenizer, &requests, batch, &mut on_done, &go_on)
+        .with_context(|| path.display().to_string())?;
+    failure.into_inner().map_or(Ok(()), Err)?;
+    match signals.exit_code() {
+        Some(code) => Err(Ended::new(code, "interrupted").into()),
+        None => Ok(()),
+    }
+}
+
+/// Shows one answer.
+fn answered(args: &Args, row: &Asked, made: &Generated, json: bool) -> Result<()> {
+    let adapter = row.slot.map_or(BASE.to_owned(), |slot| args.model.adapter[slot].display().to_string());
+    let mut out = stdout().lock();
+    if json {
+        let line = serde_json::json!({
+            "prompt": row.prompt, "adapter": adapter, "text": made.text, "tokens": made.ids.len(),
+            "finish": format!("{:?}", made.finish).to_lowercase(),
+        });
+        writeln!(out, "{line}")?;
+    } else {
+        writeln!(out, "{}  {}", bold(&printable(&row.prompt)), dim(&adapter))?;
+        writeln!(out, "{}\n", printable(made.text.trim()))?;
+    }
+    Ok(out.flush()?)
 }
 
 fn read_prompts(args: &Args, path: &Path) -> Result<Vec<Asked>> {
@@ -164,7 +196,14 @@ fn read_prompts(args: &Args, path: &Path) -> Result<Vec<Asked>> {
             bail!("{}: the prompt is empty", place());
         }
         let slot = args.model.named(text("adapter").as_deref()).with_context(place)?;
-        asked.push(Asked { prompt, is_chat, slot });
+        let seed = match record.value.get("seed") {
+            None | Some(serde_json::Value::Null) => None,
+            Some(value) => match value.as_u64() {
+                Some(seed) => Some(seed),
+                None => bail!("{}: seed is {value}; a whole number from 0 on was expected", place()),
+            },
+        };
+        asked.push(Asked { prompt, is_chat, slot, seed });
     }
     Ok(asked)
 }

@@ -18,7 +18,7 @@ pub use config::{BertConfig, Family};
 
 use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads};
 use crate::nn::{
-    Attention, Embedding, Head, Hidden, KvCache, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
+    Attention, Caches, Embedding, Head, Hidden, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
     Shared, Site, SubLayer,
 };
 
@@ -66,7 +66,7 @@ pub struct Bert {
 }
 
 impl SelfAttention {
-    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut Caches>) -> Var {
         let rows = &shared.rows;
         let [q, k, v] = [&self.query, &self.key, &self.value].map(|layer| layer.forward(tape, rows, x));
         let o = self.heads.forward(tape, shared, [&q, &k, &v], cache);
@@ -153,7 +153,7 @@ impl TextModel for Bert {
         Hidden { x, rows }
     }
 
-    fn shared(&self, rows: &Rows, _before: Option<usize>) -> Shared {
+    fn shared(&self, rows: &Rows, _before: Option<&[usize]>) -> Shared {
         Shared { rows: rows.clone(), rope: None }
     }
 
@@ -161,7 +161,7 @@ impl TextModel for Bert {
         self.blocks.len()
     }
 
-    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
         let block = &self.blocks[index];
         let x = block.attention.forward(tape, shared, x, cache);
         block.feed_forward.forward(tape, &shared.rows, &x)

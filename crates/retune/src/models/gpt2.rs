@@ -15,7 +15,7 @@ pub use config::Gpt2Config;
 
 use crate::models::{ActivationProfile, GgufForm, ModelInfo, Spec, TextInput, TextModel, heads};
 use crate::nn::{
-    Attention, Embedding, Head, Hidden, KvCache, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
+    Attention, Caches, Embedding, Head, Hidden, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
     Shared, Site, SubLayer,
 };
 
@@ -62,7 +62,7 @@ pub struct Gpt2 {
 
 impl SelfAttention {
     /// Its output for the normed rows `x`.
-    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut Caches>) -> Var {
         let hidden = self.c_proj.in_features;
         let [q, k, v] = {
             let qkv = self.c_attn.forward(tape, &shared.rows, x);
@@ -81,7 +81,7 @@ impl Mlp {
 }
 
 impl Block {
-    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut Caches>) -> Var {
         let rows = &shared.rows;
         let input = self.ln_1.forward(tape, x);
         let output = self.attention.forward(tape, shared, &input, cache);
@@ -139,7 +139,7 @@ impl TextModel for Gpt2 {
         Hidden { x: ops::add(tape, &x, &positions), rows }
     }
 
-    fn shared(&self, rows: &Rows, _before: Option<usize>) -> Shared {
+    fn shared(&self, rows: &Rows, _before: Option<&[usize]>) -> Shared {
         Shared { rows: rows.clone(), rope: None }
     }
 
@@ -147,7 +147,7 @@ impl TextModel for Gpt2 {
         self.blocks.len()
     }
 
-    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
         self.blocks[index].forward(tape, shared, x, cache)
     }
 

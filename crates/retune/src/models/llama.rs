@@ -15,7 +15,7 @@ pub use config::LlamaConfig;
 
 use crate::models::{ActivationProfile, GgufForm, ModelInfo, Spec, TextInput, TextModel, heads, rope};
 use crate::nn::{
-    Attention, Embedding, Head, Hidden, KvCache, Linear, Meeting, Pass, Pooling, Prompt, RmsNorm, Rows,
+    Attention, Caches, Embedding, Head, Hidden, Linear, Meeting, Pass, Pooling, Prompt, RmsNorm, Rows,
     Shared, Site, SubLayer, linear_many,
 };
 
@@ -71,7 +71,7 @@ impl SelfAttention {
     }
 
     /// Its output for the normed rows `x`.
-    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut Caches>) -> Var {
         let [q, k, v] = linear_many(tape, &shared.rows, [&self.q_proj, &self.k_proj, &self.v_proj], x);
         let (q, k) = match &self.qk_norm {
             Some((q_norm, k_norm)) => (self.head_norm(tape, q_norm, &q), self.head_norm(tape, k_norm, &k)),
@@ -95,7 +95,7 @@ impl Mlp {
 }
 
 impl Block {
-    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn forward(&self, tape: &Tape, shared: &Shared, x: &Var, cache: Option<&mut Caches>) -> Var {
         let rows = &shared.rows;
         let input = self.input_layernorm.forward(tape, x);
         let output = self.attention.forward(tape, shared, &input, cache);
@@ -150,7 +150,7 @@ impl TextModel for Llama {
         Hidden { x, rows }
     }
 
-    fn shared(&self, rows: &Rows, before: Option<usize>) -> Shared {
+    fn shared(&self, rows: &Rows, before: Option<&[usize]>) -> Shared {
         let rope = RopeTable::new(&self.positions(rows, before), &self.inv_freq, 1.0);
         Shared { rows: rows.clone(), rope: Some(rope) }
     }
@@ -159,7 +159,7 @@ impl TextModel for Llama {
         self.blocks.len()
     }
 
-    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
         self.blocks[index].forward(tape, shared, x, cache)
     }
 

@@ -21,8 +21,8 @@ use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 
 use crate::error::{Error, Result};
 use crate::nn::{
-    Active, Attention, Embedding, Head, Hidden, KvCache, LanguageModelHead, Linear, Pass, Pooling, Problem,
-    Rows, Shared, Site,
+    Active, Attention, Caches, Embedding, Head, Hidden, KvCache, LanguageModelHead, Linear, Pass, Pooling,
+    Problem, Rows, Shared, Site,
 };
 pub use files::ModelFiles;
 pub use gguf_form::{GgufForm, Keys};
@@ -113,8 +113,8 @@ pub struct TextInput<'a> {
     /// 0 for a text, 1 for the second of a pair; empty: all 0.
     pub token_types: &'a [u32],
     pub segments: &'a Segments,
-    /// Rows of the same text before these, in a cache: a soft prompt is among them already.
-    pub before: Option<usize>,
+    /// For each text the positions before these rows, in a cache: a soft prompt's are among them already.
+    pub before: Option<&'a [usize]>,
 }
 
 impl<'a> TextInput<'a> {
@@ -132,12 +132,12 @@ pub trait TextModel: Send + Sync {
     fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden;
 
     /// What all blocks share for these rows; `before` as in [`TextInput`].
-    fn shared(&self, rows: &Rows, before: Option<usize>) -> Shared;
+    fn shared(&self, rows: &Rows, before: Option<&[usize]>) -> Shared;
 
     fn blocks(&self) -> usize;
 
     /// One block, `[T, C]` to `[T, C]`. With a cache, over the keys and values of the rows before too.
-    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var;
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var;
 
     /// After the last block: the norm, where the model has one there.
     fn finish(&self, tape: &Tape, x: &Var) -> Var;
@@ -207,32 +207,50 @@ pub trait TextModel: Send + Sync {
     /// The normed hidden rows `[n, C]` of the next rows of one text whose earlier keys and values are in `cache`. The
     /// first call puts the adapter's prefix or soft prompt in front.
     fn hidden_cached(&self, params: &Params, ids: &[u32], cache: &mut KvCache) -> Tensor {
-        let tape = Tape::inference(params);
-        let slot = cache.active.of(0);
-        let before = (cache.len > 0).then_some(cache.len - cache.unplaced);
-        if before.is_none() {
-            for layer in 0..self.blocks() {
-                self.attention(layer).start_cache(&tape, slot, cache);
-            }
-            cache.len = self.prefix_rows(slot);
-            cache.virtual_rows = self.virtual_rows(slot);
-            cache.unplaced = self.prefix_rows(slot) - self.prefix_positions(slot);
-        }
-        let pass = Pass { active: cache.active.clone(), ..Pass::default() };
         let segments = Segments::from_lengths(&[ids.len()]);
-        let input = TextInput { before, ..TextInput::new(ids, &segments) };
-        let Hidden { mut x, rows } = self.embed(&tape, &input, &pass);
-        let shared = self.shared(&rows, before);
-        for index in 0..self.blocks() {
-            x = self.block(&tape, &shared, index, &x, Some(cache));
+        self.hidden_cached_each(params, ids, &segments, Caches::new(vec![cache]))
+    }
+
+    /// The same of several texts in one pass, each with its own cache and adapter.
+    fn hidden_cached_each(
+        &self,
+        params: &Params,
+        ids: &[u32],
+        segments: &Segments,
+        mut caches: Caches,
+    ) -> Tensor {
+        let tape = Tape::inference(params);
+        let before = caches.positions();
+        if before.is_none() {
+            for cache in caches.texts() {
+                let slot = cache.active.of(0);
+                for layer in 0..self.blocks() {
+                    self.attention(layer).start_cache(&tape, slot, cache);
+                }
+                cache.len = self.prefix_rows(slot);
+                cache.virtual_rows = self.virtual_rows(slot);
+                cache.unplaced = self.prefix_rows(slot) - self.prefix_positions(slot);
+            }
         }
-        cache.len += x.rows();
+        let pass = Pass { active: caches.active(), ..Pass::default() };
+        let input = TextInput { before: before.as_deref(), ..TextInput::new(ids, segments) };
+        let Hidden { mut x, rows } = self.embed(&tape, &input, &pass);
+        let shared = self.shared(&rows, before.as_deref());
+        for index in 0..self.blocks() {
+            x = self.block(&tape, &shared, index, &x, Some(&mut caches));
+        }
+        for (example, cache) in caches.texts().enumerate() {
+            cache.len += rows.segments.length(example);
+        }
         self.finish(&tape, &x).value().clone()
     }
 
     /// The position of each of `rows`; `before` as in [`TextInput`]. Real rows stand behind a prefix.
-    fn positions(&self, rows: &Rows, before: Option<usize>) -> Vec<usize> {
-        let first = |example| before.unwrap_or_else(|| self.prefix_positions(rows.active.of(example)));
+    fn positions(&self, rows: &Rows, before: Option<&[usize]>) -> Vec<usize> {
+        let first = |example: usize| match before {
+            Some(before) => before.get(example).copied().unwrap_or(0),
+            None => self.prefix_positions(rows.active.of(example)),
+        };
         let ranges = rows.segments.ranges().enumerate();
         ranges.flat_map(|(example, r)| (0..r.len()).map(move |i| first(example) + i)).collect()
     }

@@ -3,7 +3,7 @@
 use retune_tensor::{Tape, Var};
 
 use super::{ActivationProfile, ModelInfo, TextInput, TextModel};
-use crate::nn::{Active, Attention, Embedding, Head, Hidden, KvCache, Linear, Pass, Rows, Shared, Site};
+use crate::nn::{Active, Attention, Caches, Embedding, Head, Hidden, Linear, Pass, Rows, Shared, Site};
 
 /// A view of a network in which no slot is active. Parameters of the base that a method trains are as trained as ever.
 pub struct WithoutAdapter<'a>(pub &'a dyn TextModel);
@@ -17,7 +17,7 @@ impl TextModel for WithoutAdapter<'_> {
         self.0.embed(tape, input, &Pass { active: Active::Base, ..pass.clone() })
     }
 
-    fn shared(&self, rows: &Rows, before: Option<usize>) -> Shared {
+    fn shared(&self, rows: &Rows, before: Option<&[usize]>) -> Shared {
         self.0.shared(rows, before)
     }
 
@@ -25,7 +25,7 @@ impl TextModel for WithoutAdapter<'_> {
         self.0.blocks()
     }
 
-    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut KvCache>) -> Var {
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
         self.0.block(tape, shared, index, x, cache)
     }
 

@@ -1,9 +1,9 @@
 //! Attention over keys and values with one site: a method may put trained keys and values in front of each example's.
 
 use retune_tensor::ops::{self, AttentionShape};
-use retune_tensor::{Segments, Tape, Var};
+use retune_tensor::{Segments, Tape, Tensor, Var};
 
-use crate::nn::{KvCache, Rows, Shared, Slots};
+use crate::nn::{Caches, KvCache, Rows, Shared, Slots};
 
 /// What a method puts into [`Attention::prefix`].
 pub trait AttentionPrefix: Send + Sync {
@@ -52,20 +52,34 @@ impl Attention {
         tape: &Tape,
         shared: &Shared,
         [q, k, v]: [&Var; 3],
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut Caches>,
     ) -> Var {
         let segments = &shared.rows.segments;
-        if let Some(cache) = cache {
-            let total = Segments::from_lengths(&[cache.len + q.rows()]);
-            let (keys, values) = cache.append(self.layer, k.value(), v.value());
-            let (o, _) = ops::attention_values(&self.shape, q.value(), segments, keys, values, &total);
-            return Var::constant(o);
+        if let Some(caches) = cache {
+            return Var::constant(self.cached(segments, [q, k, v].map(Var::value), caches));
         }
         if self.prefix.is_empty() {
             return ops::attention(tape, self.shape, q, segments, k, v, segments);
         }
         let (k, v, keys) = self.with_prefix(tape, &shared.rows, k, v);
         ops::attention(tape, self.shape, q, segments, &k, &v, &keys)
+    }
+
+    /// Each text's new rows over the keys and values of all its rows.
+    fn cached(&self, segments: &Segments, [q, k, v]: [&Tensor; 3], caches: &mut Caches) -> Tensor {
+        let mut out = Tensor::scratch(q.rows(), q.cols());
+        for (rows, cache) in segments.ranges().zip(caches.texts()) {
+            let part = |x: &Tensor| {
+                let cols = x.cols();
+                Tensor::from_slice(rows.len(), cols, &x.data()[rows.start * cols..rows.end * cols])
+            };
+            let [own, all] = [rows.len(), cache.len + rows.len()].map(|n| Segments::from_lengths(&[n]));
+            let (keys, values) = cache.append(self.layer, &part(k), &part(v));
+            let (o, _) = ops::attention_values(&self.shape, &part(q), &own, keys, values, &all);
+            let cols = o.cols();
+            out.data_mut()[rows.start * cols..rows.end * cols].copy_from_slice(o.data());
+        }
+        out
     }
 
     /// Keys and values with each example's prefix in front.

@@ -1,4 +1,4 @@
-//! Keys and values of one text, layer by layer, for generation.
+//! Keys and values of texts, layer by layer, for generation.
 
 use retune_tensor::Tensor;
 
@@ -33,5 +33,42 @@ impl KvCache {
         keys.data_mut()[at..at + k.len()].copy_from_slice(k.data());
         values.data_mut()[at..at + v.len()].copy_from_slice(v.data());
         (keys.data(), values.data())
+    }
+}
+
+/// The caches of the texts of one pass, in their order.
+pub struct Caches<'a> {
+    texts: Vec<&'a mut KvCache>,
+}
+
+impl<'a> Caches<'a> {
+    /// All of them are empty, or none.
+    pub fn new(texts: Vec<&'a mut KvCache>) -> Caches<'a> {
+        debug_assert!(texts.iter().all(|cache| (cache.len == 0) == texts.iter().all(|cache| cache.len == 0)));
+        Caches { texts }
+    }
+
+    pub fn texts(&mut self) -> impl Iterator<Item = &mut KvCache> {
+        self.texts.iter_mut().map(|cache| &mut **cache)
+    }
+
+    /// Which adapters the texts go through.
+    pub fn active(&self) -> Active {
+        match self.texts.as_slice() {
+            [one] => one.active.clone(),
+            many => {
+                let slots: Vec<Option<usize>> = many.iter().map(|cache| cache.active.of(0)).collect();
+                match slots.iter().all(|slot| *slot == slots[0]) {
+                    true => slots.first().copied().flatten().map_or(Active::Base, Active::Slot),
+                    false => Active::PerExample(slots.into()),
+                }
+            }
+        }
+    }
+
+    /// The position of each text's next row; `None` before the first.
+    pub fn positions(&self) -> Option<Vec<usize>> {
+        let filled = self.texts.iter().any(|cache| cache.len > 0);
+        filled.then(|| self.texts.iter().map(|cache| cache.len - cache.unplaced).collect())
     }
 }
