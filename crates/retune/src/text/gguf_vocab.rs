@@ -11,9 +11,12 @@ use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
+use tokenizers::decoders::wordpiece::WordPiece as WordPieces;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::{Prepend, Replace, Sequence as Normalizers};
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::{BertNormalizer, Prepend, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper};
 
@@ -29,7 +32,7 @@ pub(super) const BYTE: i32 = 6;
 pub struct GgufVocab {
     /// The file, for messages.
     pub origin: String,
-    /// `model`: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
+    /// `model`: "gpt2" (byte-level BPE), "llama" (SentencePiece) or "bert" (WordPiece).
     pub model: String,
     /// `pre`: how words are cut, for "gpt2".
     pub pre: Option<String>,
@@ -46,6 +49,9 @@ pub struct GgufVocab {
     pub eom: Option<u32>,
     pub unk: Option<u32>,
     pub pad: Option<u32>,
+    /// `cls` and `seperator` (so it is spelt): what stands around a text, for "bert".
+    pub cls: Option<u32>,
+    pub sep: Option<u32>,
     pub add_bos: Option<bool>,
     pub add_space_prefix: Option<bool>,
 }
@@ -55,9 +61,11 @@ pub(super) fn parts(vocab: GgufVocab) -> Result<Parts> {
     match vocab.model.as_str() {
         "gpt2" => byte_level(vocab),
         "llama" => sentencepiece(vocab),
+        "bert" => word_piece(vocab),
         other => {
             let problem = format!(
-                "tokenizer.ggml.model is {other:?}; known are \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece)"
+                "tokenizer.ggml.model is {other:?}; known are \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece) and \
+                 \"bert\" (WordPiece)"
             );
             Err(Error::Tokenizer { origin: vocab.origin, problem })
         }
@@ -91,6 +99,8 @@ fn check(vocab: &GgufVocab) -> std::result::Result<(), String> {
         ("eom", vocab.eom),
         ("unknown", vocab.unk),
         ("padding", vocab.pad),
+        ("cls", vocab.cls),
+        ("seperator", vocab.sep),
     ];
     match roles.iter().find(|(_, id)| id.is_some_and(|id| id as usize >= n)) {
         Some((role, Some(id))) => {
@@ -232,6 +242,69 @@ fn sentencepiece(vocab: GgufVocab) -> Result<Parts> {
             model: SentencePiece { pieces, bytes, unknown: vocab.unk },
             tokens: vocab.tokens,
         },
+    })
+}
+
+/// Longest word that is cut into pieces: BERT's.
+const WORD_CHARS_MAX: usize = 100;
+
+/// BERT's scheme: the longest piece first, whole words without a mark and their later pieces with `##`. In the file it is the
+/// other way round: words begin with `▁`.
+fn word_piece(vocab: GgufVocab) -> Result<Parts> {
+    let wrong = |problem: String| Error::Tokenizer { origin: vocab.origin.clone(), problem };
+    let named = |name: &str| vocab.tokens.iter().position(|token| token == name).map(|id| id as u32);
+    let role = |id: Option<u32>, name: &str| {
+        id.or_else(|| named(name)).ok_or_else(|| wrong(format!("tokenizer.ggml.tokens has no {name}")))
+    };
+    let (cls, sep) = (role(vocab.cls.or(vocab.bos), "[CLS]")?, role(vocab.sep.or(vocab.eos), "[SEP]")?);
+    let unk = role(vocab.unk, "[UNK]")?;
+    let is_bracketed = |token: &str| token.len() > 2 && token.starts_with('[') && token.ends_with(']');
+    let mut words = Vocab::default();
+    for (id, token) in vocab.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
+        let word = match token.strip_prefix('▁') {
+            // What cannot be cut out of a word keeps its name; a text must never spell one that is special.
+            _ if id as u32 == unk => token.clone(),
+            _ if matches!(vocab.kind(id), CONTROL | UNKNOWN) => format!("{SPECIAL_GUARD}{id}"),
+            Some(word) => word.to_string(),
+            None if is_bracketed(token) => token.clone(),
+            None => format!("##{token}"),
+        };
+        if words.insert(word.clone(), id as u32).is_some() {
+            return Err(wrong(format!(
+                "tokenizer.ggml.tokens[{id}] is {token:?}: {word:?} stands there already"
+            )));
+        }
+    }
+    // The file does not say it: where no word has a capital, texts lose theirs.
+    let lowercase = !words.keys().any(|word| !is_bracketed(word) && word.chars().any(char::is_uppercase));
+    let unknown = vocab.tokens.get(unk as usize).cloned().unwrap_or_default();
+    let model: ModelWrapper = contained(|| {
+        WordPiece::builder().vocab(words).unk_token(unknown).max_input_chars_per_word(WORD_CHARS_MAX).build()
+    })
+    .map_err(|e| wrong(format!("tokenizer.ggml.tokens: {e}")))?
+    .into();
+    let around = serde_json::json!({"type": "BertProcessing", "cls": ["[CLS]", cls], "sep": ["[SEP]", sep]});
+    let mut added = vocab.added();
+    // Files of the first converters do not tell special tokens apart.
+    for id in [Some(cls), Some(sep), Some(unk), vocab.pad, named("[MASK]")].into_iter().flatten() {
+        if let Some(name) =
+            vocab.tokens.get(id as usize).filter(|_| !added.iter().any(|(known, _)| *known == id))
+        {
+            added.push((id, AddedToken::from(name.clone(), true).normalized(false)));
+        }
+    }
+    let mut ids = vocab.special_ids(false);
+    ids.add_bos = false;
+    Ok(Parts {
+        origin: vocab.origin.clone(),
+        model: Vocabulary::Library(Box::new(model)),
+        added,
+        normalizer: Some(BertNormalizer::new(true, true, None, lowercase).into()),
+        pre_tokenizer: Some(BertPreTokenizer.into()),
+        decoder: Some(WordPieces::default().into()),
+        ids,
+        frame: Frame::read(&around),
+        model_size: vocab.tokens.len(),
     })
 }
 

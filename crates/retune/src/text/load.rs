@@ -35,6 +35,8 @@ impl Language {
             eom: id("eom")?,
             unk: id("unknown")?,
             pad: id("padding")?,
+            cls: id("cls")?,
+            sep: id("seperator")?,
             add_bos: metadata.opt_bool(&key("add_bos_token"))?,
             add_space_prefix: metadata.opt_bool(&key("add_space_prefix"))?,
         };

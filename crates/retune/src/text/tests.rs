@@ -456,3 +456,41 @@ fn changed_bytes_of_a_tokenizer_json_are_survived() {
         }
     }
 }
+
+/// A BERT's words in a GGUF file give the ids of Hugging Face's tokenizer (`tests/data/tokenizer/bert_vocab_cases.json`).
+#[test]
+fn a_gguf_of_bert_holds_its_words() {
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tokenizer");
+    let file = retune_formats::gguf::File::open(data.join("bert_vocab.gguf")).unwrap();
+    let tokenizer = Language::from_gguf(&file).unwrap().tokenizer;
+    let cases: Value =
+        serde_json::from_str(&std::fs::read_to_string(data.join("bert_vocab_cases.json")).unwrap()).unwrap();
+    for case in cases["texts"].as_array().unwrap().iter().chain(cases["pairs"].as_array().unwrap()) {
+        let text = case["text"].as_str().unwrap();
+        let framed = tokenizer.encode_framed(text, case["pair"].as_str(), usize::MAX).unwrap();
+        assert_eq!(json!(framed.ids), case["ids"], "{text:?}");
+        assert_eq!(json!(framed.token_types), case["token_types"], "{text:?}");
+    }
+    // What a text says is text: it never spells a special token.
+    let spelt = tokenizer.encode_framed("[SEP] [MASK]", None, usize::MAX).unwrap().ids;
+    assert!(!spelt[1..spelt.len() - 1].iter().any(|id| *id <= 4 && *id != 1), "{spelt:?}");
+    assert_eq!(tokenizer.token_to_id("[MASK]"), Some(4));
+}
+
+#[test]
+fn a_damaged_bert_vocabulary_is_refused() {
+    let vocab = |tokens: &[&str]| GgufVocab {
+        origin: "tiny.gguf".into(),
+        model: "bert".into(),
+        tokens: tokens.iter().map(|token| token.to_string()).collect(),
+        ..Default::default()
+    };
+    let refused = |tokens: &[&str]| Tokenizer::from_gguf(vocab(tokens)).err().expect("refused").to_string();
+    assert!(refused(&["[CLS]", "[SEP]", "▁a"]).contains("[UNK]"));
+    assert!(refused(&["[UNK]", "[SEP]", "▁a"]).contains("[CLS]"));
+    assert!(refused(&["[UNK]", "[CLS]", "[SEP]", "▁##a", "a"]).contains("##a"));
+    let cased = Tokenizer::from_gguf(vocab(&["[UNK]", "[CLS]", "[SEP]", "▁Ab", "▁ab"])).unwrap();
+    assert_eq!(cased.encode_framed("Ab ab", None, 9).unwrap().ids, [1, 3, 4, 2]);
+    let uncased = Tokenizer::from_gguf(vocab(&["[UNK]", "[CLS]", "[SEP]", "▁ab"])).unwrap();
+    assert_eq!(uncased.encode_framed("Ab ab xy", None, 9).unwrap().ids, [1, 3, 3, 0, 2]);
+}
