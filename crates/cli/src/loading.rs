@@ -22,9 +22,9 @@ pub struct ModelArgs {
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
 
-    /// An adapter folder, as often as you like: --weights add several up; without them `eval` tells of each, `predict` and
+    /// An adapter: a folder of PEFT, AdapterHub, mlx-lm or our own, or a LoRA for llama.cpp; as often as you like: --weights add several up; without them `eval` tells of each, `predict` and
     /// `generate --data` take the one that a row names, and other commands the last
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "PATH")]
     pub adapter: Vec<PathBuf>,
 
     /// One weight for each --adapter, such as 0.7,0.3: the adapters are added up
@@ -135,7 +135,7 @@ impl ModelArgs {
         let mut model = self.open(&head)?;
         self.check_bases(&model, &paths)?;
         if !sources.is_empty() {
-            methods::load(&mut model, &sources, 0)?;
+            put(&mut model, &sources, 0)?;
         }
         Ok((model, record))
     }
@@ -167,7 +167,7 @@ impl ModelArgs {
                 }
             };
             self.check_bases(&model, std::slice::from_ref(path))?;
-            methods::load(&mut model, &[methods::Source { path: path.clone(), weight: 1.0 }], 0)?;
+            put(&mut model, &[methods::Source { path: path.clone(), weight: 1.0 }], 0)?;
             each(Some(path), &model, record.as_ref())?;
             held = Some((head, model, base));
         }
@@ -183,7 +183,7 @@ impl ModelArgs {
         self.check_bases(&model, adapters)?;
         for (place, path) in adapters.iter().enumerate() {
             let slot = first + place;
-            methods::load(&mut model, &[methods::Source { path: path.clone(), weight: 1.0 }], slot)?;
+            put(&mut model, &[methods::Source { path: path.clone(), weight: 1.0 }], slot)?;
             if first > 0 && model.adapters.iter().any(|on| on.slot == slot && on.changes_base) {
                 let why = "it changes the base itself, so nothing can share that with it; use it alone";
                 bail!("adapter {}: {why}", path.display());
@@ -250,6 +250,12 @@ impl ModelArgs {
         let pairs = self.adapter.iter().zip(&self.weights);
         Ok(pairs.map(|(path, weight)| methods::Source { path: path.clone(), weight: *weight }).collect())
     }
+}
+
+/// Puts adapters into a slot, and says what people should know of their files.
+fn put(model: &mut Model, sources: &[methods::Source], slot: usize) -> Result<()> {
+    methods::load(model, sources, slot)?.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(())
 }
 
 /// Sets the size of the thread pool, once, before anything runs on it.

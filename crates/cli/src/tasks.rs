@@ -130,6 +130,13 @@ impl Read {
     /// If the model's configuration is damaged.
     pub fn head(&self, run: &RunFile, files: &ModelFiles) -> Result<(HeadRequest, bool)> {
         let Read::Classification { train, .. } = self else { return Ok((HeadRequest::AsFile, false)) };
+        if run.pooling == PoolingChoice::Auto && train.problem != Problem::Tokens && was_mean_pooled(files) {
+            eprintln!(
+                "note: {} was trained with the mean of a text's rows (1_Pooling/config.json), and its classifier here reads \
+                 the first row through the pooler, as transformers' does: --pooling mean may learn faster",
+                run.model.display()
+            );
+        }
         let labels = match train.problem {
             Problem::Regression => vec!["LABEL_0".to_owned()],
             _ => train.labels.names.clone(),
@@ -154,6 +161,14 @@ impl Read {
     }
 }
 
+/// Is it a sentence encoder whose texts are the mean of their rows? A file that cannot be read says nothing.
+fn was_mean_pooled(files: &ModelFiles) -> bool {
+    const BYTES_MAX: u64 = 1 << 16;
+    let path = files.path().join("1_Pooling/config.json");
+    let config = path.is_file().then(|| retune_formats::json::read(&path, BYTES_MAX).ok()).flatten();
+    config.is_some_and(|config| config["pooling_mode_mean_tokens"] == true)
+}
+
 /// The labels of the model's own classifier.
 fn own_labels(files: &ModelFiles) -> Result<Option<Labels>> {
     let own = TaskRecord::of_files(files)?.filter(TaskRecord::classifies);
@@ -163,7 +178,7 @@ fn own_labels(files: &ModelFiles) -> Result<Option<Labels>> {
 /// Tokens that a text may have: what is asked for, and what the model (with its adapter) has room for.
 pub fn room(net: &dyn TextModel, asked: usize) -> usize {
     let info = net.info();
-    asked.min(info.context_length.saturating_sub(net.virtual_rows(Some(0)))).max(2)
+    asked.min(info.context_length.saturating_sub(net.virtual_positions(Some(0)))).max(2)
 }
 
 impl Data {

@@ -191,6 +191,84 @@ fn adapters_share_batches_and_answer_as_if_alone() {
         .failed(65, &["odd.jsonl:1", "tow", "\"two\""]);
 }
 
+/// The run file that the program brings along trains as it stands, but for the names in it.
+#[test]
+fn a_recipe_is_a_run_file() {
+    let shop = Shop::new();
+    let ran = shop.retune("init --recipe classify --out run.toml").ok();
+    assert!(ran.stdout.contains("retune train run.toml"), "{}", ran.stdout);
+    assert!(shop.read("run.toml").contains("retune train run.toml"), "its own name stands in its comments");
+    shop.retune("init --recipe classify --out run.toml").failed(65, &["there already"]);
+    shop.retune("init --recipe clasify --out x").failed(2, &["did you mean \"classify\"?"]);
+    shop.retune("init --recipe chat --config bert --out x").failed(2, &["--config"]);
+    shop.retune("train run.toml --model bert --storage f32 --epochs 1 --out labels").ok();
+    assert!(shop.path("labels/adapter_model.safetensors").is_file());
+}
+
+/// What overwrites the base in memory cannot be used beside others, which need the base as it is.
+#[test]
+fn what_changes_the_base_is_refused_beside_others() {
+    let shop = Shop::new();
+    let train = |words: &str| shop.train(&format!("--data train.jsonl --epochs 1 {words}")).ok();
+    train("--method lora --out plain");
+    train("--method lora --modules-to-save LayerNorm --out norms");
+    train("--method bitfit --out biases");
+    let row = |adapter: &str| json!({"text": "a good day", "adapter": adapter}).to_string() + "\n";
+    for (odd, why) in [("norms", "it changes the base itself"), ("biases", "LayerNorm")] {
+        shop.write("mixed.jsonl", &(row("plain") + &row(odd)));
+        let both =
+            format!("predict --model bert --storage f32 --adapter plain --adapter {odd} --data mixed.jsonl");
+        shop.retune(&both).failed(65, &[odd, why]);
+        // The base itself is somebody else, too.
+        shop.write("mixed.jsonl", &(row("base") + &row(odd)));
+        shop.retune(&format!("predict --model bert --storage f32 --adapter {odd} --data mixed.jsonl"))
+            .failed(65, &[odd, why]);
+        shop.write("alone.jsonl", &row(odd));
+        assert_eq!(shop.predict(&format!("--adapter {odd} --data alone.jsonl")).len(), 1);
+    }
+}
+
+/// A masked-language-model head learns which words follow which; what is measured while training is measured again.
+#[test]
+fn masked_words_are_guessed() {
+    let shop = Shop::new();
+    let model = shop.path("mlm");
+    std::fs::create_dir(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(data("parity/bert_mlm_full").join(name), model.join(name)).unwrap();
+    }
+    std::fs::write(model.join("tokenizer.json"), tokenizer()).unwrap();
+    let texts = |numbers: std::ops::Range<usize>| -> String {
+        let text = |i: usize| format!("a {} {} and a {}", GOOD[i % 4], THINGS[i % 6], THINGS[i % 6]);
+        numbers.map(|i| json!({"text": text(i)}).to_string() + "\n").collect()
+    };
+    shop.write("texts.jsonl", &texts(0..48));
+    shop.write("more.jsonl", &texts(48..64));
+    let train = |words: &str| {
+        let fixed = "train --model mlm --storage f32 --batch 8 --task masked-lm --data texts.jsonl --eval-data more.jsonl";
+        shop.retune(&format!("{fixed} {words}")).ok()
+    };
+    train("--method full --epochs 6 --lr 5e-3 --out full");
+    train("--method lora --epochs 2 --lr 1e-2 --out lora");
+    for (out, flags) in [("full", "--model full"), ("lora", "--model mlm --adapter lora")] {
+        let losses: Vec<f64> = evals(&shop.read(&format!("{out}/metrics.jsonl")))
+            .iter()
+            .map(|e| e["loss"].as_f64().unwrap())
+            .collect();
+        let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(best < losses[0] - 0.3, "{out}: {losses:?}");
+        let task: Value = serde_json::from_str(&shop.read(&format!("{out}/task.json"))).unwrap();
+        assert_eq!(task["task"], "masked-lm");
+        let measured =
+            &shop.retune(&format!("eval {flags} --data more.jsonl --storage f32 --json")).ok().json_lines()
+                [0];
+        let loss = measured["loss"].as_f64().unwrap();
+        assert!(loss < losses[0] - 0.3, "{out}: {loss} of {losses:?}");
+    }
+    // Without a task and with labels there it is a classifier that is learned; without a head there is nothing to guess with.
+    shop.train("--task masked-lm --data texts.jsonl --method full --out x").failed(65, &["head"]);
+}
+
 /// Entries that the data chooses are trained in every layer: the frozen part's rows are not kept from before the choice.
 #[test]
 fn entries_chosen_by_the_data_are_trained() {

@@ -16,9 +16,9 @@ Examples:
   retune convert adapter.gguf --to peft --model model.gguf --out adapter
   retune convert hub-adapter --to peft --out adapter
 
-Reads LoRAs of Hugging Face PEFT, AdapterHub, mlx-lm and llama.cpp (GGUF), told apart by their files. What differs from
-module to module (rsLoRA, alphas by pattern) is folded exactly where the target has one number for all; what a target
-cannot carry is refused by name.")]
+Reads LoRAs of Hugging Face PEFT, AdapterHub, mlx-lm and llama.cpp (GGUF), told apart by their files, IA3s of the first two
+with the classifier beside them, and any adapter of PEFT to be written again. What differs from module to module (rsLoRA, alphas
+by pattern) is folded exactly where the target has one number for all; what a target cannot carry is refused by name.")]
 pub struct Args {
     /// The adapter: a folder, or a .gguf file
     #[arg(value_name = "ADAPTER")]

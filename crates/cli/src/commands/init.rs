@@ -1,4 +1,4 @@
-//! `retune init`: writes a new model with random weights, and trains its tokenizer.
+//! `retune init`: writes a new model with random weights, and trains its tokenizer; or a commented run file to begin with.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,23 +14,30 @@ use retune_formats::records::Records;
 use serde_json::Value;
 
 use crate::style::{bold, count};
+use crate::tasks::did_you_mean;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   retune init --config model --out new              the same shape and tokenizer, random weights
   retune init --config config.json --train-tokenizer rows.jsonl --out new
+  retune init --recipe classify --out run.toml      a commented run file: set its model and data, then `retune train run.toml`
 
 Matrices are drawn from N(0, initializer_range), projections into the residual stream from a narrower one
 (divided by sqrt(2 x layers)); norms are 1, biases 0. The weights have the configuration's \"dtype\".
 Train the model with `retune train --method full --storage f32`.")]
 pub struct Args {
     /// A config.json, or a model's folder, whose tokenizer is then copied
-    #[arg(long, value_name = "DIR|FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "DIR|FILE", required_unless_present = "recipe")]
+    config: Option<PathBuf>,
 
-    /// The folder to write; it must not exist or be empty
-    #[arg(long, value_name = "DIR")]
+    /// Write this run file instead of a model
+    #[arg(long, value_name = "chat|classify|continue-pretraining|low-memory", value_parser = recipe,
+          conflicts_with_all = ["config", "train_tokenizer", "seed"])]
+    recipe: Option<&'static Recipe>,
+
+    /// The folder to write, which must not exist or be empty; of a recipe, the file
+    #[arg(long, value_name = "PATH")]
     out: PathBuf,
 
     /// The same seed gives the same weights
@@ -44,6 +51,30 @@ pub struct Args {
     /// Tokens of the new tokenizer; without it, the configuration's vocab_size
     #[arg(long, value_name = "N", requires = "train_tokenizer")]
     vocab_size: Option<usize>,
+}
+
+/// A run file of the repository's `recipes/`.
+#[derive(Clone, Copy, Debug)]
+pub struct Recipe {
+    name: &'static str,
+    text: &'static str,
+}
+
+const RECIPES: &[Recipe] = &[
+    Recipe { name: "chat", text: include_str!("../../../../recipes/chat.toml") },
+    Recipe { name: "classify", text: include_str!("../../../../recipes/classify.toml") },
+    Recipe {
+        name: "continue-pretraining",
+        text: include_str!("../../../../recipes/continue-pretraining.toml"),
+    },
+    Recipe { name: "low-memory", text: include_str!("../../../../recipes/low-memory.toml") },
+];
+
+fn recipe(text: &str) -> Result<&'static Recipe, String> {
+    let names = || RECIPES.iter().map(|recipe| recipe.name);
+    RECIPES.iter().find(|recipe| recipe.name == text).ok_or_else(|| {
+        format!("one of {}{}", names().collect::<Vec<_>>().join(", "), did_you_mean(text, names()))
+    })
 }
 
 /// What makes up a tokenizer in a model's folder; not all folders have all.
@@ -61,7 +92,12 @@ const CONFIG_BYTES_MAX: u64 = 16 << 20;
 const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
 pub fn run(args: &Args, as_json: bool) -> Result<()> {
-    let origin = crate::embedded::resolve(&args.config)?;
+    let config = match (&args.config, args.recipe) {
+        (Some(config), _) => config,
+        (None, Some(recipe)) => return write_recipe(recipe, &args.out, as_json),
+        (None, None) => bail!("give --config or --recipe"),
+    };
+    let origin = crate::embedded::resolve(config)?;
     let path = if origin.is_dir() { origin.join("config.json") } else { origin.clone() };
     let mut config = json::read(&path, CONFIG_BYTES_MAX)?;
     let files = match &args.train_tokenizer[..] {
@@ -76,6 +112,26 @@ pub fn run(args: &Args, as_json: bool) -> Result<()> {
     let made = fresh::write_folder(&path, &config, args.seed, &files, &args.out)?;
     let has_tokenizer = made.files.iter().any(|name| name == "tokenizer.json");
     report(args, &made, has_tokenizer, as_json)
+}
+
+/// Writes a recipe as a run file that names itself.
+fn write_recipe(recipe: &Recipe, path: &Path, as_json: bool) -> Result<()> {
+    if path.exists() {
+        bail!("{} is there already; give another --out", path.display());
+    }
+    let shown = path.display().to_string();
+    let text = recipe.text.replace(&format!("recipes/{}.toml", recipe.name), &shown);
+    retune_formats::atomic::write_bytes(path, text.as_bytes())?;
+    let mut out = stdout().lock();
+    match as_json {
+        true => writeln!(out, "{}", serde_json::json!({"out": shown, "recipe": recipe.name}))?,
+        false => writeln!(
+            out,
+            "{}  set its model and data, look at the rows with `retune preview`, then: retune train {shown}",
+            bold(&shown)
+        )?,
+    }
+    Ok(())
 }
 
 /// The tokenizer's files of a model's folder.
