@@ -7,6 +7,7 @@ mod base;
 pub(crate) mod form;
 mod heads;
 mod hub;
+mod prefixes;
 mod scales;
 
 use std::collections::BTreeMap;
@@ -65,6 +66,9 @@ pub fn convert(from: &Path, target: Target, base: Option<&Base>, to: &Path) -> R
     let name = base.map(|base| base.name.clone());
     if (kind, target) == (AdapterKind::Peft, Target::Peft) {
         return rewrite(from, name, to);
+    }
+    if let Some(done) = prefixes::convert(from, (kind, target), base, to)? {
+        return Ok(done);
     }
     let mut form = Form::read(from, kind, base)?;
     match target {

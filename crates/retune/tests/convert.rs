@@ -159,6 +159,30 @@ fn loading_is_converting_in_memory() {
     }
 }
 
+/// Where positions are rotations, AdapterHub's prefix has a form in PEFT: its keys turned by the positions that PEFT's takes.
+#[test]
+fn prefixes_are_turned_where_positions_are_rotations() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = "parity/llama_base_full";
+    let base = Base::open(&data(model)).expect("base");
+    for (name, target, back) in [
+        ("llama_ah_prefix", Target::Peft, Target::AdapterHub),
+        ("llama_prefix_tuning", Target::AdapterHub, Target::Peft),
+    ] {
+        let from = data("parity").join(name);
+        let (there, again) =
+            (folder.path().join(format!("{name}/there")), folder.path().join(format!("{name}/again")));
+        convert(&from, target, Some(&base), &there).unwrap_or_else(|e| panic!("{name}: {e}"));
+        convert(&there, back, Some(&base), &again).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let want = logits(model, &from);
+        close(name, &logits(model, &there), &want, 1e-5);
+        close(name, &logits(model, &again), &want, 1e-5);
+    }
+    let refused =
+        convert(&data("parity/gpt2_ah_prefix_flat"), Target::Peft, Some(&base), &folder.path().join("x"));
+    assert!(refused.expect_err("another base").to_string().contains("for a gpt2 model"));
+}
+
 /// Another tool's folder without a module that its configuration asks for is refused by the module's name.
 #[test]
 fn what_is_missing_in_another_tools_files_is_told() {
@@ -187,4 +211,76 @@ fn what_is_missing_in_another_tools_files_is_told() {
     assert!(error.contains("model.layers.1.self_attn") && error.contains("asks for it"), "{error}");
     let other = load_on(&mut load(&data("parity/bert_base"), StorageChoice::F32), &mlx);
     assert!(other.expect_err("another base").to_string().contains("model.layers.0"));
+}
+
+/// Every value of every other tool's configuration, replaced by odd ones: refused or used, never a panic; what does not change
+/// the meaning of a tensor's shape cannot be accepted with tensors of another shape.
+#[test]
+fn damaged_configurations_of_other_tools_never_panic() {
+    let folder = tempfile::tempdir().expect("folder");
+    let llama = Base::open(&data("parity/llama_base_full")).expect("base");
+    let mlx = folder.path().join("mlx");
+    convert(&data("parity/llama_lora_dora"), Target::Mlx, Some(&llama), &mlx).expect("mlx");
+    let hub = |name: &str| data("parity").join(name);
+    let cases = [
+        ("parity/llama_base_full", mlx),
+        ("parity/bert_base", hub("bert_ah_lora")),
+        ("parity/bert_base", hub("bert_ah_ia3")),
+        ("parity/bert_base", hub("bert_ah_prompt")),
+        ("parity/bert_base", hub("bert_ah_prefix")),
+        ("parity/gpt2_base", hub("gpt2_ah_lora")),
+        ("parity/gpt2_base", hub("gpt2_ah_prefix_flat")),
+    ];
+    let odd = ["0", "-1", "1e9", "3", "0.5", "\"x\"", "null", "[]", "[\"q\"]", "{}", "true", "false"];
+    let odd = odd.map(|text| serde_json::from_str::<serde_json::Value>(text).expect("json"));
+    let (mut refused, mut used) = (0, 0);
+    for (base, adapter) in cases {
+        let to = folder.path().join("damaged");
+        let mut model = load(&data(base), StorageChoice::F32);
+        for file in ["adapter_config.json", "head_config.json"] {
+            let Ok(text) = std::fs::read_to_string(adapter.join(file)) else { continue };
+            let whole: serde_json::Value = serde_json::from_str(&text).expect("json");
+            for place in pointers(&whole) {
+                for value in &odd {
+                    copy(&adapter, &to);
+                    let mut changed = whole.clone();
+                    *changed.pointer_mut(&place).expect("there") = value.clone();
+                    std::fs::write(to.join(file), changed.to_string()).expect("write");
+                    match load_on(&mut model, &to) {
+                        Err(_) => refused += 1,
+                        Ok(()) => {
+                            used += 1;
+                            model = load(&data(base), StorageChoice::F32);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > used && used > 0, "{refused} refused, {used} used");
+}
+
+/// The places of all values that hold no others.
+fn pointers(value: &serde_json::Value) -> Vec<String> {
+    let inner = |key: &str, value: &serde_json::Value| {
+        let all = if value.is_object() { pointers(value) } else { vec![String::new()] };
+        all.into_iter().map(|rest| format!("/{key}{rest}")).collect::<Vec<_>>()
+    };
+    value.as_object().map_or_else(Vec::new, |map| map.iter().flat_map(|(key, v)| inner(key, v)).collect())
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("folder");
+    for file in std::fs::read_dir(to).expect("read") {
+        std::fs::remove_file(file.expect("file").path()).expect("remove");
+    }
+    let is_adapter =
+        |name: &str| ["adapter", "head", "pytorch_adapter", "model_head"].iter().any(|s| name.starts_with(s));
+    for file in std::fs::read_dir(from).expect("read") {
+        let path = file.expect("file").path();
+        let name = path.file_name().expect("name").to_string_lossy().into_owned();
+        if is_adapter(&name) {
+            std::fs::copy(&path, to.join(name)).expect("copy");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
 use crate::models::config::Config;
+use crate::models::llama::LlamaConfig;
 
 /// The facts of a base model.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +17,8 @@ pub struct Base {
     pub hidden_size: usize,
     /// Columns of one head.
     pub head_dim: usize,
+    /// Where positions are rotations, those of the pairs of a head.
+    pub frequencies: Option<Vec<f32>>,
 }
 
 impl Base {
@@ -26,6 +29,7 @@ impl Base {
     pub fn open(path: &Path) -> Result<Base> {
         let files = ModelFiles::open(path)?;
         let model_type = files.model_type()?;
+        let frequencies = frequencies(&files, &model_type)?;
         let (layers, hidden_size, heads, head_dim) = match &files {
             ModelFiles::Folder(folder) => {
                 let config = Config { path: path.join("config.json"), value: folder.config() };
@@ -54,7 +58,8 @@ impl Base {
             return Err(Error::Model { path: path.to_path_buf(), what });
         }
         let name = path.display().to_string();
-        Ok(Base { name, model_type, layers, hidden_size, head_dim: head_dim.unwrap_or(hidden_size / heads) })
+        let head_dim = head_dim.unwrap_or(hidden_size / heads);
+        Ok(Base { name, model_type, layers, hidden_size, head_dim, frequencies })
     }
 
     /// llama.cpp's name of the architecture, where its LoRAs are known.
@@ -99,4 +104,19 @@ impl Base {
         let found: std::collections::BTreeSet<usize> = modules.filter_map(layer).collect();
         (0..self.layers).filter(|layer| !found.contains(layer)).collect()
     }
+}
+
+/// The frequencies of a Llama-like model.
+fn frequencies(files: &ModelFiles, model_type: &str) -> Result<Option<Vec<f32>>> {
+    if !crate::models::llama::SPEC.model_types.contains(&model_type) {
+        return Ok(None);
+    }
+    let config = match files {
+        ModelFiles::Folder(folder) => {
+            let path = folder.path().join("config.json");
+            LlamaConfig::from_json(&Config { path, value: folder.config() })?
+        }
+        ModelFiles::Gguf(file) => LlamaConfig::from_gguf(file)?,
+    };
+    Ok(Some(crate::models::llama::frequencies(&config)))
 }

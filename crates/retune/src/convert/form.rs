@@ -98,8 +98,8 @@ impl Form {
             }
             HubMethod::Prefix(_) => {
                 return only(
-                    "it is AdapterHub's prefix, which takes no positions: PEFT moves the text behind its prefixes, and \
-                     none of them does the same",
+                    "it is AdapterHub's prefix, which takes no positions: PEFT moves the text behind its prefixes, and without \
+                     rotary positions none of them does the same",
                 );
             }
         };

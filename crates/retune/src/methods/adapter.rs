@@ -250,7 +250,7 @@ fn config_of(settings: &run_file::Adapter) -> BnConfig {
 ///
 /// # Errors
 /// If its name is not known.
-pub(super) fn activation(name: &str) -> Result<Activation> {
+pub(crate) fn activation(name: &str) -> Result<Activation> {
     Activation::parse(name).ok_or_else(|| {
         let nearest = super::targets::nearest(name, Activation::NAMES.iter().copied()).unwrap_or("relu");
         let what = format!("non_linearity \"{name}\" is not known; did you mean \"{nearest}\"? There are: ");

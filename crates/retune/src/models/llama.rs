@@ -237,6 +237,6 @@ impl TextModel for Llama {
 }
 
 /// The frequencies of a configuration.
-fn frequencies(config: &LlamaConfig) -> Vec<f32> {
+pub(crate) fn frequencies(config: &LlamaConfig) -> Vec<f32> {
     rope::inv_freq(config.rope_theta, config.head_dim, &config.rope_scaling)
 }
