@@ -219,10 +219,6 @@ fn what_changes_the_base_is_refused_beside_others() {
         let both =
             format!("predict --model bert --storage f32 --adapter plain --adapter {odd} --data mixed.jsonl");
         shop.retune(&both).failed(65, &[odd, why]);
-        // The base itself is somebody else, too.
-        shop.write("mixed.jsonl", &(row("base") + &row(odd)));
-        shop.retune(&format!("predict --model bert --storage f32 --adapter {odd} --data mixed.jsonl"))
-            .failed(65, &[odd, why]);
         shop.write("alone.jsonl", &row(odd));
         assert_eq!(shop.predict(&format!("--adapter {odd} --data alone.jsonl")).len(), 1);
     }
