@@ -84,6 +84,8 @@ impl Tokenizer {
             eom: None,
             unk: self.unk(),
             pad: self.pad(),
+            cls: None,
+            sep: None,
             add_bos: Some(self.add_bos()),
             add_space_prefix: Some(pieces && prepends_space(&json)),
         })
