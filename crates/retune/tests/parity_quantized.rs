@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use common::case::{Case, TOLERANCE, json};
 use common::*;
 use retune::base;
+use retune::export::{ExportDtype, ExportOptions, write_folder};
 use retune::methods;
 use retune::models::quantised::layer_of;
 use retune::models::{LoadOptions, Model, Quantisation, StorageChoice};
@@ -79,6 +80,22 @@ fn folders_of_bitsandbytes_give_what_they_gave_there() {
         }
         // bf16 rounds what the codes stand for.
         assert!(layers(&load(&folder(name), StorageChoice::Bf16)).is_empty(), "{name}");
+    }
+}
+
+/// A folder written of one holds what its codes stand for, turned back where the architecture turns it.
+#[test]
+fn folders_of_bitsandbytes_are_written_as_plain_ones() {
+    for (name, _, inputs, ..) in FOLDERS.iter().skip(1) {
+        let case = Case::read(inputs, 0);
+        let model = load(&folder(name), StorageChoice::AsIs);
+        let out = tempfile::tempdir().expect("folder");
+        let options = ExportOptions { dtype: ExportDtype::F32, overwrite: true, ..ExportOptions::default() };
+        write_folder(&model, out.path(), &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(json(&out.path().join("config.json")).get("quantization_config").is_none(), "{name}");
+        let again = load(out.path(), StorageChoice::AsIs);
+        assert!(layers(&again).is_empty(), "{name}");
+        case.check_logits_of(&folder(name), &again, &Pass::default(), name);
     }
 }
 
