@@ -1,80 +1,39 @@
-//! The memory plan against what tensors really hold, on models of random weights. One test: the count is the process's.
+//! The memory plan against what the process really takes, counted by its allocator, on 30 random configurations.
+//!
+//! What is counted: every byte on the heap from before the model is opened to after the last step, beyond what was there
+//! before. Rows of data and the test's own lists are small beside that. The test is alone in its program, for the count is
+//! the process's.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use retune::methods::{Cost, full, lora};
-use retune::models::{Model, StorageChoice, TextInput, TextModel};
+use peak_alloc::PeakAlloc;
+use rayon::ThreadPoolBuilder;
+use retune::methods;
+use retune::models::{HeadRequest, Model, StorageChoice, TextInput, TextModel, fresh};
 use retune::nn::{Dropouts, Head, Pass};
-use retune::train::plan::plan;
+use retune::run_file::{Architecture, RunFile, Selection};
+use retune::train::plan::{human, plan};
 use retune::train::{
-    ActivationProfile, Checkpointing, Control, Error, Event, MemoryLimit, Objective, ObjectiveError,
-    PlanRequest, TrainSettings, train,
+    Beside, Checkpointing, Control, Error, MemoryLimit, Objective, ObjectiveError, Plan, PlanRequest,
+    RunFolder, Start, TrainSettings, train,
 };
-use retune_formats::lora_config::{LoraConfig, Modules};
-use retune_formats::{TensorOut, safetensors};
 use retune_tensor::ops::{self, LossRows};
 use retune_tensor::rng::Stream;
 use retune_tensor::{Segments, Tape, Var, memory};
 
-const VOCAB: usize = 3000;
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
 
-/// Writes a model folder; widths are odd enough to meet the size classes.
-fn write_model(folder: &Path, hidden: usize, ff: usize, layers: usize, heads: (usize, usize)) {
-    let head_dim = hidden / heads.0;
-    let config = serde_json::json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": ff,
-        "num_hidden_layers": layers, "num_attention_heads": heads.0, "num_key_value_heads": heads.1,
-        "head_dim": head_dim, "vocab_size": VOCAB, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu",
-    });
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let mut tensors = Vec::new();
-    let mut add = |name: String, rows: usize, cols: usize| {
-        let (stream, n) = (Stream::named(1, &name), rows * cols);
-        let values: Vec<f32> = (0..n)
-            .map(|i| if rows == 1 { 1.0 } else { stream.normal(i as u64) / (cols as f32).sqrt() })
-            .collect();
-        let shape = if rows == 1 { vec![cols] } else { vec![rows, cols] };
-        tensors.push(TensorOut::f32(name, &shape, values));
-    };
-    add("model.embed_tokens.weight".into(), VOCAB, hidden);
-    add("model.norm.weight".into(), 1, hidden);
-    for layer in 0..layers {
-        let mut at = |name: &str, rows, cols| add(format!("model.layers.{layer}.{name}.weight"), rows, cols);
-        at("input_layernorm", 1, hidden);
-        at("post_attention_layernorm", 1, hidden);
-        at("self_attn.q_proj", hidden, hidden);
-        at("self_attn.k_proj", heads.1 * head_dim, hidden);
-        at("self_attn.v_proj", heads.1 * head_dim, hidden);
-        at("self_attn.o_proj", hidden, hidden);
-        at("mlp.gate_proj", ff, hidden);
-        at("mlp.up_proj", ff, hidden);
-        at("mlp.down_proj", hidden, ff);
-    }
-    safetensors::write(&folder.join("model.safetensors"), tensors, &[("format", "pt")]).unwrap();
-}
+const SEED: u64 = 4;
+const CONFIGURATIONS: u64 = 30;
+const THREADS: usize = 2;
 
-/// Writes a new BERT with a classifier, or a GPT-2.
-fn write_fresh(folder: &Path, arch: &str, (hidden, ff, layers, heads): Shape) {
-    let config = match arch {
-        "bert" => serde_json::json!({
-            "model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": hidden,
-            "intermediate_size": ff, "num_hidden_layers": layers, "num_attention_heads": heads.0, "vocab_size": VOCAB,
-        }),
-        _ => serde_json::json!({
-            "model_type": "gpt2", "n_embd": hidden, "n_inner": ff, "n_layer": layers, "n_head": heads.0,
-            "vocab_size": VOCAB,
-        }),
-    };
-    retune::models::fresh::write_folder(Path::new("config.json"), &config, 1, &[], folder).unwrap();
-}
-
-/// Hidden size, inner size, layers, heads and key/value heads.
-type Shape = (usize, usize, usize, (usize, usize));
-
+/// Examples of random lengths, each a text.
 struct Texts<'a> {
     net: &'a dyn TextModel,
     lengths: &'a [usize],
+    vocab: usize,
     checkpoint: bool,
 }
 
@@ -84,7 +43,7 @@ impl Objective for Texts<'_> {
     }
 
     fn rows(&self, example: usize) -> usize {
-        self.lengths[example]
+        self.lengths[example] + self.net.prompt_rows(Some(0))
     }
 
     fn targets(&self, example: usize) -> usize {
@@ -109,175 +68,240 @@ impl Objective for Texts<'_> {
         let lengths: Vec<usize> = batch.iter().map(|&e| self.lengths[e]).collect();
         let segments = Segments::from_lengths(&lengths);
         let ids: Vec<u32> =
-            (0..segments.rows()).map(|i| Stream::new(3, 4).below(i as u64, VOCAB) as u32).collect();
-        let rows: Vec<usize> = segments.ranges().flat_map(|r| r.start..r.end - 1).collect();
-        let labels = LossRows {
-            targets: rows.iter().map(|r| ids[r + 1]).collect(),
-            weights: vec![1.0; rows.len()],
-            rows,
-            denominator: denominator as f32,
-        };
+            (0..segments.rows()).map(|i| Stream::new(3, 4).below(i as u64, self.vocab) as u32).collect();
         let examples = batch.iter().map(|&e| e as u64).collect();
         let dropout = tape.is_recording().then_some(Dropouts { seed: 1, epoch, examples });
         let pass = Pass { dropout, checkpoint: self.checkpoint, ..Pass::default() };
         let hidden = self.net.hidden(tape, &TextInput::new(&ids, &segments), &pass);
+        let labels = |rows: Vec<usize>, targets| LossRows {
+            weights: vec![1.0; rows.len()],
+            rows,
+            targets,
+            denominator: denominator as f32,
+        };
         if let Head::Classifier(head) = self.net.head() {
-            let rows: Vec<usize> = (0..batch.len()).collect();
-            let (targets, weights) = (vec![1; batch.len()], vec![1.0; batch.len()]);
-            let labels = LossRows { rows, targets, weights, denominator: labels.denominator };
-            return Ok(ops::cross_entropy(tape, &head.forward(tape, &hidden), &labels));
+            let logits = head.forward(tape, &hidden);
+            let rows = logits.rows();
+            return Ok(ops::cross_entropy(tape, &logits, &labels((0..rows).collect(), vec![1; rows])));
         }
+        let prompt = self.net.prompt_rows(Some(0));
+        let rows: Vec<(usize, usize)> = segments
+            .ranges()
+            .enumerate()
+            .flat_map(|(e, r)| (r.start..r.end - 1).map(move |i| (i + (e + 1) * prompt, i + 1)))
+            .collect();
+        let targets = rows.iter().map(|(_, next)| ids[*next]).collect();
+        let labels = labels(rows.into_iter().map(|(row, _)| row).collect(), targets);
         let head = &self.net.language_model().expect("a language model").linear;
-        Ok(ops::linear_cross_entropy(tape, &hidden.x, &tape.weight(head.weight), &labels))
+        Ok(match head.only_weight(&hidden.rows.active) {
+            Some(weight) => ops::linear_cross_entropy(tape, &hidden.x, &tape.weight(weight), &labels),
+            None => ops::cross_entropy(tape, &head.forward(tape, &hidden.rows, &hidden.x), &labels),
+        })
     }
 }
 
+/// A model, a method and a run.
+#[derive(Debug)]
 struct Case {
     arch: &'static str,
-    shape: Shape,
-    /// 0: everything is trained.
-    rank: usize,
-    dropout: f64,
-    batch: usize,
-    passes: usize,
-    lengths: &'static [usize],
-    checkpointing: Checkpointing,
+    hidden: usize,
+    ff: usize,
+    layers: usize,
+    heads: (usize, usize),
+    vocab: usize,
+    tied: bool,
+    storage: StorageChoice,
+    run: RunFile,
+    lengths: Vec<usize>,
+    saves: bool,
 }
 
-/// `(predicted, measured)` bytes of two steps of a case.
-fn predicted_and_measured(case: &Case) -> (u64, u64) {
-    let dir = tempfile::tempdir().unwrap();
-    let (hidden, ff, layers, heads) = case.shape;
-    match case.arch {
-        "llama" => write_model(dir.path(), hidden, ff, layers, heads),
-        arch => write_fresh(dir.path(), arch, case.shape),
+/// Numbers drawn one after the other.
+struct Draws {
+    stream: Stream,
+    next: u64,
+}
+
+impl Draws {
+    fn below(&mut self, end: usize) -> usize {
+        self.next += 1;
+        self.stream.below(self.next, end)
     }
-    let mut model = Model::load(dir.path(), StorageChoice::F32).unwrap();
-    let config = LoraConfig {
-        r: case.rank,
-        lora_dropout: case.dropout,
-        target_modules: Some(Modules::AllLinear),
-        ..LoraConfig::default()
-    };
-    let attached = match case.rank {
-        0 => full::attach(&mut model).unwrap(),
-        _ => lora::attach(&mut model, &config, 1).unwrap(),
-    };
-    let settings = TrainSettings {
-        steps: Some(2),
-        batch_size: case.batch,
-        gradient_accumulation: case.passes,
-        ..TrainSettings::default()
-    };
-    let (base_bytes, trainable_bytes) = PlanRequest::weights(&model.params);
-    let profile = ActivationProfile::of(&model, attached.cost);
-    let texts = |checkpoint| Texts { net: model.net.as_ref(), lengths: case.lengths, checkpoint };
-    let objective = texts(case.checkpointing == Checkpointing::On);
-    let request = PlanRequest {
-        base_bytes,
-        trainable_bytes,
-        profile,
-        objective: &objective,
-        eval: Some(&objective),
-        settings: &settings,
-        checkpointing: case.checkpointing,
-        limit: None,
-    };
-    let plan = plan(&request).unwrap();
-    memory::trim();
-    memory::reset_peak();
-    let mut peak = 0;
-    let mut note = |event| {
-        if let Event::Finished { peak_bytes, .. } = event {
-            peak = peak_bytes;
+
+    fn of<T: Clone>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())].clone()
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+impl Case {
+    /// The configuration of this number: every method and architecture comes up, the rest is drawn.
+    fn draw(number: u64) -> Case {
+        let mut draw = Draws { stream: Stream::named(SEED, &format!("configuration {number}")), next: 0 };
+        let method = methods::METHODS[number as usize % methods::METHODS.len()].name;
+        // Ten methods and three architectures have no common divisor.
+        let arch = ["llama", "gpt2", "bert"][number as usize % 3];
+        let heads = draw.of(&[(4, 4), (4, 2), (8, 8), (6, 3)]);
+        let hidden = heads.0 * draw.of(&[32, 40, 64]);
+        let mut run = RunFile {
+            method: method.into(),
+            batch_size: draw.of(&[1, 2, 3, 4, 8]),
+            gradient_accumulation: draw.of(&[1, 1, 2]),
+            checkpointing: draw.of(&[Checkpointing::Off, Checkpointing::Off, Checkpointing::On]),
+            steps: Some(2),
+            ..RunFile::default()
+        };
+        run.lora.rank = draw.of(&[2, 8, 16, 64]);
+        run.lora.lora_dropout = draw.of(&[0.0, 0.0, 0.1]);
+        run.lora.use_dora = draw.one_in(3);
+        run.sparse.selection = draw.of(&[Selection::Random, Selection::Magnitude, Selection::Fisher]);
+        run.sparse.share = draw.of(&[0.01, 0.05]);
+        run.sparse.fisher_examples = 2;
+        run.prompt.num_virtual_tokens = draw.of(&[4, 20]);
+        run.prefix.num_virtual_tokens = draw.of(&[4, 30]);
+        run.prefix.prefix_projection = draw.one_in(2);
+        run.partial.last_blocks = draw.of(&[0, 1, 2]);
+        run.bitfit.add_biases = true;
+        run.adapter.architecture =
+            draw.of(&[Architecture::Houlsby, Architecture::Pfeiffer, Architecture::Parallel]);
+        run.adapter.dropout = draw.of(&[0.0, 0.1]);
+        let trains_base = ["full", "partial", "bitfit"].contains(&method);
+        let quantised = [StorageChoice::F32, StorageChoice::Bf16];
+        let longest = draw.of(&[40, 120, 300]);
+        let least = longest / 4;
+        Case {
+            arch,
+            hidden,
+            ff: hidden * draw.of(&[2, 3, 4]) - draw.of(&[0, 8]),
+            layers: draw.of(&[2, 3, 5]),
+            heads,
+            vocab: draw.of(&[500, 2000, 5003]),
+            tied: draw.one_in(2),
+            storage: if trains_base { StorageChoice::F32 } else { draw.of(&quantised) },
+            run,
+            lengths: (0..12).map(|_| least + draw.below(longest - least)).collect(),
+            saves: draw.one_in(3),
         }
-        Control::Continue
-    };
-    train(&mut model.params, &objective, Some(&objective), &settings, None, &mut note).unwrap();
-    (plan.total_bytes, peak)
+    }
+
+    fn config(&self) -> serde_json::Value {
+        let Case { hidden, ff, layers, heads, vocab, tied, .. } = self;
+        match self.arch {
+            "llama" => serde_json::json!({
+                "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden,
+                "intermediate_size": ff, "num_hidden_layers": layers, "num_attention_heads": heads.0,
+                "num_key_value_heads": heads.1, "vocab_size": vocab, "max_position_embeddings": 1024,
+                "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": tied, "hidden_act": "silu",
+            }),
+            "bert" => serde_json::json!({
+                "model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": hidden,
+                "intermediate_size": ff, "num_hidden_layers": layers, "num_attention_heads": heads.0,
+                "vocab_size": vocab,
+            }),
+            _ => serde_json::json!({
+                "model_type": "gpt2", "n_embd": hidden, "n_inner": ff, "n_layer": layers, "n_head": heads.0,
+                "vocab_size": vocab,
+            }),
+        }
+    }
+
+    fn write(&self, folder: &Path) {
+        fresh::write_folder(Path::new("config.json"), &self.config(), 1, &[], folder).unwrap();
+    }
+
+    fn settings(&self) -> TrainSettings {
+        TrainSettings::from_run_file(&self.run, 1e-4)
+    }
+
+    fn texts<'a>(&'a self, net: &'a dyn TextModel, checkpoint: bool) -> Texts<'a> {
+        Texts { net, lengths: &self.lengths, vocab: self.vocab, checkpoint }
+    }
+}
+
+/// The plan of a model with its method on; the limit is what a user would give.
+fn planned(
+    case: &Case,
+    model: &Model,
+    examined: &[retune_tensor::ParamId],
+    limit: Option<u64>,
+) -> Result<Plan, Error> {
+    let texts = case.texts(model.net.as_ref(), false);
+    let limit = limit.map(|bytes| MemoryLimit { bytes, source: "`memory_limit`".into() });
+    plan(&PlanRequest {
+        model,
+        examined,
+        objective: &texts,
+        evaluated: &[&texts],
+        settings: &case.settings(),
+        checkpointing: case.run.checkpointing,
+        beside: Beside::default(),
+        storages: &[],
+        limit: limit.as_ref(),
+        disk_free: None,
+    })
+}
+
+/// The plan of a case, and the bytes of heap that it really took.
+fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    case.write(dir.path());
+    memory::trim();
+    HEAP.reset_peak_usage();
+    let before = HEAP.current_usage();
+    let mut model = Model::load_with(dir.path(), case.storage, &HeadRequest::AsFile).unwrap();
+    let mut attached = (methods::find(&case.run.method).unwrap().attach)(&mut model, &case.run).unwrap();
+    let mut plan = planned(case, &model, &attached.examined, limit);
+    let mut case_now = Case { run: case.run.clone(), lengths: case.lengths.clone(), ..*case };
+    if let Err(Error::DoesNotFit(refusal)) = &plan {
+        // What `--auto` does.
+        let remedy = refusal.remedy.as_ref().unwrap_or_else(|| panic!("{refusal}"));
+        remedy.apply(&mut case_now.run);
+        plan = planned(&case_now, &model, &attached.examined, limit);
+    }
+    let (case, plan) = (&case_now, plan.unwrap());
+    let Model { params, net, .. } = &mut model;
+    let texts = case.texts(net.as_ref(), plan.checkpointing);
+    if let Some(prepare) = attached.prepare.take() {
+        prepare(params, &texts).unwrap();
+    }
+    let out = dir.path().join("out");
+    let folder = case.saves.then(|| RunFolder::open(&out, Start::New, BTreeMap::new(), String::new()).unwrap());
+    let mut go_on = |_| Control::Continue;
+    train(params, &texts, Some(&texts), &case.settings(), folder.as_ref(), &mut go_on).unwrap();
+    (plan, (HEAP.peak_usage() - before) as u64)
+}
+
+/// Work on threads of its own, whose packed operands are gone afterwards.
+fn apart<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    ThreadPoolBuilder::new().num_threads(THREADS).build().unwrap().install(work)
 }
 
 #[test]
-fn the_plan_is_right_to_a_fifth_and_never_too_low() {
-    use Checkpointing::{Off, On};
-    let small = (192, 512, 6, (3, 1));
-    let wide = (256, 700, 3, (4, 4));
-    let long: &[usize] = &[300, 200, 250, 300, 120, 90, 310, 280];
-    let short: &[usize] = &[40, 60, 20, 33, 47, 12, 70, 80];
-    let case = |shape, rank, dropout, batch, passes, lengths, checkpointing| Case {
-        arch: "llama",
-        shape,
-        rank,
-        dropout,
-        batch,
-        passes,
-        lengths,
-        checkpointing,
-    };
-    let cases = [
-        case(small, 8, 0.0, 4, 1, long, Off),
-        case(small, 8, 0.0, 4, 1, long, On),
-        case(small, 16, 0.1, 2, 2, long, Off),
-        case(small, 16, 0.1, 8, 1, long, On),
-        case(wide, 4, 0.0, 8, 1, long, Off),
-        case(wide, 64, 0.0, 1, 4, long, On),
-        case(wide, 16, 0.0, 4, 2, short, Off),
-        case(small, 16, 0.0, 8, 1, short, On),
-        case(small, 0, 0.0, 4, 2, short, Off),
-        Case { arch: "bert", ..case(wide, 8, 0.0, 4, 1, long, Off) },
-        Case { arch: "bert", ..case(small, 8, 0.1, 8, 1, long, On) },
-        Case { arch: "bert", ..case(small, 0, 0.0, 4, 2, short, Off) },
-        Case { arch: "bert", ..case(wide, 0, 0.0, 2, 2, long, Off) },
-        Case { arch: "gpt2", ..case(wide, 8, 0.0, 4, 1, long, Off) },
-        Case { arch: "gpt2", ..case(small, 8, 0.1, 8, 1, long, On) },
-        Case { arch: "gpt2", ..case(small, 0, 0.0, 8, 1, short, Off) },
-    ];
+fn the_peak_is_from_80_to_100_percent_of_the_plan() {
     let mut wrong = Vec::new();
-    for (i, case) in cases.iter().enumerate() {
-        let (predicted, measured) = predicted_and_measured(case);
-        let share = measured as f64 / predicted as f64;
-        eprintln!("case {i}: predicted {predicted}, measured {measured}: {share:.3}");
+    for number in 0..CONFIGURATIONS {
+        let case = Case::draw(number);
+        let (plan, measured) = apart(|| planned_and_measured(&case, None));
+        let share = measured as f64 / plan.heap_bytes() as f64;
+        let line = format!(
+            "{number:>2} {:>7} on {:<5} {:?} {} rows, {} targets, {} passes: {} of {} planned ({:?}): {share:.3}",
+            case.run.method,
+            case.arch,
+            case.storage,
+            plan.rows,
+            plan.targets,
+            case.run.gradient_accumulation,
+            human(measured),
+            human(plan.heap_bytes()),
+            plan.worst,
+        );
+        eprintln!("{line}");
         if !(0.8..=1.0).contains(&share) {
-            wrong.push((i, share));
+            wrong.push(format!("{line}\n{:?}\n{plan:?}", case));
         }
     }
-    assert!(wrong.is_empty(), "measured / predicted: {wrong:?}");
-    refusals_name_the_nearest_setting(&cases[0]);
-}
-
-fn refusals_name_the_nearest_setting(case: &Case) {
-    let dir = tempfile::tempdir().unwrap();
-    let (hidden, ff, layers, heads) = case.shape;
-    write_model(dir.path(), hidden, ff, layers, heads);
-    let model = Model::load(dir.path(), StorageChoice::F32).unwrap();
-    let objective = Texts { net: model.net.as_ref(), lengths: case.lengths, checkpoint: false };
-    let settings = TrainSettings { batch_size: 8, ..TrainSettings::default() };
-    let of = |checkpointing, bytes| {
-        let limit = MemoryLimit { bytes, source: "`memory_limit`".into() };
-        let (base_bytes, trainable_bytes) = PlanRequest::weights(&model.params);
-        plan(&PlanRequest {
-            base_bytes,
-            trainable_bytes,
-            profile: ActivationProfile::of(&model, Cost::default()),
-            objective: &objective,
-            eval: None,
-            settings: &settings,
-            checkpointing,
-            limit: Some(&limit),
-        })
-    };
-    let free = of(Checkpointing::Auto, u64::MAX).unwrap();
-    assert!(!free.checkpointing);
-    let tight = of(Checkpointing::Auto, free.total_bytes - 1).unwrap();
-    assert!(tight.checkpointing && tight.total_bytes < free.total_bytes);
-    let message = |result: Result<_, Error>| match result {
-        Err(Error::DoesNotFit(e)) => e.to_string(),
-        other => panic!("{other:?}"),
-    };
-    let off = message(of(Checkpointing::Off, free.total_bytes - 1));
-    assert!(off.contains("`checkpointing = \"on\"`") && off.contains("`memory_limit`"), "{off}");
-    let smaller = message(of(Checkpointing::Auto, tight.total_bytes - 1));
-    assert!(smaller.contains("`batch_size = 4` with `gradient_accumulation = 2`"), "{smaller}");
-    let never = message(of(Checkpointing::Auto, 1000));
-    assert!(never.contains("even `batch_size = 1`") && never.contains("weights"), "{never}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }

@@ -4,7 +4,11 @@
 //! Freed buffers wait in a pool, sorted by size class (eight classes an octave, so at most 12.5 % is wasted).
 //! The pool never raises the peak: when an allocation misses and `live + pooled` would exceed the highest
 //! `live` seen so far, pooled buffers are given back to the system first.
+//!
+//! [`trace`] is the dry run of a memory plan: it notes what a piece of work takes and gives back, while products (where all
+//! the time goes) do nothing.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -59,10 +63,75 @@ impl Pool {
     }
 }
 
+/// What a piece of work did with buffers, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traced {
+    /// The next buffer, of so many elements, was taken.
+    Take(usize),
+    /// The buffer of this number (they count from 0) was given back.
+    Free(usize),
+    /// [`mark`] was called.
+    Mark,
+}
+
+#[derive(Default)]
+struct Trace {
+    events: Vec<Traced>,
+    taken: usize,
+}
+
+thread_local! {
+    static TRACE: RefCell<Option<Trace>> = const { RefCell::new(None) };
+}
+
+/// Runs `work` on this thread and tells what it took and gave back. Meanwhile products and sums of gradients on this
+/// thread do nothing: what comes out of them is never written, so its memory is never touched. Values are meaningless, shapes are right.
+///
+/// Buffers that are taken meanwhile must not be used afterwards.
+pub fn trace(work: impl FnOnce()) -> Vec<Traced> {
+    /// Ends the trace also when `work` panics.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            TRACE.with(|trace| trace.take());
+        }
+    }
+    TRACE.with(|trace| trace.replace(Some(Trace::default())));
+    let end = End;
+    work();
+    let events = TRACE.with(|trace| trace.take()).map(|trace| trace.events);
+    drop(end);
+    events.unwrap_or_default()
+}
+
+/// Whether this thread's work is being traced.
+pub fn is_tracing() -> bool {
+    TRACE.with(|trace| trace.borrow().is_some())
+}
+
+/// Notes a moment in the trace, if there is one.
+pub fn mark() {
+    note(|_| Traced::Mark);
+}
+
+/// Adds to the trace, if there is one; returns the number of the next buffer.
+fn note(event: impl FnOnce(&Trace) -> Traced) -> Option<usize> {
+    TRACE.with(|trace| {
+        let mut trace = trace.borrow_mut();
+        let trace = trace.as_mut()?;
+        let (event, taken) = (event(trace), trace.taken);
+        trace.taken += usize::from(matches!(event, Traced::Take(_)));
+        trace.events.push(event);
+        Some(taken)
+    })
+}
+
 /// A run of f32 that returns to the pool when dropped.
 pub struct Buffer {
     data: Vec<f32>,
     len: usize,
+    /// Its number in a trace: then it is not counted, and does not return to the pool.
+    traced: Option<usize>,
 }
 
 impl Buffer {
@@ -79,11 +148,18 @@ impl Buffer {
     /// Takes over a vector; it joins the pool when dropped.
     pub fn from_vec(data: Vec<f32>) -> Buffer {
         let len = data.len();
-        pool().count(len * 4);
-        Buffer { data, len }
+        let traced = note(|_| Traced::Take(len));
+        if traced.is_none() {
+            pool().count(len * 4);
+        }
+        Buffer { data, len, traced }
     }
 
     fn take(len: usize, zero: bool) -> Buffer {
+        if let Some(number) = note(|_| Traced::Take(len)) {
+            // Zeros that nobody writes to take no memory.
+            return Buffer { data: vec![0.0; len], len, traced: Some(number) };
+        }
         let class = held_bytes(len) / 4;
         let mut guard = pool();
         let reused = match guard.free.get_mut(&class) {
@@ -105,10 +181,15 @@ impl Buffer {
                 if zero {
                     data[..len].fill(0.0);
                 }
-                Buffer { data, len }
+                Buffer { data, len, traced: None }
             }
-            None => Buffer { data: vec![0.0; class], len },
+            None => Buffer { data: vec![0.0; class], len, traced: None },
         }
+    }
+
+    /// Bytes that it holds.
+    pub(crate) fn held_bytes(&self) -> usize {
+        4 * self.data.len()
     }
 
     pub fn as_slice(&self) -> &[f32] {
@@ -123,6 +204,10 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
+        if let Some(number) = self.traced {
+            note(|_| Traced::Free(number));
+            return;
+        }
         let bytes = data.len() * 4;
         let mut guard = pool();
         guard.live = guard.live.saturating_sub(bytes);
@@ -185,6 +270,24 @@ mod tests {
             assert!(class >= len && class <= len + len / 8 + 1, "{len} -> {class}");
             assert_eq!(class_of(class), class);
         }
+    }
+
+    #[test]
+    fn a_trace_tells_takes_frees_and_marks_of_its_thread_and_counts_nothing() {
+        let live = || pool().live;
+        let before = live();
+        let events = trace(|| {
+            let first = Buffer::scratch(5_000_000);
+            mark();
+            let second = Buffer::from_vec(vec![1.0; 10]);
+            drop(first);
+            drop(second);
+            assert!(is_tracing());
+        });
+        use Traced::{Free, Mark, Take};
+        assert_eq!(events, [Take(5_000_000), Mark, Take(10), Free(0), Free(1)]);
+        assert!(!is_tracing() && live() < before + 5_000_000 && std::panic::catch_unwind(|| trace(|| panic!())).is_err());
+        assert!(!is_tracing());
     }
 
     #[test]

@@ -37,6 +37,14 @@ impl Weight {
         self.storage().bytes()
     }
 
+    /// Bytes that it holds in memory.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Weight::F32(tensor) => tensor.held_bytes(),
+            Weight::Stored(storage) => storage.bytes(),
+        }
+    }
+
     /// The values in f32: shared if they are, else decoded.
     pub fn to_tensor(&self) -> Tensor {
         match self {
@@ -50,7 +58,8 @@ impl Weight {
 pub fn decode_all(storage: &dyn Storage) -> Tensor {
     let (rows, cols) = (storage.rows(), storage.cols());
     let storage = pin(storage);
-    let mut tensor = Tensor::scratch(rows, cols);
+    // Weights stay for long: not a byte more than they need.
+    let mut tensor = Tensor::from_vec(rows, cols, vec![0.0; rows * cols]);
     for (row, out) in tensor.data_mut().chunks_exact_mut(cols.max(1)).enumerate() {
         storage.decode(row, 0, out);
     }

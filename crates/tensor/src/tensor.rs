@@ -51,6 +51,11 @@ impl Tensor {
         Tensor::from_vec(1, 1, vec![value])
     }
 
+    /// Bytes that the values hold, rounding of reused buffers included.
+    pub fn held_bytes(&self) -> usize {
+        self.data.held_bytes()
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }

@@ -13,7 +13,7 @@ use retune_tensor::ops::Activation;
 use retune_tensor::rng::Stream;
 use retune_tensor::{Params, Tensor};
 
-use super::{Attached, Cost, Spec, remember, trainable_count};
+use super::{Attached, Spec, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Site, SubLayer, SubLayerKind};
@@ -175,9 +175,7 @@ fn put(
     }
     model.params.freeze_all();
     let mut made: Vec<(String, Bottleneck)> = Vec::new();
-    let mut cost = Cost::default();
     for (place, tensors) in places.iter().zip(fresh) {
-        cost.add_bottleneck(bn, place.hidden, &tensors);
         let ids = tensors.into_iter().map(|t| {
             let name = super::param_name(slot, &config.key(&place.hub_site, t.param));
             (t.param, model.params.add_adapter(name, &t.sizes, t.values))
@@ -196,23 +194,11 @@ fn put(
     Ok(Attached {
         modules,
         trainable: trainable_count(model),
-        cost,
         save: Some(Box::new(move |model, folder, readme| {
             files::save(model, slot, &config, held.as_ref(), folder, readme)
         })),
         ..Attached::default()
     })
-}
-
-impl Cost {
-    /// A bottleneck keeps what it reads and what its activation reads; a learned scaling and a norm of its own keep what
-    /// they read besides.
-    fn add_bottleneck(&mut self, bn: &BnConfig, hidden: usize, tensors: &[bottleneck::NewTensor]) {
-        let width = tensors.iter().find(|t| t.param == HubParam::DownBias).map_or(0, |t| t.values.len());
-        let more = usize::from(!matches!(bn.scaling, Scaling::Fixed(_))) + usize::from(bn.ln_after);
-        self.kept_per_row += (1 + more) * hidden + width;
-        self.transient_per_row = self.transient_per_row.max(3 * hidden + 2 * width);
-    }
 }
 
 /// A run file's settings as AdapterHub's configuration.

@@ -16,7 +16,7 @@ use retune_tensor::{ParamId, Params, Tape, Tensor, Var, ops};
 use super::saved::{CLASSIFIERS, Wanted, Whole, task_type, with_classifier};
 use super::targets::Known;
 use super::values::{Saved, Value, Values, write};
-use super::{Attached, Cost, Spec, clear, remember_mergeable, trainable_count};
+use super::{Attached, Spec, clear, remember_mergeable, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Linear, LinearDelta, Rows, Site};
@@ -213,7 +213,7 @@ fn apply(model: &mut Model, plan: Plan, slot: usize, config: Ia3Config) -> Attac
     clear(model, slot);
     model.params.freeze_all();
     let Plan { mut scales, whole } = plan;
-    let (mut modules, mut saved, mut cost) = (Vec::new(), Vec::<Saved>::new(), Cost::default());
+    let (mut modules, mut saved) = (Vec::new(), Vec::<Saved>::new());
     let Model { params, net, .. } = model;
     net.visit_sites(&mut |site| {
         let Site::Linear(layer) = site else { return };
@@ -221,8 +221,6 @@ fn apply(model: &mut Model, plan: Plan, slot: usize, config: Ia3Config) -> Attac
         modules.push(layer.path.clone());
         saved.push(value.add(params, slot, ""));
         let Some((_, l)) = saved.last() else { return };
-        // The scaled rows' source is kept for the scale's gradient.
-        cost.kept_per_row += if feedforward { layer.in_features } else { layer.out_features };
         layer.deltas.put(slot, Box::new(Scale { l: *l, feedforward }));
     });
     let changes_base = whole.changes_base();
@@ -232,7 +230,6 @@ fn apply(model: &mut Model, plan: Plan, slot: usize, config: Ia3Config) -> Attac
     Attached {
         modules,
         trainable: trainable_count(model),
-        cost,
         save: Some(Box::new(move |model, folder, readme| write(model, &config, &saved, folder, readme))),
         ..Attached::default()
     }

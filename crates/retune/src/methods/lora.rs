@@ -108,7 +108,7 @@ pub fn attach(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<Attac
     let plan = Plan::new(model, &chosen, &Values::Drawn, start, seed)?;
     let applied = apply(model, vec![Counted { plan, weight: 1.0, front: String::new() }], 0);
     remember_mergeable(model, 0, SPEC.name, applied.changes_base);
-    let (modules, cost) = (applied.modules.clone(), applied.cost);
+    let modules = applied.modules.clone();
     let save = Some(files::saver(chosen.config, applied));
-    Ok(Attached { modules, trainable: trainable_count(model), cost, save, ..Attached::default() })
+    Ok(Attached { modules, trainable: trainable_count(model), save, ..Attached::default() })
 }

@@ -85,13 +85,9 @@ pub type Save = Box<dyn Fn(&Model, &Path, Option<&str>) -> Result<()> + Send + S
 /// afterwards, but for the method's own.
 pub type Prepare = Box<dyn Fn(&mut Params, &dyn Objective) -> Result<()> + Send + Sync>;
 
-/// What a method costs in memory while training, in f32 elements per row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// Kept in all blocks together until the backward pass.
-    pub kept_per_row: usize,
-    /// On top while one block runs.
-    pub transient_per_row: usize,
+/// How many of these weights are looked at in one pass over the examples.
+pub(crate) fn examined_at_a_time(params: &Params, weights: &[ParamId]) -> usize {
+    sparse::at_a_time(params, weights)
 }
 
 /// What a method did to a model.
@@ -101,13 +97,14 @@ pub struct Attached {
     pub modules: Vec<String>,
     /// Trainable values.
     pub trainable: usize,
-    pub cost: Cost,
     /// What people should know of the files that it was loaded from, in sentences.
     pub notes: Vec<String>,
     /// `None`: the whole model is what was trained.
     pub save: Option<Save>,
     /// To be called once before the first step, where the method needs the training data to be ready.
     pub prepare: Option<Prepare>,
+    /// Weights of the base whose gradients that looks at, one example after the other: for the memory plan.
+    pub examined: Vec<ParamId>,
 }
 
 impl Attached {

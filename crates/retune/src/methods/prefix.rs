@@ -14,7 +14,7 @@ use retune_tensor::{ParamId, Params, Tape, Tensor, Var};
 
 use super::prompt::encoder::{Adder, Dense, Encoder};
 use super::prompt::{files, held};
-use super::{Attached, Cost, Spec, remember, trainable_count};
+use super::{Attached, Spec, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{Attention, AttentionPrefix, Site};
@@ -136,11 +136,6 @@ impl Shape {
     fn cols(&self) -> usize {
         2 * self.layers * self.dim
     }
-
-    /// Keys and values are copied behind the prefix; for examples at least as long as it, that doubles them.
-    fn cost(&self) -> Cost {
-        Cost { kept_per_row: 4 * self.dim * self.layers, transient_per_row: 4 * self.dim }
-    }
 }
 
 /// Freezes the base and puts trainable keys and values into slot 0 of every layer.
@@ -167,7 +162,7 @@ pub fn attach(model: &mut Model, settings: &run_file::Prefix, run: &RunFile) -> 
         false if zero => table(&mut add, Tensor::zeros(n, shape.cols()), &shape)?,
         false => Rows::Table { table: add.table(TABLE, n, shape.cols())?, layers: shape.layers },
     };
-    put(model, 0, n, rows, &shape, PeftConfig::PrefixTuning(config), head)
+    put(model, 0, n, rows, PeftConfig::PrefixTuning(config), head)
 }
 
 /// Puts a saved prefix into a slot; its rows are trainable, so that training may go on.
@@ -195,7 +190,7 @@ pub(super) fn load(model: &mut Model, adapter: &PeftAdapter, slot: usize) -> Res
     model.params.freeze_all();
     let mut add = Adder { params: &mut model.params, slot, seed: 0 };
     let rows = table(&mut add, values, &shape)?;
-    put(model, slot, n, rows, &shape, adapter.config().clone(), head)
+    put(model, slot, n, rows, adapter.config().clone(), head)
 }
 
 /// The name of the rows in files.
@@ -229,7 +224,6 @@ fn put(
     slot: usize,
     n: usize,
     rows: Rows,
-    shape: &Shape,
     config: PeftConfig,
     head: Vec<held::Part>,
 ) -> Result<Attached> {
@@ -238,7 +232,6 @@ fn put(
     Ok(Attached {
         modules,
         trainable: trainable_count(model),
-        cost: shape.cost(),
         save: Some(Box::new(move |model, folder, readme| {
             saved.write(model, &rows.values(&model.params), folder, readme)
         })),

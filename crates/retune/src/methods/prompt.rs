@@ -14,7 +14,7 @@ use retune_formats::prompt_config::{Prompt, PromptInit, PromptTuningConfig};
 use retune_tensor::rng::Stream;
 use retune_tensor::{Tape, Tensor, Var};
 
-use super::{Attached, Cost, Spec, p_tuning, remember, trainable_count};
+use super::{Attached, Spec, p_tuning, remember, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::nn::{PromptRows, Site};
@@ -128,8 +128,6 @@ fn put(
     Ok(Attached {
         modules: vec!["prompt".into()],
         trainable: trainable_count(model),
-        // The virtual tokens are rows, and are counted as such.
-        cost: Cost::default(),
         save: Some(Box::new(move |model, folder, readme| {
             saved.write(model, &encoder.values(&model.params), folder, readme)
         })),

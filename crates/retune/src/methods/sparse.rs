@@ -16,6 +16,7 @@ use retune_tensor::rng::Stream;
 use retune_tensor::{Param, ParamId, Params, Tape, Tensor, Var};
 
 pub(super) use files::load_shira;
+pub(super) use fisher::at_a_time;
 
 use super::targets::{Known, choose};
 use super::{Attached, Spec, delta, param_name, put_param, remember, trainable_count};
@@ -140,7 +141,10 @@ pub fn attach(model: &mut Model, settings: &run_file::Sparse, run: &RunFile) -> 
         }
     });
     remember(model, 0, SPEC.name, None);
-    let (selection, to_choose) = (settings.selection, parts.clone());
+    let to_choose = parts.clone();
+    let chosen_by_data = settings.selection == Selection::Fisher;
+    let examined =
+        if chosen_by_data { parts.iter().map(|part| part.weight).collect() } else { Vec::new() };
     let examples = settings.fisher_examples as usize;
     let prepare: super::Prepare =
         Box::new(move |params, objective| fisher::choose(params, objective, &to_choose, examples));
@@ -148,7 +152,8 @@ pub fn attach(model: &mut Model, settings: &run_file::Sparse, run: &RunFile) -> 
         modules: chosen.modules.clone(),
         trainable: trainable_count(model),
         save: Some(files::saver(settings, run, r, chosen.config.target_modules, parts, whole)),
-        prepare: (selection == Selection::Fisher).then_some(prepare),
+        prepare: chosen_by_data.then_some(prepare),
+        examined,
         ..Attached::default()
     })
 }

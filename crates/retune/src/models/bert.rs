@@ -10,13 +10,12 @@
 mod config;
 mod load;
 
-use retune_tensor::kernel::PackedLhs;
 use retune_tensor::ops::{self, Activation};
 use retune_tensor::{ParamId, Tape, Var};
 
 pub use config::{BertConfig, Family};
 
-use crate::models::{ActivationProfile, ModelInfo, Spec, TextInput, TextModel, heads};
+use crate::models::{ModelInfo, Spec, TextInput, TextModel, heads};
 use crate::nn::{
     Attention, Caches, Embedding, Head, Hidden, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
     Shared, Site, SubLayer,
@@ -208,29 +207,5 @@ impl TextModel for Bert {
         value["architectures"] = serde_json::json!([format!("{class}{ending}")]);
         heads::describe(&self.head, class, Pooling::First, &mut value);
         value
-    }
-
-    fn activation_profile(&self) -> ActivationProfile {
-        let c = &self.config;
-        let (hidden, ff) = (c.hidden_size, c.intermediate_size);
-        let packed = |cols: usize| if PackedLhs::copies_rows_of(cols) { cols } else { 0 };
-        // Kept: q k v and the attention's output with its logsumexp, both sums before their norms, and what the
-        // activation reads. Norms and activations are made again.
-        let kept = 6 * hidden + c.num_attention_heads + ff;
-        // The worst is the product with `down`. Forward: the block's input, the normed rows, the activation's output and
-        // perhaps its packed copy, the output; backward: the gradient of the output, perhaps packed, and of the
-        // residual, the activation's output and its gradient.
-        let forward = 3 * hidden + ff + packed(ff);
-        let transient = forward.max(2 * hidden + packed(hidden) + 2 * ff);
-        ActivationProfile {
-            blocks: self.blocks.len(),
-            kept_per_row: kept,
-            transient_per_row: transient,
-            inference_per_row: forward + ff,
-            // The sum before the first norm, and the last rows.
-            shared_per_row: 2 * hidden,
-            input_per_row: hidden,
-            logits: self.head.linears().last().map_or(1, |last| last.out_features),
-        }
     }
 }

@@ -7,13 +7,12 @@ mod config;
 mod gguf;
 mod load;
 
-use retune_tensor::kernel::PackedLhs;
 use retune_tensor::ops::{self, Activation};
 use retune_tensor::{ParamId, Tape, Var};
 
 pub use config::Gpt2Config;
 
-use crate::models::{ActivationProfile, GgufForm, ModelInfo, Spec, TextInput, TextModel, heads};
+use crate::models::{GgufForm, ModelInfo, Spec, TextInput, TextModel, heads};
 use crate::nn::{
     Attention, Caches, Embedding, Head, Hidden, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
     Shared, Site, SubLayer,
@@ -194,29 +193,5 @@ impl TextModel for Gpt2 {
 
     fn gguf_form(&self) -> Result<GgufForm, String> {
         self.config.gguf_form()
-    }
-
-    fn activation_profile(&self) -> ActivationProfile {
-        let c = &self.config;
-        let (hidden, ff) = (c.n_embd, c.n_inner);
-        let packed = |cols: usize| if PackedLhs::copies_rows_of(cols) { cols } else { 0 };
-        // Kept: both residual inputs, q k v and the attention's output with its logsumexp, and what the activation reads.
-        let kept = 6 * hidden + c.n_head + ff;
-        // The worst is one of two. The last product: the block's input, the normed rows, the activation's output, perhaps
-        // packed, and the output; backward the gradient, perhaps packed, of the output and of the residual, the
-        // activation's output and its gradient. Or q k v: the product beside its three parts and their gradients.
-        let forward = (3 * hidden + ff + packed(ff)).max(5 * hidden);
-        let transient = forward.max(2 * hidden + packed(hidden) + 2 * ff).max(6 * hidden);
-        ActivationProfile {
-            blocks: self.blocks.len(),
-            kept_per_row: kept,
-            transient_per_row: transient,
-            // There the sum and what the activation reads exist besides.
-            inference_per_row: forward + 2 * hidden + ff,
-            // The input and the output of the last norm.
-            shared_per_row: 2 * hidden,
-            input_per_row: hidden,
-            logits: self.head.linears().last().map_or(1, |last| last.out_features),
-        }
     }
 }

@@ -7,13 +7,12 @@ mod config;
 mod gguf;
 mod load;
 
-use retune_tensor::kernel::PackedLhs;
 use retune_tensor::ops::{self, RopeTable};
 use retune_tensor::{Tape, Var};
 
 pub use config::LlamaConfig;
 
-use crate::models::{ActivationProfile, GgufForm, ModelInfo, Spec, TextInput, TextModel, heads, rope};
+use crate::models::{GgufForm, ModelInfo, Spec, TextInput, TextModel, heads, rope};
 use crate::nn::{
     Attention, Caches, Embedding, Head, Hidden, Linear, Meeting, Pass, Pooling, Prompt, RmsNorm, Rows,
     Shared, Site, SubLayer, linear_many,
@@ -206,33 +205,6 @@ impl TextModel for Llama {
 
     fn gguf_form(&self) -> Result<GgufForm, String> {
         self.config.gguf_form()
-    }
-
-    fn activation_profile(&self) -> ActivationProfile {
-        let c = &self.config;
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        // Kept: both residual inputs, q k v and the attention's output with its logsumexp, gate and up. Norms and
-        // the product of gate and up are made again.
-        let qk_norm = if c.qk_norm { q + kv } else { 0 };
-        let kept =
-            2 * c.hidden_size + 2 * q + 2 * kv + c.num_attention_heads + 2 * c.intermediate_size + qk_norm;
-        // The worst is the product with `down`. Forward: attended, norm, output, gate * up and perhaps its packed copy;
-        // backward: the gradient and perhaps its copy, gate * up and its gradient.
-        let packed = |cols: usize| if PackedLhs::copies_rows_of(cols) { cols } else { 0 };
-        let (hidden, ff) = (c.hidden_size, c.intermediate_size);
-        let forward = 3 * hidden + ff + packed(ff);
-        let transient = forward.max(hidden + packed(hidden) + 2 * ff);
-        ActivationProfile {
-            blocks: self.blocks.len(),
-            kept_per_row: kept,
-            transient_per_row: transient,
-            // There the block's input, the sum, gate and up exist besides.
-            inference_per_row: forward + 2 * hidden + 2 * ff,
-            // Cosines and sines, the input and the output of the last norm.
-            shared_per_row: c.head_dim + 2 * hidden,
-            input_per_row: c.hidden_size,
-            logits: self.head.linears().last().map_or(1, |last| last.out_features),
-        }
     }
 }
 

@@ -87,24 +87,6 @@ pub struct ModelInfo {
     pub decoder: bool,
 }
 
-/// What a training step keeps in memory, for the plan. Elements are f32.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ActivationProfile {
-    pub blocks: usize,
-    /// Elements that one block keeps for each row until its backward pass.
-    pub kept_per_row: usize,
-    /// Elements per row that exist beside that while a block runs forward or backward.
-    pub transient_per_row: usize,
-    /// Elements per row that exist while a block runs and nothing is recorded.
-    pub inference_per_row: usize,
-    /// Elements per row that all blocks share (rotation tables), and those after the last block.
-    pub shared_per_row: usize,
-    /// Elements of a block's input per row: what a checkpointed block keeps.
-    pub input_per_row: usize,
-    /// Width of the logits.
-    pub logits: usize,
-}
-
 /// Some texts laid end to end.
 #[derive(Clone, Copy)]
 pub struct TextInput<'a> {
@@ -169,8 +151,6 @@ pub trait TextModel: Send + Sync {
             self.info().model_type
         ))
     }
-
-    fn activation_profile(&self) -> ActivationProfile;
 
     /// The normed hidden rows of texts.
     fn hidden<'p>(&'p self, tape: &Tape<'p>, input: &TextInput, pass: &Pass) -> Hidden {

@@ -2,7 +2,7 @@
 
 use retune_tensor::{Tape, Var};
 
-use super::{ActivationProfile, ModelInfo, TextInput, TextModel};
+use super::{ModelInfo, TextInput, TextModel};
 use crate::nn::{Active, Attention, Caches, Embedding, Head, Hidden, Linear, Pass, Rows, Shared, Site};
 
 /// A view of a network in which no slot is active. Parameters of the base that a method trains are as trained as ever.
@@ -56,9 +56,6 @@ impl TextModel for WithoutAdapter<'_> {
         self.0.config_json()
     }
 
-    fn activation_profile(&self) -> ActivationProfile {
-        self.0.activation_profile()
-    }
 
     fn prefix_rows(&self, _slot: Option<usize>) -> usize {
         self.0.prefix_rows(None)

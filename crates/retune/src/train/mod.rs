@@ -4,6 +4,7 @@
 //! no state, so a checkpoint is {step, trainable weights, moments} and resuming is exact to the last bit.
 
 pub mod checkpoint;
+pub mod dry_run;
 mod error;
 mod events;
 mod folder;
@@ -13,6 +14,7 @@ mod metrics;
 pub mod optimizer;
 mod order;
 pub mod plan;
+pub mod remedy;
 mod run;
 pub mod schedule;
 mod settings;
@@ -26,7 +28,8 @@ pub use memory_limit::{MemoryLimit, available_memory};
 pub use metrics::MetricsLog;
 pub use optimizer::Optimizer;
 pub use order::{Order, Window, largest_batch};
-pub use plan::{ActivationProfile, Plan, PlanRequest};
+pub use plan::{Beside, OtherStorage, Plan, PlanRequest};
+pub use remedy::Remedy;
 pub use run::{Measured, evaluate, measure, train};
 pub use settings::TrainSettings;
 

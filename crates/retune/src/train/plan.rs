@@ -1,155 +1,145 @@
-//! The memory of a run, before it starts: weights, gradients, moments, activations.
+//! The memory of a run, before it starts: weights, gradients, moments, activations, and what lies beside them.
 //!
-//! `peak = weights + gradients + moments + fixed + T (blocks x kept + outside) + max(T x transient, head)`, where `T` is the
-//! rows of the largest pass. With checkpointing a block keeps its input alone, and one block at a time keeps all.
+//! `peak = weights + moments + threads + beside + max(training, evaluation, loading, choosing)`. What training and evaluation
+//! take comes from going through a pass without its products ([`DryRun`]): the code that allocates is its own formula.
 
-use retune_tensor::kernel::PackedLhs;
+use std::cell::OnceCell;
+
 use retune_tensor::memory::held_bytes;
-use retune_tensor::ops::linear_cross_entropy::chunk_rows;
+use retune_tensor::{ParamId, Params};
 use serde::{Deserialize, Serialize};
 
+use super::dry_run::{DryRun, Moment, PassSize, Purpose, workspace_bytes};
 use super::error::Result;
 use super::memory_limit::MemoryLimit;
 use super::order::largest_batch;
+use super::remedy::{Remedy, nearest};
 use super::settings::TrainSettings;
-use crate::methods::Cost;
 use crate::models::Model;
 use crate::objective::Objective;
 use crate::run_file::Checkpointing;
 
-/// What a model (with its adapters) keeps and needs for a row of activations. Bytes throughout.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ActivationProfile {
-    /// Blocks that checkpointing may run twice.
-    pub blocks: u64,
-    /// A row of a block's input: what a checkpointed block keeps.
-    pub block_input: u64,
-    /// What the tape keeps of a row in one block, its input included.
-    pub block_kept: u64,
-    /// The most that one block's forward or backward holds for a row beyond what is kept.
-    pub block_transient: u64,
-    /// Kept for a row outside of blocks (tables, last norm).
-    pub outside_kept: u64,
-    /// The most that the forward alone holds for a row when nothing is recorded.
-    pub inference: u64,
-    /// For each row that carries loss: its copy and its gradient.
-    pub head_per_target: u64,
-    /// For each row that carries loss, up to `head_chunk` rows: its logits.
-    pub head_logits: u64,
-    /// Rows whose logits exist at a time.
-    pub head_chunk: u64,
-    /// What exists once, independent of the batch (gradients of the largest weight before they are added).
-    pub fixed: u64,
-}
-
-/// Buffers come in eight sizes an octave, so a tensor may take an eighth more than its values.
-fn held(bytes: u64) -> u64 {
-    bytes + bytes / 8
-}
-
-impl ActivationProfile {
-    /// The profile of a model with its method on, and what that costs.
-    pub fn of(model: &Model, cost: Cost) -> ActivationProfile {
-        const F32: u64 = 4;
-        let trainable = || model.params.iter().map(|(_, p)| p).filter(|p| p.trainable);
-        let base = model.net.activation_profile();
-        let elements = |n: usize| F32 * n as u64;
-        ActivationProfile {
-            blocks: base.blocks as u64,
-            block_input: elements(base.input_per_row),
-            block_kept: elements(base.kept_per_row + cost.kept_per_row.div_ceil(base.blocks.max(1))),
-            block_transient: elements(base.transient_per_row + cost.transient_per_row),
-            outside_kept: elements(base.shared_per_row),
-            inference: elements(base.inference_per_row),
-            head_per_target: elements(2 * base.input_per_row),
-            // The logits, and perhaps their copy packed for the product with the head.
-            head_logits: elements(base.logits * if PackedLhs::copies_rows_of(base.logits) { 2 } else { 1 }),
-            head_chunk: chunk_rows(base.logits) as u64,
-            // A tied weight's two gradients besides the sum of the passes before; rounding of gradients and moments.
-            fixed: trainable().map(|p| 2 * held_bytes(p.elements()) as u64).max().unwrap_or(0)
-                + trainable().map(|p| 3 * (held_bytes(p.elements()) - p.weight.bytes()) as u64).sum::<u64>(),
-        }
-    }
-
-    /// What is kept and what comes on top at the worst moment, for a pass of so many rows and targets.
-    fn activations(&self, rows: u64, targets: u64, checkpointing: bool) -> (u64, u64) {
-        let head = self.head(targets) + rows * self.block_input;
-        let (each, block) = if checkpointing {
-            (self.block_input, self.block_kept + self.block_transient)
-        } else {
-            (self.block_kept, self.block_transient)
-        };
-        let kept = rows * (self.blocks * each + self.outside_kept);
-        (held(kept), held((rows * block).max(rows * self.inference * u64::from(checkpointing)).max(head)))
-    }
-
-    fn head(&self, targets: u64) -> u64 {
-        targets * self.head_per_target + targets.min(self.head_chunk) * self.head_logits
-    }
-
-    /// An evaluation of a pass of so many rows: nothing is recorded.
-    fn evaluation(&self, rows: u64, targets: u64) -> u64 {
-        let head = self.head(targets) + rows * self.block_input;
-        held((rows * self.inference).max(head) + rows * self.outside_kept)
-    }
-}
-
 /// What is to be planned.
 #[derive(Clone, Copy)]
 pub struct PlanRequest<'a> {
-    /// Frozen weights, as they lie in memory.
-    pub base_bytes: u64,
-    /// Trainable weights, in f32.
-    pub trainable_bytes: u64,
-    pub profile: ActivationProfile,
+    /// The model as it is going to be trained.
+    pub model: &'a Model,
+    /// Weights whose gradients are looked at before the first step ([`crate::methods::Attached::examined`]).
+    pub examined: &'a [ParamId],
     pub objective: &'a dyn Objective,
-    pub eval: Option<&'a dyn Objective>,
+    /// What is evaluated before, while and after it is trained.
+    pub evaluated: &'a [&'a dyn Objective],
     pub settings: &'a TrainSettings,
     pub checkpointing: Checkpointing,
+    pub beside: Beside,
+    /// Other storages of the base.
+    pub storages: &'a [OtherStorage],
     /// `None`: not known, so nothing is refused.
     pub limit: Option<&'a MemoryLimit>,
+    /// Free bytes of the disk that the run writes to, where they are known.
+    pub disk_free: Option<u64>,
 }
 
-impl<'a> PlanRequest<'a> {
-    /// The bytes of frozen and of trainable weights.
-    pub fn weights(params: &retune_tensor::Params) -> (u64, u64) {
-        let bytes = |trainable| {
-            params
-                .iter()
-                .filter(|(_, p)| p.trainable == trainable)
-                .map(|(_, p)| p.weight.bytes() as u64)
-                .sum()
-        };
-        (bytes(false), bytes(true))
-    }
+/// What a run takes beside the model and its passes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// A copy of the base's own values that are trained.
+    pub base_copy: u64,
+    /// Keys and values of the texts that are generated before and after.
+    pub generation: u64,
+    /// The process itself: program, tokenizer, examples.
+    pub process: u64,
+    /// Rows of a frozen trunk, at most: in memory as far as there is room, else in a file.
+    pub trunk_rows: u64,
 }
 
-/// The memory that a run will take.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+/// How else the base could be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherStorage {
+    /// The setting, `storage = "nf4"`.
+    pub name: &'static str,
+    /// Bytes of the frozen weights, and the most that are held at a time while they are read.
     pub base_bytes: u64,
+    pub loading_bytes: u64,
+}
+
+/// The memory that a run will take, in bytes. The parts are those of the worst moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Plan {
+    /// Frozen weights, as they lie in memory.
+    pub base_bytes: u64,
+    /// Trained weights, in f32.
     pub trainable_bytes: u64,
     pub gradient_bytes: u64,
+    /// The optimiser's state that stays in memory.
     pub moment_bytes: u64,
     /// Activations kept for the backward pass.
     pub activation_bytes: u64,
-    /// What comes on top at the worst moment, and fixed tables.
+    /// What is needed for a moment only.
     pub transient_bytes: u64,
-    /// The sum: the most that tensors will hold.
+    /// Packed operands of products, on all threads.
+    pub workspace_bytes: u64,
+    /// Copies of weights, rows of a frozen trunk.
+    pub kept_bytes: u64,
+    /// The process itself: program, tokenizer, examples, what the allocator wastes.
+    pub process_bytes: u64,
+    /// The sum: the most that the process will hold.
     pub total_bytes: u64,
-    /// Rows and targets of the largest pass.
+    /// When that is.
+    pub worst: Worst,
+    /// The optimiser's state that lies in a file.
+    pub page_file_bytes: u64,
+    /// All checkpoints that exist at a time.
+    pub checkpoint_bytes: u64,
+    /// Rows of a frozen trunk that lie in a file.
+    pub trunk_file_bytes: u64,
+    /// The sum of what is written to the disk.
+    pub disk_bytes: u64,
+    /// Rows, targets and the longest example of the largest pass.
     pub rows: u64,
     pub targets: u64,
+    pub longest: u64,
     pub batch_size: u64,
+    pub gradient_accumulation: u64,
     /// Whether blocks are computed again in the backward pass.
     pub checkpointing: bool,
     pub limit_bytes: Option<u64>,
     pub limit_source: Option<String>,
+    pub disk_free_bytes: Option<u64>,
+}
+
+/// When the most is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Worst {
+    #[default]
+    Training,
+    Evaluation,
+    /// While the weights are read.
+    Loading,
+    /// While the data chooses what is trained.
+    Choosing,
+    /// While texts are generated before and after.
+    Generation,
+}
+
+impl Worst {
+    /// As in "the most is held ...".
+    pub fn words(self) -> &'static str {
+        match self {
+            Worst::Training => "in a training step",
+            Worst::Evaluation => "in an evaluation",
+            Worst::Loading => "while the weights are read",
+            Worst::Choosing => "while the data chooses what is trained",
+            Worst::Generation => "while texts are generated",
+        }
+    }
 }
 
 impl Plan {
     /// What the peak is made of, by name, in bytes.
-    pub fn parts(&self) -> [(&'static str, u64); 6] {
+    pub fn parts(&self) -> [(&'static str, u64); 9] {
         [
             ("base weights", self.base_bytes),
             ("trained weights", self.trainable_bytes),
@@ -157,19 +147,65 @@ impl Plan {
             ("optimiser's moments", self.moment_bytes),
             ("activations", self.activation_bytes),
             ("at the worst moment", self.transient_bytes),
+            ("work space of threads", self.workspace_bytes),
+            ("copies and kept rows", self.kept_bytes),
+            ("the process itself", self.process_bytes),
         ]
+    }
+
+    /// What is written to the disk, by name, in bytes.
+    pub fn disk_parts(&self) -> [(&'static str, u64); 3] {
+        [
+            ("checkpoints", self.checkpoint_bytes),
+            ("moments in a page file", self.page_file_bytes),
+            ("rows of the frozen trunk", self.trunk_file_bytes),
+        ]
+    }
+
+    /// Bytes that tensors and what belongs to them take: all but the process itself.
+    pub fn heap_bytes(&self) -> u64 {
+        self.total_bytes - self.process_bytes
+    }
+
+    /// Whether there is room in memory and on the disk.
+    pub fn fits(&self) -> bool {
+        self.limit_bytes.is_none_or(|limit| self.total_bytes <= limit) && self.fits_disk()
+    }
+
+    fn fits_disk(&self) -> bool {
+        self.disk_free_bytes.is_none_or(|free| self.disk_bytes <= free)
+    }
+
+    /// What is too large, with both numbers.
+    fn refusal(&self) -> String {
+        let checkpointing = if self.checkpointing { "with checkpointing" } else { "without checkpointing" };
+        if let (false, Some(free)) = (self.fits_disk(), self.disk_free_bytes) {
+            return format!(
+                "the run writes {} to the disk ({} of them checkpoints), but {} are free there",
+                human(self.disk_bytes),
+                human(self.checkpoint_bytes),
+                human(free)
+            );
+        }
+        format!(
+            "the run needs {} (batch_size {}, {checkpointing}), but {} is {}",
+            human(self.total_bytes),
+            self.batch_size,
+            self.limit_source.as_deref().unwrap_or("the limit"),
+            human(self.limit_bytes.unwrap_or(0))
+        )
     }
 }
 
-/// A run that needs more memory than there is.
+/// A run that needs more memory, or more room on the disk, than there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the run needs {} (batch_size {}, {}), but {} is {}; {remedy}", human(plan.total_bytes), plan.batch_size,
-    if plan.checkpointing { "with checkpointing" } else { "without checkpointing" },
-    plan.limit_source.as_deref().unwrap_or("the limit"), human(plan.limit_bytes.unwrap_or(0)))]
+#[error("{}; {advice}", plan.refusal())]
 pub struct DoesNotFit {
     pub plan: Box<Plan>,
-    /// The nearest setting that fits.
-    pub remedy: String,
+    /// The nearest settings that fit, if any do.
+    pub remedy: Option<Remedy>,
+    /// The same in words.
+    pub advice: String,
 }
 
 /// Plans a run: picks checkpointing if that was left open and is needed.
@@ -177,99 +213,272 @@ pub struct DoesNotFit {
 /// # Errors
 /// If there is nothing to learn from, or if the run cannot fit; the message names the nearest setting that does.
 pub fn plan(request: &PlanRequest) -> Result<Plan> {
-    let batch_size = request.settings.batch_size;
-    let fits = |plan: &Plan| plan.limit_bytes.is_none_or(|limit| plan.total_bytes <= limit);
+    let planner = Planner::new(request);
     let tried: &[bool] = match request.checkpointing {
         Checkpointing::Auto => &[false, true],
         Checkpointing::On => &[true],
         Checkpointing::Off => &[false],
     };
-    let mut last = predict(request, batch_size, false)?;
-    for &checkpointing in tried {
-        last = predict(request, batch_size, checkpointing)?;
-        if fits(&last) {
-            return Ok(last);
+    let mut last = planner.predict(&Remedy { checkpointing: tried.first().copied(), ..Remedy::default() })?;
+    for &checkpointing in &tried[1..] {
+        if !last.fits() {
+            last = planner.predict(&Remedy { checkpointing: Some(checkpointing), ..Remedy::default() })?;
         }
     }
-    let remedy = nearest(request, &last, fits)?;
-    Err(DoesNotFit { plan: Box::new(last), remedy }.into())
+    if last.fits() {
+        return Ok(last);
+    }
+    let (remedy, advice) = nearest(&planner, &last)?;
+    Err(DoesNotFit { plan: Box::new(last), remedy, advice }.into())
 }
 
-/// The memory with these two settings changed.
-fn predict(request: &PlanRequest, batch_size: usize, checkpointing: bool) -> Result<Plan> {
-    let settings = TrainSettings { batch_size, ..request.settings.clone() };
-    let (rows, targets) = largest_batch(request.objective, &settings)?;
-    let (rows, targets) = (rows as u64, targets as u64);
-    let profile = &request.profile;
-    let (kept, on_top) = profile.activations(rows, targets, checkpointing);
-    let gradients = request.trainable_bytes;
-    // Evaluation comes between steps, when there are no gradients and nothing is recorded.
-    let evaluation = request.eval.map_or(0, |eval| evaluation_bytes(profile, eval, batch_size));
-    let on_top = on_top.max(evaluation.saturating_sub(kept + gradients));
-    let transient = on_top + profile.fixed;
-    let moments = 2 * request.trainable_bytes;
-    Ok(Plan {
-        base_bytes: request.base_bytes,
-        trainable_bytes: request.trainable_bytes,
-        gradient_bytes: gradients,
-        moment_bytes: moments,
-        activation_bytes: kept,
-        transient_bytes: transient,
-        total_bytes: request.base_bytes + request.trainable_bytes + gradients + moments + kept + transient,
-        rows,
-        targets,
-        batch_size: batch_size as u64,
-        checkpointing,
-        limit_bytes: request.limit.map(|limit| limit.bytes),
-        limit_source: request.limit.map(|limit| limit.source.clone()),
+/// Dry runs are made once, and answer for all settings that are tried.
+pub(super) struct Planner<'a> {
+    pub request: &'a PlanRequest<'a>,
+    plain: OnceCell<DryRun>,
+    checkpointed: OnceCell<DryRun>,
+    evaluation: OnceCell<DryRun>,
+    choosing: OnceCell<(DryRun, u64)>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(request: &'a PlanRequest<'a>) -> Planner<'a> {
+        Planner {
+            request,
+            plain: OnceCell::new(),
+            checkpointed: OnceCell::new(),
+            evaluation: OnceCell::new(),
+            choosing: OnceCell::new(),
+        }
+    }
+
+    /// The memory with some settings changed.
+    pub fn predict(&self, change: &Remedy) -> Result<Plan> {
+        let request = self.request;
+        let settings = change.settings(request.settings);
+        let params = &request.model.params;
+        let (frozen, trainable) = weights(params);
+        let base = change.storage.map_or(frozen, |storage| storage.base_bytes);
+        let moments = moment_bytes(params);
+        let beside = request.beside;
+
+        let size = largest_pass(request.objective, &settings, change.max_length)?;
+        let checkpointing = change.checkpointing.unwrap_or(false);
+        let passes = settings.gradient_accumulation.min(2);
+        let training = self.training(checkpointing).worst(size, passes);
+        let mut worst = (Worst::Training, training, moments);
+        let mut consider = |when: Worst, moment: Moment, moments: u64| {
+            if moment.total() + moments > worst.1.total() + worst.2 {
+                worst = (when, moment, moments);
+            }
+        };
+        for evaluated in request.evaluated {
+            let size = evaluated_pass(*evaluated, settings.batch_size, change.max_length);
+            consider(Worst::Evaluation, self.evaluation().worst(size, 1), moments);
+        }
+        if let Some(moment) = self.choosing(request.objective, change.max_length) {
+            consider(Worst::Choosing, moment, 0);
+        }
+        let alone = |transient: u64| Moment { transient, ..Moment::default() };
+        consider(Worst::Generation, alone(beside.generation), 0);
+        let loading = change.storage.map_or_else(|| loading_bytes(request.model), |s| s.loading_bytes);
+        consider(Worst::Loading, alone(loading.saturating_sub(base + trainable)), 0);
+
+        let (when, moment, moment_bytes) = worst;
+        let workspace = workspace_bytes(params);
+        let mut plan = Plan {
+            base_bytes: base,
+            trainable_bytes: trainable,
+            gradient_bytes: moment.gradients,
+            moment_bytes,
+            activation_bytes: moment.activations,
+            transient_bytes: moment.transient,
+            workspace_bytes: workspace,
+            kept_bytes: beside.base_copy,
+            process_bytes: beside.process + NAME_BYTES * params.len() as u64,
+            worst: when,
+            checkpoint_bytes: checkpoint_bytes(params) * (settings.keep as u64 + 2),
+            rows: size.rows,
+            targets: size.targets,
+            longest: size.longest,
+            batch_size: settings.batch_size as u64,
+            gradient_accumulation: settings.gradient_accumulation as u64,
+            checkpointing,
+            limit_bytes: request.limit.map(|limit| limit.bytes),
+            limit_source: request.limit.map(|limit| limit.source.clone()),
+            disk_free_bytes: request.disk_free,
+            ..Plan::default()
+        };
+        plan.total_bytes = plan.parts().iter().map(|(_, bytes)| bytes).sum();
+        plan.place_trunk_rows(beside.trunk_rows);
+        plan.disk_bytes = plan.disk_parts().iter().map(|(_, bytes)| bytes).sum();
+        Ok(plan)
+    }
+
+    fn training(&self, checkpointing: bool) -> &DryRun {
+        let cell = if checkpointing { &self.checkpointed } else { &self.plain };
+        let model = self.request.model;
+        cell.get_or_init(|| DryRun::of(model.net.as_ref(), &model.params, Purpose::Training { checkpointing }))
+    }
+
+    fn evaluation(&self) -> &DryRun {
+        let model = self.request.model;
+        self.evaluation.get_or_init(|| DryRun::of(model.net.as_ref(), &model.params, Purpose::Evaluation))
+    }
+
+    /// What choosing by gradients takes, one example at a time, where the method does that.
+    fn choosing(&self, objective: &dyn Objective, max_length: Option<usize>) -> Option<Moment> {
+        let weights = self.request.examined;
+        let params = &self.request.model.params;
+        let at_a_time = crate::methods::examined_at_a_time(params, weights);
+        let now = weights.get(..at_a_time).filter(|now| !now.is_empty())?;
+        let (dry_run, beside) = self.choosing.get_or_init(|| self.examine(now));
+        let mut moment = dry_run.worst(evaluated_pass(objective, 1, max_length), 1);
+        moment.transient += beside;
+        Some(moment)
+    }
+
+    /// A pass with these weights trainable, and the bytes of their sums and f32 copies.
+    fn examine(&self, weights: &[ParamId]) -> (DryRun, u64) {
+        let model = self.request.model;
+        let mut params = model.params.clone();
+        params.freeze_all();
+        let mut beside = 0;
+        for &id in weights {
+            let param = params.get_mut(id);
+            param.trainable = true;
+            let values = held_bytes(param.elements()) as u64;
+            let copy = if matches!(param.weight, retune_tensor::Weight::Stored(_)) { values } else { 0 };
+            // The sum; once it is there, scores and places of the largest entries of one weight.
+            beside += values + copy;
+        }
+        let purpose = Purpose::Training { checkpointing: false };
+        (DryRun::of(model.net.as_ref(), &params, purpose), beside)
+    }
+}
+
+impl Plan {
+    /// Rows of a frozen trunk: half of what is left of the memory, the rest in a file.
+    fn place_trunk_rows(&mut self, rows: u64) {
+        let left = self.limit_bytes.map(|limit| limit.saturating_sub(self.total_bytes));
+        let room = left.unwrap_or(UNKNOWN_MEMORY) / 2;
+        self.kept_bytes += rows.min(room);
+        self.total_bytes += rows.min(room);
+        self.trunk_file_bytes = rows - rows.min(room);
+    }
+}
+
+/// Memory that is taken for free where nothing is known.
+const UNKNOWN_MEMORY: u64 = 2 << 30;
+/// Bytes of a parameter beside its values: its name, its shape, its place in lists.
+const NAME_BYTES: u64 = 1024;
+
+/// The bytes of frozen and of trainable weights.
+pub fn weights(params: &Params) -> (u64, u64) {
+    let bytes = |trainable| {
+        let these = params.iter().map(|(_, param)| param).filter(|param| param.trainable == trainable);
+        these.map(|param| param.weight.held_bytes() as u64).sum()
+    };
+    (bytes(false), bytes(true))
+}
+
+/// AdamW's two moments.
+fn moment_bytes(params: &Params) -> u64 {
+    let trainable = params.iter().filter(|(_, param)| param.trainable);
+    trainable.map(|(_, param)| 2 * held_bytes(param.elements()) as u64).sum()
+}
+
+/// A checkpoint: weights and two moments.
+fn checkpoint_bytes(params: &Params) -> u64 {
+    let trainable = params.iter().filter(|(_, param)| param.trainable);
+    trainable.map(|(_, param)| 12 * param.elements() as u64 + NAME_BYTES).sum()
+}
+
+/// The most that is held while the weights are read: those before, and one as it lies in the file and as it is decoded.
+fn loading_bytes(model: &Model) -> u64 {
+    let widest = model.files.source().tensors().iter().filter(|tensor| tensor.numel() > 0);
+    let widest = widest.map(|tensor| tensor.byte_len().div_ceil(tensor.numel())).max().unwrap_or(4);
+    let (mut held, mut most) = (0, 0);
+    for (_, param) in model.params.iter().filter(|(_, param)| !param.adapter) {
+        let (elements, own) = (param.elements() as u64, param.weight.held_bytes() as u64);
+        let raw = widest * elements * if param.transposed { 2 } else { 1 };
+        let decoded = if matches!(param.weight, retune_tensor::Weight::Stored(_)) { 4 * elements } else { 0 };
+        held += own;
+        most = most.max(held + raw + decoded);
+    }
+    most
+}
+
+/// The largest pass of training.
+fn largest_pass(
+    objective: &dyn Objective,
+    settings: &TrainSettings,
+    max_length: Option<usize>,
+) -> Result<PassSize> {
+    let shorter = Shortened { objective, max_length };
+    let (rows, targets) = largest_batch(&shorter, settings)?;
+    let longest = (0..shorter.len()).map(|example| shorter.rows(example)).max().unwrap_or(0);
+    let examples = settings.batch_size.min(shorter.len());
+    Ok(PassSize {
+        rows: rows as u64,
+        targets: targets as u64,
+        examples: examples as u64,
+        longest: longest as u64,
     })
 }
 
-fn evaluation_bytes(profile: &ActivationProfile, eval: &dyn Objective, batch_size: usize) -> u64 {
-    let examples: Vec<usize> = (0..eval.len()).filter(|&e| eval.weight(e) > 0.0).collect();
-    let of_batch = |batch: &[usize]| {
-        let rows: u64 = batch.iter().map(|&e| eval.rows(e) as u64).sum();
-        let targets: u64 = batch.iter().map(|&e| eval.targets(e) as u64).sum();
-        profile.evaluation(rows, targets)
-    };
-    examples.chunks(batch_size.max(1)).map(of_batch).max().unwrap_or(0)
+/// The largest pass of an evaluation, which takes the examples as they come.
+fn evaluated_pass(objective: &dyn Objective, batch_size: usize, max_length: Option<usize>) -> PassSize {
+    let shorter = Shortened { objective, max_length };
+    let examples: Vec<usize> = (0..shorter.len()).filter(|&e| shorter.weight(e) > 0.0).collect();
+    let mut largest = PassSize::default();
+    for batch in examples.chunks(batch_size.max(1)) {
+        let of = |f: &dyn Fn(usize) -> usize| batch.iter().map(|&e| f(e) as u64).sum::<u64>();
+        largest.rows = largest.rows.max(of(&|e| shorter.rows(e)));
+        largest.targets = largest.targets.max(of(&|e| shorter.targets(e)));
+        largest.examples = largest.examples.max(batch.len() as u64);
+        let longest = batch.iter().map(|&e| shorter.rows(e) as u64).max();
+        largest.longest = largest.longest.max(longest.unwrap_or(0));
+    }
+    largest
 }
 
-/// The nearest setting that fits: checkpointing first, then half the batch, a quarter, and so on.
-fn nearest(request: &PlanRequest, now: &Plan, fits: impl Fn(&Plan) -> bool) -> Result<String> {
-    if !now.checkpointing {
-        let with = predict(request, request.settings.batch_size, true)?;
-        if fits(&with) {
-            return Ok(format!(
-                "`checkpointing = \"on\"` needs {} and gives the same result",
-                human(with.total_bytes)
-            ));
-        }
+/// Examples as they would be if they were cut to some length.
+struct Shortened<'a> {
+    objective: &'a dyn Objective,
+    max_length: Option<usize>,
+}
+
+impl Objective for Shortened<'_> {
+    fn len(&self) -> usize {
+        self.objective.len()
     }
-    let mut batch_size = request.settings.batch_size;
-    while batch_size > 1 {
-        batch_size /= 2;
-        for checkpointing in [now.checkpointing, true] {
-            let smaller = predict(request, batch_size, checkpointing)?;
-            if fits(&smaller) {
-                let passes =
-                    request.settings.gradient_accumulation * request.settings.batch_size.div_ceil(batch_size);
-                let also =
-                    if checkpointing == now.checkpointing { "" } else { " and `checkpointing = \"on\"`" };
-                return Ok(format!(
-                    "`batch_size = {batch_size}` with `gradient_accumulation = {passes}`{also} needs {} for the same step",
-                    human(smaller.total_bytes)
-                ));
-            }
-        }
+
+    fn rows(&self, example: usize) -> usize {
+        self.objective.rows(example).min(self.max_length.unwrap_or(usize::MAX))
     }
-    let least = predict(request, 1, true)?;
-    Ok(format!(
-        "even `batch_size = 1` with checkpointing needs {}, of which {} are weights: use a smaller `max_length`, a smaller \
-         storage of the base, or a smaller model",
-        human(least.total_bytes),
-        human(least.base_bytes + least.trainable_bytes)
-    ))
+
+    fn targets(&self, example: usize) -> usize {
+        self.objective.targets(example).min(self.max_length.unwrap_or(usize::MAX))
+    }
+
+    fn weight(&self, example: usize) -> f64 {
+        self.objective.weight(example)
+    }
+
+    fn describe(&self, example: usize) -> String {
+        self.objective.describe(example)
+    }
+
+    fn loss<'p>(
+        &'p self,
+        tape: &retune_tensor::Tape<'p>,
+        batch: &[usize],
+        epoch: u64,
+        denominator: f64,
+    ) -> std::result::Result<retune_tensor::Var, crate::objective::ObjectiveError> {
+        self.objective.loss(tape, batch, epoch, denominator)
+    }
 }
 
 /// Bytes for people: three digits and a binary unit.

@@ -11,6 +11,7 @@ use super::mat::MatRef;
 use super::micro::{Kernels, Tile};
 use super::pack::{Rhs, packed_len};
 use super::parallel::{SharedMut, for_each_task, part};
+use crate::memory;
 
 /// Longest block of the sums.
 const DEPTH_MAX: usize = 640;
@@ -23,6 +24,16 @@ pub(super) fn block_len(k: usize) -> usize {
         _ if k.is_multiple_of(256) => LEN,
         _ => k.div_ceil(k.div_ceil(LEN)).next_multiple_of(64),
     }
+}
+
+/// The most bytes that a thread keeps for packed operands, with weights stored in blocks of so many values.
+pub fn workspace_bytes(block: usize) -> usize {
+    let kernels = Kernels::get();
+    let widest = num_lcm(kernels.nr, block.max(1));
+    let panel = (kernels.panel_bytes * 5 / 4).max(4 * DEPTH_MAX * widest);
+    // Decoded rows on their way: of a few columns, or of whole blocks.
+    let panel_columns = kernels.panel_bytes / 4 / DEPTH_MAX.min(256);
+    panel + 4 * (kernels.lanes * 256).max(panel_columns + 2 * block)
 }
 
 /// Strips of rows up to which a row-major B is read in place.
@@ -62,6 +73,9 @@ pub fn gemm(out: &mut [f32], ldc: usize, m: usize, n: usize, beta: f32, terms: &
         (m - 1) * ldc + n,
         out.len()
     );
+    if memory::is_tracing() {
+        return;
+    }
     let pinned: Vec<_> = terms.iter().map(|(_, rhs)| rhs.pin()).collect();
     let mut blocks = Vec::new();
     for ((lhs, rhs), pinned) in terms.iter().zip(&pinned) {

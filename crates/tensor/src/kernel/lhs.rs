@@ -40,12 +40,6 @@ impl<'a> PackedLhs<'a> {
         PackedLhs { kernels, rows: a.rows(), depth: a.cols(), strips: strips(kernels, a.rows()), source }
     }
 
-    /// Whether a row-major A of this width would be copied: what a memory plan has to count.
-    pub fn copies_rows_of(cols: usize) -> bool {
-        let mr = Kernels::get().mr;
-        !rows_lie_well(mr, cols, cols, mr)
-    }
-
     pub fn rows(&self) -> usize {
         self.rows
     }

@@ -8,7 +8,7 @@ use super::branch::{Branch, LoraDelta, Magnitude};
 use super::plan::{Part, Plan, Tied};
 use super::table::{TableBranch, TableDelta, TiedDelta};
 use crate::methods::values::{Saved, Value};
-use crate::methods::{Cost, clear, param_name};
+use crate::methods::{clear, param_name};
 use crate::models::Model;
 use crate::nn::{Embedding, Linear, Site};
 
@@ -30,7 +30,6 @@ pub(super) struct Applied {
     pub tables: Vec<Saved>,
     /// What is written once more, transposed: a head's share of its table's branch.
     pub transposed: Vec<Saved>,
-    pub cost: Cost,
     /// Parameters of the base itself are trained.
     pub changes_base: bool,
 }
@@ -93,10 +92,6 @@ struct Work<'a> {
 impl Work<'_> {
     fn linear(&mut self, layer: &mut Linear, parts: Vec<(String, Part)>) {
         let AtSite { branches, magnitude, bias } = self.add_all(&layer.path, parts);
-        for branch in &branches {
-            let rank = self.params.get(branch.a).shape.first().copied().unwrap_or(0);
-            self.applied.cost.add(branch, rank, layer, magnitude.is_some());
-        }
         layer.deltas.put(self.slot, Box::new(LoraDelta { branches, magnitude, bias }));
     }
 
@@ -168,18 +163,5 @@ impl Work<'_> {
         self.params.get_mut(id).trainable = false;
         self.applied.starts.push((key.to_string(), id));
         id
-    }
-}
-
-impl Cost {
-    /// A branch keeps `x Aᵀ` of each row, DoRA the product before it is scaled; with dropout its dropped input, the
-    /// recipe's source and its gradient exist while the block runs, for DoRA two more products.
-    fn add(&mut self, branch: &Branch, r: usize, layer: &Linear, dora: bool) {
-        let product = if dora { layer.out_features } else { 0 };
-        self.kept_per_row += r + product;
-        if branch.dropout > 0.0 {
-            self.kept_per_row += product;
-            self.transient_per_row = self.transient_per_row.max(2 * layer.in_features + 2 * product);
-        }
     }
 }

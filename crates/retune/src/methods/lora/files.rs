@@ -51,13 +51,12 @@ pub(in crate::methods) fn load(model: &mut Model, sources: &[Opened], slot: usiz
     let applied = apply(model, plans, slot);
     remember_mergeable(model, slot, SPEC.name, applied.changes_base);
     let config = alone.filter(|_| sources.len() == 1);
-    let (modules, cost) = (applied.modules.clone(), applied.cost);
+    let modules = applied.modules.clone();
     // What was read is written as it came: a moved part of the base is not in it.
     let save = config.map(|config| saver(config, Applied { starts: Vec::new(), ..applied }));
     Ok(Attached {
         modules,
         trainable: trainable_count(model),
-        cost,
         notes: approximate,
         save,
         ..Attached::default()

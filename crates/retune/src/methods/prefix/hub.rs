@@ -33,7 +33,6 @@ pub(in crate::methods) fn load(model: &mut Model, files: &HubAdapter, slot: usiz
     Ok(Attached {
         modules: place(model, slot, read.n, &rows, false),
         trainable: trainable_count(model),
-        cost: shape.cost(),
         save: Some(Box::new(move |model, folder, readme| {
             let mut tensors = Vec::new();
             for part in &saved {

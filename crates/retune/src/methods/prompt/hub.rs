@@ -8,7 +8,7 @@ use retune_tensor::Tensor;
 use super::encoder::{Adder, Encoder};
 use super::{SoftPrompt, check_site, place};
 use crate::error::{Error, Result};
-use crate::methods::{Attached, Cost, adapter, trainable_count};
+use crate::methods::{Attached, adapter, trainable_count};
 use crate::models::Model;
 
 /// Puts a saved prompt into a slot, and the head beside it; both are trainable, so that training may go on.
@@ -36,7 +36,6 @@ pub(in crate::methods) fn load(model: &mut Model, files: &HubAdapter, slot: usiz
         modules: vec!["prompt".into()],
         trainable: trainable_count(model),
         // The virtual tokens are rows, and are counted as such.
-        cost: Cost::default(),
         save: Some(Box::new(move |model, folder, readme| {
             let tensors = vec![adapter::out(&key, model.params.get(table), folder)?];
             adapter::write(model, &config, tensors, held.as_ref(), folder, readme)

@@ -2,7 +2,7 @@
 //!
 //! Some weights at a time are made trainable, so that the sums stay within a limit of memory; each group takes a pass.
 
-use retune_tensor::{Gradients, Params, Tape, Tensor, Weight};
+use retune_tensor::{Gradients, ParamId, Params, Tape, Tensor, Weight};
 
 use super::{Part, largest, pattern};
 use crate::error::{Error, Result};
@@ -26,17 +26,23 @@ pub(super) fn choose(
     let mut rest: Vec<&Part> = parts.iter().filter(|part| part.places.get().is_none()).collect();
     let mut done = Ok(());
     while !rest.is_empty() && done.is_ok() {
-        let mut values = 0;
-        let fits = |part: &&&Part| {
-            values += params.get(part.weight).elements();
-            values <= VALUES_AT_A_TIME
-        };
-        let count = rest.iter().take_while(fits).count().max(1);
+        let weights: Vec<ParamId> = rest.iter().map(|part| part.weight).collect();
+        let count = at_a_time(params, &weights);
         let group: Vec<&Part> = rest.drain(..count).collect();
         done = choose_group(params, objective, &group, &examples);
     }
     trained.into_iter().for_each(|id| params.get_mut(id).trainable = true);
     done
+}
+
+/// How many of some weights go into one pass: their gradients and sums are within the limit, or it is one alone.
+pub(in crate::methods) fn at_a_time(params: &Params, weights: &[ParamId]) -> usize {
+    let mut values = 0;
+    let fits = |weight: &&ParamId| {
+        values += params.get(**weight).elements();
+        values <= VALUES_AT_A_TIME
+    };
+    weights.iter().take_while(fits).count().max(1)
 }
 
 /// One pass for some weights, which are f32 and trainable while it lasts.

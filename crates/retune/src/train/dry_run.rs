@@ -1,0 +1,318 @@
+//! What a pass takes, found by going through it on a few short texts without its products.
+//!
+//! The same code that trains is run four times ([`retune_tensor::memory::trace`]), on texts that differ in one number each:
+//! their rows `T`, the rows that carry loss `S`, the texts `B`. Every buffer's size is `c + t T + s S + b B`, so four runs
+//! tell what any batch takes, buffer by buffer, and when: a method, a model or an op needs no formula of its own.
+
+use retune_tensor::memory::{self, Traced, held_bytes};
+use retune_tensor::ops::linear_cross_entropy::chunk_rows;
+use retune_tensor::ops::{self, LossRows};
+use retune_tensor::{Gradients, Params, Segments, Tape, Tensor, Var, kernel};
+
+use crate::models::{TextInput, TextModel};
+use crate::nn::{Dropouts, Head, Pass};
+use crate::tasks::causal_lm::head_loss;
+
+/// How large a pass is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassSize {
+    /// Rows of all examples, virtual ones of a soft prompt included.
+    pub rows: u64,
+    /// Rows that carry loss.
+    pub targets: u64,
+    pub examples: u64,
+    /// Rows of the longest example.
+    pub longest: u64,
+}
+
+/// What a pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Forward and backward; blocks are computed twice or not.
+    Training { checkpointing: bool },
+    /// Forward alone.
+    Evaluation,
+}
+
+/// What is taken at the worst moment, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// Kept by the forward pass until the backward pass needs it.
+    pub activations: u64,
+    /// Sums of gradients, which stay until the update.
+    pub gradients: u64,
+    /// What is needed for a moment only.
+    pub transient: u64,
+}
+
+impl Moment {
+    pub fn total(&self) -> u64 {
+        self.activations + self.gradients + self.transient
+    }
+}
+
+/// A pass as a function of its size.
+#[derive(Clone, Debug)]
+pub struct DryRun {
+    events: Vec<Event>,
+    /// Width of the logits of a loss in chunks, and the rows of a chunk.
+    logits: (u64, u64),
+    /// Virtual rows of a soft prompt in each example.
+    prompt_rows: u64,
+    /// Keys in front of each example's.
+    prefix_rows: u64,
+    /// Columns of a head.
+    head_dim: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Take(Size),
+    Free(usize),
+    Mark,
+}
+
+/// Elements of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    fixed: i64,
+    per_row: i64,
+    per_target: i64,
+    per_example: i64,
+}
+
+/// What becomes of a buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Activation,
+    Gradient,
+    Transient,
+}
+
+/// The texts of a probe: how many, how long, how many rows with loss.
+#[derive(Clone, Copy)]
+struct Probe {
+    texts: usize,
+    length: usize,
+    targets: usize,
+}
+
+impl Probe {
+    fn rows(self) -> usize {
+        self.texts * self.length
+    }
+}
+
+/// Bytes of a row beside tensors: ids, labels, keys of dropout masks, positions.
+const ROW_BYTES: u64 = 80;
+/// Bytes of a tensor on a tape beside its values: its node, its recipe, its place in lists.
+const NODE_BYTES: u64 = 400;
+/// Queries of a tile of attention.
+const TILE: u64 = 64;
+
+impl DryRun {
+    /// Goes through a pass of a model as it is going to be trained or evaluated.
+    pub fn of(net: &dyn TextModel, params: &Params, purpose: Purpose) -> DryRun {
+        let info = net.info();
+        let (prompt_rows, prefix_rows) = (net.prompt_rows(Some(0)), net.prefix_rows(Some(0)));
+        let most = if info.learned_positions { info.context_length } else { usize::MAX };
+        // Long enough for the paths that long texts take, short enough for any table of positions.
+        let long = most.saturating_sub(prompt_rows + prefix_rows).clamp(1, 16);
+        let first = Probe { texts: 4, length: long.saturating_sub(4).max(1), targets: 16.min(long) };
+        let probes = [
+            first,
+            Probe { length: long, ..first },
+            Probe { targets: first.targets + 8.min(first.rows() - first.targets), ..first },
+            Probe { texts: first.texts + 1, ..first },
+        ];
+        let traces = probes.map(|probe| memory::trace(|| run(net, params, purpose, probe)));
+        let logits = net.language_model().map_or(0, |head| head.linear.out_features);
+        DryRun {
+            events: fit(&probes, &traces),
+            logits: (logits as u64, chunk_rows(logits) as u64),
+            prompt_rows: prompt_rows as u64,
+            prefix_rows: prefix_rows as u64,
+            head_dim: if net.blocks() == 0 { 0 } else { net.attention(0).shape.head_dim as u64 },
+        }
+    }
+
+    /// What a window of so many passes of this size takes at its worst moment.
+    pub fn worst(&self, size: PassSize, passes: usize) -> Moment {
+        let kinds = self.kinds();
+        let mut live = Moment::default();
+        let mut worst = live;
+        let mut taken: Vec<u64> = Vec::new();
+        let mut marks = 0;
+        for event in &self.events {
+            match *event {
+                Event::Take(elements) => {
+                    let bytes = held_bytes(self.elements(elements, size)) as u64;
+                    *live.of(kinds[taken.len()]) += bytes;
+                    taken.push(bytes);
+                    if live.total() > worst.total() {
+                        worst = live;
+                    }
+                }
+                Event::Free(number) => *live.of(kinds[number]) -= taken[number],
+                Event::Mark => marks += 1,
+            }
+            // Two marks a pass; more than two passes repeat the second.
+            if marks == 2 * passes.min(2) {
+                break;
+            }
+        }
+        let nodes = NODE_BYTES * kinds.iter().filter(|kind| **kind == Kind::Activation).count() as u64;
+        worst.transient += self.beside(size) + nodes;
+        worst
+    }
+
+    /// What a pass takes beside tensors: scratch of attention on each thread, lists of rows.
+    fn beside(&self, size: PassSize) -> u64 {
+        let threads = rayon::current_num_threads() as u64;
+        let keys = size.longest + self.prefix_rows;
+        let tile = TILE.min(size.longest);
+        let scratch = 2 * tile * keys + 2 * keys * self.head_dim + TILE * self.head_dim;
+        4 * threads * scratch + size.rows * ROW_BYTES
+    }
+
+    fn elements(&self, size: Size, pass: PassSize) -> usize {
+        let (logits, chunk) = self.logits;
+        // Logits of a loss over a vocabulary exist in chunks.
+        let in_chunks = logits > 0 && size.per_target == logits as i64;
+        let targets = if in_chunks { pass.targets.min(chunk) } else { pass.targets };
+        let rows = pass.rows.saturating_sub(self.prompt_rows * pass.examples);
+        let elements = size.fixed
+            + size.per_row * rows as i64
+            + size.per_target * targets as i64
+            + size.per_example * pass.examples as i64;
+        elements.max(0) as usize
+    }
+
+    /// What becomes of each buffer: gradients are never given back, activations live when a forward pass is done.
+    fn kinds(&self) -> Vec<Kind> {
+        let mut kinds = Vec::new();
+        let mut alive: Vec<usize> = Vec::new();
+        let mut marks = 0;
+        for event in &self.events {
+            match *event {
+                Event::Take(_) => {
+                    alive.push(kinds.len());
+                    kinds.push(Kind::Transient);
+                }
+                Event::Free(number) => alive.retain(|other| *other != number),
+                Event::Mark => {
+                    let kind = if marks % 2 == 0 { Kind::Activation } else { Kind::Gradient };
+                    for &number in &alive {
+                        if kinds[number] != Kind::Gradient {
+                            kinds[number] = kind;
+                        }
+                    }
+                    marks += 1;
+                }
+            }
+        }
+        kinds
+    }
+}
+
+impl Moment {
+    fn of(&mut self, kind: Kind) -> &mut u64 {
+        match kind {
+            Kind::Activation => &mut self.activations,
+            Kind::Gradient => &mut self.gradients,
+            Kind::Transient => &mut self.transient,
+        }
+    }
+}
+
+/// Bytes that each thread keeps for the packed operands of products with these weights.
+pub fn workspace_bytes(params: &Params) -> u64 {
+    let block = params.iter().map(|(_, param)| param.weight.storage().block()).max().unwrap_or(1);
+    (rayon::current_num_threads() * kernel::workspace_bytes(block)) as u64
+}
+
+/// One probe: two passes, so that the second finds the gradients of the first.
+fn run(net: &dyn TextModel, params: &Params, purpose: Purpose, probe: Probe) {
+    let ids = vec![0; probe.rows()];
+    let segments = Segments::from_lengths(&vec![probe.length; probe.texts]);
+    let Purpose::Training { checkpointing } = purpose else {
+        let tape = Tape::inference(params);
+        loss(net, &tape, &ids, &segments, probe.targets, &Pass::default());
+        return;
+    };
+    let mut gradients = Gradients::new();
+    for _ in 0..2 {
+        let tape = Tape::new(params);
+        let examples = (0..probe.texts as u64).collect();
+        let dropout = Some(Dropouts { seed: 0, epoch: 0, examples });
+        let pass = Pass { dropout, checkpoint: checkpointing, ..Pass::default() };
+        let value = loss(net, &tape, &ids, &segments, probe.targets, &pass);
+        memory::mark();
+        tape.backward(&value, Tensor::scalar(1.0), &mut gradients);
+        drop(value);
+        memory::mark();
+    }
+}
+
+/// The loss of some texts, as tasks compute it.
+fn loss<'p>(
+    net: &'p dyn TextModel,
+    tape: &Tape<'p>,
+    ids: &[u32],
+    segments: &Segments,
+    targets: usize,
+    pass: &Pass,
+) -> Var {
+    let hidden = net.hidden(tape, &TextInput::new(ids, segments), pass);
+    let labels = |rows: usize| LossRows {
+        rows: (0..rows).collect(),
+        targets: vec![0; rows],
+        weights: vec![1.0; rows],
+        denominator: 1.0,
+    };
+    match net.head() {
+        Head::LanguageModel(head) => head_loss(tape, head, &hidden, &labels(targets)),
+        Head::Classifier(head) => {
+            let logits = head.forward(tape, &hidden);
+            ops::cross_entropy(tape, &logits, &labels(logits.rows()))
+        }
+        Head::None => hidden.x,
+    }
+}
+
+/// Each buffer's size from what it was in four probes.
+fn fit(probes: &[Probe; 4], traces: &[Vec<Traced>; 4]) -> Vec<Event> {
+    let [first, longer, targets, texts] = traces;
+    let alike = |other: &Vec<Traced>| {
+        let same = |(a, b): (&Traced, &Traced)| match (a, b) {
+            (Traced::Take(_), Traced::Take(_)) => true,
+            (a, b) => a == b,
+        };
+        other.len() == first.len() && first.iter().zip(other).all(same)
+    };
+    let comparable = [longer, targets, texts].into_iter().all(alike);
+    let at = |trace: &[Traced], index: usize| match trace.get(index) {
+        Some(Traced::Take(elements)) => *elements as i64,
+        _ => 0,
+    };
+    let (rows, per_text) = (probes[0].rows() as i64, probes[0].length as i64);
+    let [more_rows, more_targets] =
+        [probes[1].rows() - probes[0].rows(), probes[2].targets - probes[0].targets].map(|n| n as i64);
+    let size = |index: usize, elements: i64| {
+        if !comparable || more_rows == 0 {
+            // The paths differ with the size: all is taken for rows.
+            return Size { fixed: 0, per_row: (elements as u64).div_ceil(rows as u64) as i64, per_target: 0, per_example: 0 };
+        }
+        let slope = |other: &[Traced], by: i64| if by == 0 { 0 } else { (at(other, index) - elements).div_euclid(by) };
+        let (per_row, per_target) = (slope(longer, more_rows), slope(targets, more_targets));
+        let per_example = at(texts, index) - elements - per_row * per_text;
+        let known = per_row * rows + per_target * probes[0].targets as i64 + per_example * probes[0].texts as i64;
+        Size { fixed: elements - known, per_row, per_target, per_example }
+    };
+    let event = |(index, traced): (usize, &Traced)| match *traced {
+        Traced::Take(elements) => Event::Take(size(index, elements as i64)),
+        Traced::Free(number) => Event::Free(number),
+        Traced::Mark => Event::Mark,
+    };
+    first.iter().enumerate().map(event).collect()
+}
