@@ -73,12 +73,21 @@ pub fn questions(path: &Path, count: usize) -> Result<Vec<Question>> {
 }
 
 impl Question {
-    /// The likeliest answer.
-    pub fn answer(&self, model: &Model, language: &Language) -> Result<String> {
-        let prompt = match self.is_chat {
+    fn prompt(&self) -> Prompt<'_> {
+        match self.is_chat {
             true => Prompt::Chat { system: None, user: &self.text },
             false => Prompt::Plain(&self.text),
-        };
+        }
+    }
+
+    /// Tokens of the question and its answer, at most.
+    pub fn rows(&self, language: &Language) -> Result<usize> {
+        Ok(self.prompt().ids(language)?.len() + ANSWER_TOKENS)
+    }
+
+    /// The likeliest answer.
+    pub fn answer(&self, model: &Model, language: &Language) -> Result<String> {
+        let prompt = self.prompt();
         let sampling = Sampling { max_tokens: ANSWER_TOKENS, ..Sampling::default() };
         let generated = run(model, language, &prompt, &sampling, &mut |_| true)?;
         Ok(generated.text.trim().to_owned())

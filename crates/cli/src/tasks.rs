@@ -257,12 +257,14 @@ impl Data {
         }
     }
 
-    /// Where rows of a frozen trunk are kept, if that is worth it: masked words are others in each epoch.
+    /// Whether it is worth it to keep rows of a frozen trunk: masked words are others in each epoch.
+    pub fn is_cached(&self) -> bool {
+        !matches!(self, Data::MaskedLm { .. })
+    }
+
+    /// Where rows of a frozen trunk are kept, if that is worth it.
     pub fn cache(&self, net: &dyn TextModel, params: &Params, limits: Limits) -> Option<TrunkCache> {
-        match self {
-            Data::MaskedLm { .. } => None,
-            _ => TrunkCache::new(net, params, limits),
-        }
+        self.is_cached().then(|| TrunkCache::new(net, params, limits)).flatten()
     }
 
     /// The training rows, as the loop sees them.

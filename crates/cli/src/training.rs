@@ -15,9 +15,10 @@ use retune::run_file::RunFile;
 use retune::tasks::TaskRecord;
 use retune::tasks::trunk_cache::Limits;
 use retune::text::Language;
+use retune::tasks::trunk_cache;
 use retune::train::{
-    self, ActivationProfile, Control, Event, MetricsLog, Outcome, OutcomeEnd, Plan, PlanRequest, RunFolder,
-    Start, TrainSettings, available_memory,
+    self, Beside, Control, Event, MetricsLog, Objective, Outcome, OutcomeEnd, Plan, PlanRequest, Remedy,
+    RunFolder, Start, TrainSettings, available_memory, process_bytes,
 };
 use retune_formats::{atomic, hash};
 
@@ -34,6 +35,8 @@ pub const METRICS: &str = "metrics.jsonl";
 const REPORT: &str = "report.html";
 /// Questions answered before and after.
 const SAMPLE_QUESTIONS: usize = 3;
+/// Changes that `auto` makes one after the other, each to what the plan before it could not know.
+const CHANGES_MAX: usize = 4;
 
 /// A base model with its head, and the rows of a run: what several runs can share.
 pub struct Base {
@@ -101,6 +104,8 @@ pub struct Prepared {
     pub settings: TrainSettings,
     pub attached: methods::Attached,
     pub total: usize,
+    /// What `auto` changed, in words.
+    pub changed: Vec<String>,
 }
 
 /// A run that came to its end.
@@ -111,13 +116,40 @@ pub struct Trained {
 }
 
 impl Prepared {
-    /// Loads model and data and puts the method on.
+    /// Loads model and data and puts the method on. With `auto`, a run that does not fit gets the nearest settings with
+    /// which it does: [`Prepared::changed`].
+    ///
+    /// # Errors
+    /// Besides what is wrong with files and settings: with `auto`, if nothing makes the run fit.
     pub fn new(run: RunFile) -> Result<Prepared> {
         set_threads(run.threads)?;
         // A misspelt method is told before minutes of loading.
         methods::find(&run.method)?;
-        let base = Base::load(&run)?;
-        Prepared::on(base, run)
+        let mut prepared = Prepared::on(Base::load(&run)?, run)?;
+        while prepared.run.auto {
+            let Err(error) = prepared.plan() else { break };
+            let Some(train::Error::DoesNotFit(refusal)) = error.downcast_ref() else { return Err(error) };
+            let Some(remedy) = refusal.remedy.as_ref().filter(|_| prepared.changed.len() < CHANGES_MAX) else {
+                return Err(error);
+            };
+            let changed = format!("auto: {}", refusal.in_words(remedy));
+            prepared = prepared.with(remedy)?;
+            prepared.changed.push(changed);
+        }
+        Ok(prepared)
+    }
+
+    /// The same run with some settings changed; loads again what is another then.
+    fn with(mut self, remedy: &Remedy) -> Result<Prepared> {
+        let (mut run, changed) = (self.run.clone(), std::mem::take(&mut self.changed));
+        remedy.apply(&mut run);
+        if remedy.reloads() {
+            drop(self);
+            let prepared = Prepared::on(Base::load(&run)?, run)?;
+            return Ok(Prepared { changed, ..prepared });
+        }
+        let spec = methods::find(&run.method)?;
+        Ok(Prepared { settings: TrainSettings::from_run_file(&run, spec.default_lr), run, changed, ..self })
     }
 
     /// Puts a run's method on a base that was loaded for it.
@@ -155,6 +187,7 @@ impl Prepared {
             settings,
             attached,
             total,
+            changed: Vec::new(),
         })
     }
 
@@ -175,26 +208,52 @@ impl Prepared {
     /// # Errors
     /// If it cannot fit.
     pub fn plan(&self) -> Result<Plan> {
-        let (mut base_bytes, trainable_bytes) = PlanRequest::weights(&self.model.params);
-        if self.keeps_base {
-            let own = self.model.params.iter().filter(|(_, param)| param.trainable && !param.adapter);
-            base_bytes += own.map(|(_, param)| param.weight.bytes() as u64).sum::<u64>();
-        }
         let net = self.model.net.as_ref();
         let objective = self.data.objective(net, self.run.seed, false, None);
         let eval = self.data.eval(net, None);
+        let retained = self.retain.as_ref().map(|data| data.measured(net));
+        let evaluated: Vec<&dyn Objective> =
+            eval.iter().chain(&retained).map(|objective| objective.as_ref()).collect();
         let limit = available_memory(self.run.memory_limit);
         let request = PlanRequest {
-            base_bytes,
-            trainable_bytes,
-            profile: ActivationProfile::of(&self.model, self.attached.cost),
+            model: &self.model,
+            examined: &self.attached.examined,
             objective: objective.as_ref(),
-            eval: eval.as_deref(),
+            evaluated: &evaluated,
             settings: &self.settings,
             checkpointing: self.run.checkpointing,
+            beside: self.beside(objective.as_ref(), eval.as_deref())?,
+            storages: &[],
             limit: limit.as_ref(),
+            disk_free: free_for(&self.run.out),
         };
         Ok(train::plan::plan(&request)?)
+    }
+
+    /// What the run takes beside the model and its passes.
+    fn beside(&self, objective: &dyn Objective, eval: Option<&dyn Objective>) -> Result<Beside> {
+        let (net, params) = (self.model.net.as_ref(), &self.model.params);
+        let own = params.iter().filter(|(_, param)| param.trainable && !param.adapter);
+        let own: u64 = own.map(|(_, param)| param.weight.bytes() as u64).sum();
+        let generated_rows = match self.questions()? {
+            Samples::Questions(all) => self.generated_rows(&all)?,
+            Samples::Texts(_) => 0,
+        };
+        let lengths = [Some(objective), eval].into_iter().flatten();
+        let lengths = lengths.flat_map(|texts| (0..texts.len()).map(|example| texts.rows(example)));
+        let cached = self.data.is_cached();
+        Ok(Beside {
+            base_copy: if self.keeps_base { own } else { 0 },
+            generated_rows,
+            process: process_bytes(),
+            trunk_rows: if cached { trunk_cache::kept_bytes(net, params, lengths) } else { 0 },
+        })
+    }
+
+    /// Rows of the longest question with its answer.
+    fn generated_rows(&self, questions: &[Question]) -> Result<u64> {
+        let rows = questions.iter().map(|question| question.rows(&self.language));
+        Ok(rows.collect::<Result<Vec<usize>>>()?.into_iter().max().unwrap_or(0) as u64)
     }
 
     /// What the numbers of the run depend on besides the loop's settings.
@@ -539,10 +598,20 @@ fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Rows of a frozen trunk: half of the memory that the plan leaves, then a file beside the run.
+/// Rows of a frozen trunk: the memory that the plan leaves for them, then a file beside the run.
 fn cache_limits(plan: &Plan, out: &Path) -> Limits {
-    let left = plan.limit_bytes.map(|limit| limit.saturating_sub(plan.total_bytes));
-    Limits { memory: left.unwrap_or(2 << 30) / 2, folder: Some(out.to_path_buf()) }
+    Limits { memory: plan.trunk_room_bytes, folder: Some(out.to_path_buf()) }
+}
+
+/// Bytes that a run may write to its folder: what is free on its disk, and what its checkpoints, which make room, have.
+fn free_for(out: &Path) -> Option<u64> {
+    let disk = out.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    let disk = if disk.as_os_str().is_empty() { Path::new(".") } else { disk };
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |file: std::fs::DirEntry| file.metadata().map_or(0, |meta| meta.len());
+    let folders = entries(&out.join("checkpoints"));
+    let own: u64 = folders.flat_map(|folder| entries(&folder.path()).map(size).collect::<Vec<_>>()).sum();
+    Some(atomic::free_space(disk)? + own)
 }
 
 /// Takes the events of a run: into the log, and onto the screen.

@@ -94,6 +94,8 @@ pub struct RunFile {
     /// Bytes; `None`: what the machine has free.
     #[serde(with = "bytes_text")]
     pub memory_limit: Option<u64>,
+    /// Take the nearest settings that fit instead of refusing the run.
+    pub auto: bool,
     pub on_nan: OnNan,
 
     pub quantization: Quantization,
@@ -148,6 +150,7 @@ impl Default for RunFile {
             storage: Storage::AsIs,
             checkpointing: Checkpointing::Auto,
             memory_limit: None,
+            auto: false,
             on_nan: OnNan::Skip,
             quantization: Quantization::default(),
             lora: Lora::default(),

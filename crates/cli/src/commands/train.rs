@@ -46,8 +46,8 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let start = if args.resume { Start::Resume } else { Start::New };
     let mut progress = Progress::new(json);
     let prepared = Prepared::new(run)?;
-    for warning in prepared.data.warnings() {
-        progress.warn(&warning)?;
+    for warning in prepared.data.warnings().iter().chain(&prepared.changed) {
+        progress.warn(warning)?;
     }
     let trained = prepared.train(start, &command_line(), &mut progress, &signals)?;
     if json { Ok(()) } else { print_summary(&trained) }

@@ -201,6 +201,7 @@ pub const KEYS: &[Key] = &[
     key("", "storage", "storage", Kind::Choice(Storage::NAMES), "how the frozen weights lie in memory; nf4 to int8 quantise the blocks' linears", &["dtype", "torch_dtype", "precision", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "quantization_bit"]),
     key("", "checkpointing", "checkpointing", Kind::Choice(&["auto", "on", "off"]), "compute blocks twice to save memory", &["gradient_checkpointing", "grad_checkpoint", "activation_checkpointing"]),
     key("", "memory_limit", "memory-limit", Kind::Size, "refuse a run that would need more; without it, what is free", &["max_memory"]),
+    key("", "auto", "auto", Kind::Switch, "take the nearest settings that fit, instead of refusing the run", &["auto_find_batch_size"]),
     key("", "on_nan", "on-nan", Kind::Choice(&["stop", "skip"]), "a step whose loss or gradient isn't finite: stop, or skip at most three in a row", &[]),
 
     key(QUANTIZATION, "double_quant", "double-quant", Kind::Switch, "of storage nf4, fp4 and int4: quantise the blocks' constants as well", &["bnb_4bit_use_double_quant", "double_quantization", "compress_statistics"]),

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use retune_formats::atomic;
 use retune_formats::scratch::ScratchFile;
-use retune_tensor::memory::held_bytes;
+use retune_tensor::memory::{self, held_bytes};
 use retune_tensor::{Params, Segments, Tape, Tensor, Var};
 
 use crate::models::{TextInput, TextModel};
@@ -46,6 +46,19 @@ pub fn hidden<'p>(
             net.hidden(tape, &packed.input(), pass)
         }
     }
+}
+
+/// Bytes of the rows that a cache would keep of texts with so many rows: for the memory plan.
+pub fn kept_bytes(net: &dyn TextModel, params: &Params, lengths: impl Iterator<Item = usize>) -> u64 {
+    let mut level = None;
+    // Which parameters are met is all that is asked for: products need not be computed.
+    memory::trace(|| level = frozen_level(net, params));
+    let rows = match level {
+        None => return 0,
+        Some(Level::Pooled(_)) => lengths.count(),
+        Some(_) => lengths.sum(),
+    };
+    4 * rows as u64 * net.info().hidden_size as u64
 }
 
 /// Texts laid end to end.

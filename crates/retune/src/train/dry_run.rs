@@ -55,6 +55,7 @@ impl Moment {
 #[derive(Clone, Debug)]
 pub struct DryRun {
     events: Vec<Event>,
+    comparable: bool,
     /// Width of the logits of a loss in chunks, and the rows of a chunk.
     logits: (u64, u64),
     /// Virtual rows of a soft prompt in each example.
@@ -116,9 +117,9 @@ impl DryRun {
         let info = net.info();
         let (prompt_rows, prefix_rows) = (net.prompt_rows(Some(0)), net.prefix_rows(Some(0)));
         let most = if info.learned_positions { info.context_length } else { usize::MAX };
-        // Long enough for the paths that long texts take, short enough for any table of positions.
-        let long = most.saturating_sub(prompt_rows + prefix_rows).clamp(1, 16);
-        let first = Probe { texts: 4, length: long.saturating_sub(4).max(1), targets: 16.min(long) };
+        // Large enough for the paths that large passes take, short enough for any table of positions.
+        let long = most.saturating_sub(prompt_rows + prefix_rows).clamp(1, 12);
+        let first = Probe { texts: 5, length: long.saturating_sub(4).max(1), targets: 16.min(long * 4) };
         let probes = [
             first,
             Probe { length: long, ..first },
@@ -128,12 +129,18 @@ impl DryRun {
         let traces = probes.map(|probe| memory::trace(|| run(net, params, purpose, probe)));
         let logits = net.language_model().map_or(0, |head| head.linear.out_features);
         DryRun {
+            comparable: traces[1..].iter().all(|other| alike(&traces[0], other)),
             events: fit(&probes, &traces),
             logits: (logits as u64, chunk_rows(logits) as u64),
             prompt_rows: prompt_rows as u64,
             prefix_rows: prefix_rows as u64,
             head_dim: if net.blocks() == 0 { 0 } else { net.attention(0).shape.head_dim as u64 },
         }
+    }
+
+    /// Whether all probes took the same path. If not, every buffer is taken to grow with the rows.
+    pub fn is_exact(&self) -> bool {
+        self.comparable
     }
 
     /// What a window of so many passes of this size takes at its worst moment.
@@ -225,6 +232,12 @@ impl Moment {
     }
 }
 
+/// Bytes of all buffers that some work takes.
+pub fn taken_bytes(work: impl FnOnce()) -> u64 {
+    let bytes = |event: &Traced| if let Traced::Take(elements) = event { held_bytes(*elements) as u64 } else { 0 };
+    memory::trace(work).iter().map(bytes).sum()
+}
+
 /// Bytes that each thread keeps for the packed operands of products with these weights.
 pub fn workspace_bytes(params: &Params) -> u64 {
     let block = params.iter().map(|(_, param)| param.weight.storage().block()).max().unwrap_or(1);
@@ -280,17 +293,19 @@ fn loss<'p>(
     }
 }
 
+/// Whether two traces differ in sizes alone.
+fn alike(one: &[Traced], other: &[Traced]) -> bool {
+    let same = |(a, b): (&Traced, &Traced)| match (a, b) {
+        (Traced::Take(_), Traced::Take(_)) => true,
+        (a, b) => a == b,
+    };
+    one.len() == other.len() && one.iter().zip(other).all(same)
+}
+
 /// Each buffer's size from what it was in four probes.
 fn fit(probes: &[Probe; 4], traces: &[Vec<Traced>; 4]) -> Vec<Event> {
     let [first, longer, targets, texts] = traces;
-    let alike = |other: &Vec<Traced>| {
-        let same = |(a, b): (&Traced, &Traced)| match (a, b) {
-            (Traced::Take(_), Traced::Take(_)) => true,
-            (a, b) => a == b,
-        };
-        other.len() == first.len() && first.iter().zip(other).all(same)
-    };
-    let comparable = [longer, targets, texts].into_iter().all(alike);
+    let comparable = [longer, targets, texts].into_iter().all(|other| alike(first, other));
     let at = |trace: &[Traced], index: usize| match trace.get(index) {
         Some(Traced::Take(elements)) => *elements as i64,
         _ => 0,

@@ -1,11 +1,12 @@
-//! How much memory a run may take: the user's limit, the control group's, or what the machine has free.
+//! How much memory a run may take: the user's limit, the control group's, or what the machine has free; and what the
+//! process holds besides tensors, for the limit is the process's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use retune_tensor::memory;
 
-/// Bytes that tensors may take, and who says so.
+/// Bytes that the process may take, and who says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
     pub bytes: u64,
@@ -13,26 +14,52 @@ pub struct MemoryLimit {
     pub source: String,
 }
 
+/// Bytes of a process that nothing is known of: program, libraries, stacks.
+const UNKNOWN_PROCESS: u64 = 32 << 20;
+
+/// Bytes that this process holds besides tensors: the program, its stacks, a tokenizer, examples, and what the allocator
+/// keeps. Measured where the system says (Linux).
+pub fn process_bytes() -> u64 {
+    // Reused buffers that nobody holds now are no part of it.
+    memory::trim();
+    resident_bytes().map_or(UNKNOWN_PROCESS, |resident| resident.saturating_sub(memory::live_bytes() as u64))
+}
+
+/// Bytes of memory that this process holds now.
+fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// The most bytes of memory that this process ever held, where the system says (Linux).
+pub fn peak_resident_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+fn status_bytes(name: &str) -> Option<u64> {
+    kib_of(&fs::read_to_string("/proc/self/status").ok()?, name)
+}
+
 /// The least of `memory_limit` (the user's), the control group's limit and the memory that is free, each counting what
-/// this process's tensors hold already. `None` if nothing is known (other systems than Linux, without a limit given).
+/// this process holds already. `None` if nothing is known (other systems than Linux, without a limit given).
 pub fn available_memory(memory_limit: Option<u64>) -> Option<MemoryLimit> {
-    let live = memory::live_bytes() as u64;
+    let held = resident_bytes().unwrap_or_else(|| memory::live_bytes() as u64);
     let user = memory_limit.map(|bytes| MemoryLimit { bytes, source: "`memory_limit`".into() });
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
+    let meminfo = fs::read_to_string("/proc/meminfo").ok();
+    let machine = meminfo.and_then(|text| kib_of(&text, "MemAvailable:"));
     let machine = machine.map(|free| MemoryLimit {
-        bytes: free.saturating_add(live),
+        bytes: free.saturating_add(held),
         source: "the memory that is free on this machine".into(),
     });
     let group = cgroup_free().map(|free| MemoryLimit {
-        bytes: free.saturating_add(live),
+        bytes: free.saturating_add(held),
         source: "the memory limit of this container or control group".into(),
     });
     [user, group, machine].into_iter().flatten().min_by_key(|limit| limit.bytes)
 }
 
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
-fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// A line of `/proc/meminfo` or `/proc/self/status`, in bytes.
+fn kib_of(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -99,8 +126,8 @@ mod tests {
     #[test]
     fn reads_meminfo() {
         let text = "MemTotal:       100 kB\nMemFree:  1 kB\nMemAvailable:     42 kB\n";
-        assert_eq!(mem_available(text), Some(42 * 1024));
-        assert_eq!(mem_available("MemAvailable: lots"), None);
+        assert_eq!(kib_of(text, "MemAvailable:"), Some(42 * 1024));
+        assert_eq!(kib_of("MemAvailable: lots", "MemAvailable:"), None);
     }
 
     #[test]

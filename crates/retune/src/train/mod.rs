@@ -24,7 +24,7 @@ pub use error::{Error, Result};
 pub(crate) use events::null_is_nan;
 pub use events::{Control, Event, Outcome, OutcomeEnd};
 pub use folder::{RunFolder, Start};
-pub use memory_limit::{MemoryLimit, available_memory};
+pub use memory_limit::{MemoryLimit, available_memory, peak_resident_bytes, process_bytes};
 pub use metrics::MetricsLog;
 pub use optimizer::Optimizer;
 pub use order::{Order, Window, largest_batch};

@@ -9,13 +9,14 @@ use retune_tensor::memory::held_bytes;
 use retune_tensor::{ParamId, Params};
 use serde::{Deserialize, Serialize};
 
-use super::dry_run::{DryRun, Moment, PassSize, Purpose, workspace_bytes};
+use super::dry_run::{DryRun, Moment, PassSize, Purpose, taken_bytes, workspace_bytes};
 use super::error::Result;
 use super::memory_limit::MemoryLimit;
 use super::order::largest_batch;
 use super::remedy::{Remedy, nearest};
 use super::settings::TrainSettings;
 use crate::models::Model;
+use crate::nn::Active;
 use crate::objective::Objective;
 use crate::run_file::Checkpointing;
 
@@ -45,8 +46,8 @@ pub struct PlanRequest<'a> {
 pub struct Beside {
     /// A copy of the base's own values that are trained.
     pub base_copy: u64,
-    /// Keys and values of the texts that are generated before and after.
-    pub generation: u64,
+    /// Rows of the longest text that is generated before and after, its prompt included.
+    pub generated_rows: u64,
     /// The process itself: program, tokenizer, examples.
     pub process: u64,
     /// Rows of a frozen trunk, at most: in memory as far as there is room, else in a file.
@@ -94,6 +95,8 @@ pub struct Plan {
     pub checkpoint_bytes: u64,
     /// Rows of a frozen trunk that lie in a file.
     pub trunk_file_bytes: u64,
+    /// Memory that rows of a frozen trunk may take.
+    pub trunk_room_bytes: u64,
     /// The sum of what is written to the disk.
     pub disk_bytes: u64,
     /// Rows, targets and the longest example of the largest pass.
@@ -280,7 +283,14 @@ impl<'a> Planner<'a> {
             consider(Worst::Choosing, moment, 0);
         }
         let alone = |transient: u64| Moment { transient, ..Moment::default() };
-        consider(Worst::Generation, alone(beside.generation), 0);
+        if beside.generated_rows > 0 {
+            let rows = beside.generated_rows;
+            let size = PassSize { rows, targets: 1, examples: 1, longest: rows };
+            let pass = self.evaluation().worst(size, 1).total();
+            let net = self.request.model.net.as_ref();
+            let cache = taken_bytes(|| drop(net.new_cache(rows as usize, Active::default())));
+            consider(Worst::Generation, alone(cache + pass), 0);
+        }
         let loading = change.storage.map_or_else(|| loading_bytes(request.model), |s| s.loading_bytes);
         consider(Worst::Loading, alone(loading.saturating_sub(base + trainable)), 0);
 
@@ -357,11 +367,19 @@ impl<'a> Planner<'a> {
     }
 }
 
+impl DoesNotFit {
+    /// What a change of settings is for, for people.
+    pub fn in_words(&self, remedy: &Remedy) -> String {
+        format!("{} instead, for {}", remedy.words(), self.plan.refusal())
+    }
+}
+
 impl Plan {
     /// Rows of a frozen trunk: half of what is left of the memory, the rest in a file.
     fn place_trunk_rows(&mut self, rows: u64) {
         let left = self.limit_bytes.map(|limit| limit.saturating_sub(self.total_bytes));
         let room = left.unwrap_or(UNKNOWN_MEMORY) / 2;
+        self.trunk_room_bytes = room;
         self.kept_bytes += rows.min(room);
         self.total_bytes += rows.min(room);
         self.trunk_file_bytes = rows - rows.min(room);

@@ -40,6 +40,11 @@ impl Remedy {
         }
     }
 
+    /// Whether the model or the rows are others then.
+    pub fn reloads(&self) -> bool {
+        self.storage.is_some() || self.max_length.is_some()
+    }
+
     /// The settings as they stand in a run file.
     pub fn words(&self) -> String {
         let mut words = Vec::new();
