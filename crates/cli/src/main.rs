@@ -24,6 +24,7 @@ use args::{Cli, Command};
 fn main() -> ExitCode {
     exit::install_panic_hook();
     exit::survive_file_size_limit();
+    retune_tensor::memory::give_back_large_buffers();
     let cli = match args::parse() {
         Ok(cli) => cli,
         Err(code) => return code,

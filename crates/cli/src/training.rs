@@ -217,7 +217,7 @@ impl Prepared {
         let limit = available_memory(self.run.memory_limit);
         let request = PlanRequest {
             model: &self.model,
-            examined: &self.attached.examined,
+            attached: &self.attached,
             objective: objective.as_ref(),
             evaluated: &evaluated,
             settings: &self.settings,

@@ -147,6 +147,24 @@ fn a_run_that_cannot_fit_is_refused_before_it_starts() {
 }
 
 #[test]
+fn auto_takes_what_fits_and_says_so() {
+    let shop = Workshop::new();
+    let row = serde_json::json!({"prompt": "a", "completion": "and so on ".repeat(60)}).to_string();
+    shop.write("long.jsonl", &format!("{row}\n").repeat(32));
+    let words = "--model model --data long.jsonl --batch 32 --checkpointing off";
+    let total = |plan: &Value| plan["total_bytes"].as_u64().unwrap();
+    let free = total(&shop.retune(&format!("plan {words} --json")).ok().json_lines()[0]);
+    let tight = format!("{words} --memory-limit {}", free * 9 / 10);
+    shop.retune(&format!("plan {tight}")).failed(75, &["needs", "checkpointing = \"on\""]);
+    let plan = &shop.retune(&format!("plan {tight} --auto --json")).ok().json_lines()[0];
+    assert!(total(plan) <= free * 9 / 10 && plan["checkpointing"] == true, "{plan}");
+    assert!(plan["changed"][0].as_str().unwrap().contains("checkpointing"), "{plan}");
+    let said = shop.retune(&format!("train {tight} --auto --steps 1 --out out")).ok().stderr;
+    assert!(said.contains("auto: `checkpointing"), "{said}");
+    assert!(String::from_utf8(shop.read("out/run.toml")).unwrap().contains("checkpointing = \"on\""));
+}
+
+#[test]
 fn a_diverging_run_stops_with_its_own_code() {
     let shop = Workshop::new();
     let ran = shop.retune("train --model model --data train.jsonl --lr 1e4 --max-grad-norm 0 --epochs 200 --on-nan stop --out out");

@@ -103,7 +103,9 @@ pub struct Attached {
     pub save: Option<Save>,
     /// To be called once before the first step, where the method needs the training data to be ready.
     pub prepare: Option<Prepare>,
-    /// Weights of the base whose gradients that looks at, one example after the other: for the memory plan.
+    /// Bytes that the method holds beside parameters and passes.
+    pub beside_bytes: u64,
+    /// Weights of the base whose gradients [`Attached::prepare`] looks at, one example after the other: for the memory plan.
     pub examined: Vec<ParamId>,
 }
 

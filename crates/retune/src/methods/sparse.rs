@@ -142,6 +142,7 @@ pub fn attach(model: &mut Model, settings: &run_file::Sparse, run: &RunFile) -> 
     });
     remember(model, 0, SPEC.name, None);
     let to_choose = parts.clone();
+    let parts_bytes = parts.iter().map(|part| 8 * part.nnz as u64).sum();
     let chosen_by_data = settings.selection == Selection::Fisher;
     let examined =
         if chosen_by_data { parts.iter().map(|part| part.weight).collect() } else { Vec::new() };
@@ -154,6 +155,8 @@ pub fn attach(model: &mut Model, settings: &run_file::Sparse, run: &RunFile) -> 
         save: Some(files::saver(settings, run, r, chosen.config.target_modules, parts, whole)),
         prepare: chosen_by_data.then_some(prepare),
         examined,
+        // Row and column of each entry.
+        beside_bytes: parts_bytes,
         ..Attached::default()
     })
 }

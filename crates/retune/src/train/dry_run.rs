@@ -108,6 +108,8 @@ impl Probe {
 const ROW_BYTES: u64 = 80;
 /// Bytes of a tensor on a tape beside its values: its node, its recipe, its place in lists.
 const NODE_BYTES: u64 = 400;
+/// One part in so many is added for what no list has: small vectors, uneven cuts.
+const MARGIN: u64 = 64;
 /// Queries of a tile of attention.
 const TILE: u64 = 64;
 
@@ -169,7 +171,7 @@ impl DryRun {
             }
         }
         let nodes = NODE_BYTES * kinds.iter().filter(|kind| **kind == Kind::Activation).count() as u64;
-        worst.transient += self.beside(size) + nodes;
+        worst.transient += self.beside(size) + nodes + worst.total() / MARGIN;
         worst
     }
 
@@ -238,10 +240,16 @@ pub fn taken_bytes(work: impl FnOnce()) -> u64 {
     memory::trace(work).iter().map(bytes).sum()
 }
 
-/// Bytes that each thread keeps for the packed operands of products with these weights.
-pub fn workspace_bytes(params: &Params) -> u64 {
+/// Bytes that all threads keep for the packed operands of products with these weights.
+pub fn workspace_bytes(net: &dyn TextModel, params: &Params) -> u64 {
     let block = params.iter().map(|(_, param)| param.weight.storage().block()).max().unwrap_or(1);
-    (rayon::current_num_threads() * kernel::workspace_bytes(block)) as u64
+    let largest = net.linears().into_iter().map(|layer| layer.in_features * layer.out_features).max();
+    let largest = largest.unwrap_or(0);
+    let most = kernel::workspace_bytes(block);
+    // A product for a weight's gradient packs activations; the others pack no more than a weight and its padding.
+    let trains_base = params.iter().any(|(_, param)| param.trainable && !param.adapter);
+    let bytes = if trains_base { most } else { most.min(5 * largest + (64 << 10)) };
+    (rayon::current_num_threads() * bytes) as u64
 }
 
 /// One probe: two passes, so that the second finds the gradients of the first.

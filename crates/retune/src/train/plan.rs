@@ -15,6 +15,7 @@ use super::memory_limit::MemoryLimit;
 use super::order::largest_batch;
 use super::remedy::{Remedy, nearest};
 use super::settings::TrainSettings;
+use crate::methods::Attached;
 use crate::models::Model;
 use crate::nn::Active;
 use crate::objective::Objective;
@@ -25,8 +26,8 @@ use crate::run_file::Checkpointing;
 pub struct PlanRequest<'a> {
     /// The model as it is going to be trained.
     pub model: &'a Model,
-    /// Weights whose gradients are looked at before the first step ([`crate::methods::Attached::examined`]).
-    pub examined: &'a [ParamId],
+    /// Its method.
+    pub attached: &'a Attached,
     pub objective: &'a dyn Objective,
     /// What is evaluated before, while and after it is trained.
     pub evaluated: &'a [&'a dyn Objective],
@@ -79,7 +80,7 @@ pub struct Plan {
     pub activation_bytes: u64,
     /// What is needed for a moment only.
     pub transient_bytes: u64,
-    /// Packed operands of products, on all threads.
+    /// Packed operands of products, on all threads; buffers of files.
     pub workspace_bytes: u64,
     /// Copies of weights, rows of a frozen trunk.
     pub kept_bytes: u64,
@@ -150,7 +151,7 @@ impl Plan {
             ("optimiser's moments", self.moment_bytes),
             ("activations", self.activation_bytes),
             ("at the worst moment", self.transient_bytes),
-            ("work space of threads", self.workspace_bytes),
+            ("work space", self.workspace_bytes),
             ("copies and kept rows", self.kept_bytes),
             ("the process itself", self.process_bytes),
         ]
@@ -295,7 +296,7 @@ impl<'a> Planner<'a> {
         consider(Worst::Loading, alone(loading.saturating_sub(base + trainable)), 0);
 
         let (when, moment, moment_bytes) = worst;
-        let workspace = workspace_bytes(params);
+        let workspace = workspace_bytes(request.model.net.as_ref(), params) + FILE_BYTES;
         let mut plan = Plan {
             base_bytes: base,
             trainable_bytes: trainable,
@@ -304,7 +305,7 @@ impl<'a> Planner<'a> {
             activation_bytes: moment.activations,
             transient_bytes: moment.transient,
             workspace_bytes: workspace,
-            kept_bytes: beside.base_copy,
+            kept_bytes: beside.base_copy + request.attached.beside_bytes,
             process_bytes: beside.process + NAME_BYTES * params.len() as u64,
             worst: when,
             checkpoint_bytes: checkpoint_bytes(params) * (settings.keep as u64 + 2),
@@ -338,7 +339,7 @@ impl<'a> Planner<'a> {
 
     /// What choosing by gradients takes, one example at a time, where the method does that.
     fn choosing(&self, objective: &dyn Objective, max_length: Option<usize>) -> Option<Moment> {
-        let weights = self.request.examined;
+        let weights = &self.request.attached.examined;
         let params = &self.request.model.params;
         let at_a_time = crate::methods::examined_at_a_time(params, weights);
         let now = weights.get(..at_a_time).filter(|now| !now.is_empty())?;
@@ -388,6 +389,8 @@ impl Plan {
 
 /// Memory that is taken for free where nothing is known.
 const UNKNOWN_MEMORY: u64 = 2 << 30;
+/// Bytes of what reads, writes and hashes files.
+const FILE_BYTES: u64 = 768 << 10;
 /// Bytes of a parameter beside its values: its name, its shape, its place in lists.
 const NAME_BYTES: u64 = 1024;
 
