@@ -10,6 +10,7 @@ mod fetch;
 mod loading;
 mod progress;
 mod prompting;
+mod room;
 mod run_flags;
 mod signals;
 mod style;

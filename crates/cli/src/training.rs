@@ -13,9 +13,9 @@ use retune::nn::Head;
 use retune::report::{self, BeforeAfter, OnOff, ReportData, Retained};
 use retune::run_file::RunFile;
 use retune::tasks::TaskRecord;
+use retune::tasks::trunk_cache;
 use retune::tasks::trunk_cache::Limits;
 use retune::text::Language;
-use retune::tasks::trunk_cache;
 use retune::train::{
     self, Beside, Control, Event, MetricsLog, Objective, Outcome, OutcomeEnd, Plan, PlanRequest, Remedy,
     RunFolder, Start, TrainSettings, available_memory, process_bytes,
@@ -26,6 +26,7 @@ use crate::exit::{DIVERGED, Ended, UsageError};
 use crate::loading::{language, set_threads};
 use crate::progress::Progress;
 use crate::prompting::{Question, questions};
+use crate::room;
 use crate::signals::Signals;
 use crate::tasks::{Data, Read, room};
 
@@ -125,11 +126,13 @@ impl Prepared {
         set_threads(run.threads)?;
         // A misspelt method is told before minutes of loading.
         methods::find(&run.method)?;
-        let mut prepared = Prepared::on(Base::load(&run)?, run)?;
+        let (run, changed) = room::for_weights(run)?;
+        let mut prepared = Prepared { changed, ..Prepared::on(Base::load(&run)?, run)? };
         while prepared.run.auto {
             let Err(error) = prepared.plan() else { break };
             let Some(train::Error::DoesNotFit(refusal)) = error.downcast_ref() else { return Err(error) };
-            let Some(remedy) = refusal.remedy.as_ref().filter(|_| prepared.changed.len() < CHANGES_MAX) else {
+            let Some(remedy) = refusal.remedy.as_ref().filter(|_| prepared.changed.len() < CHANGES_MAX)
+            else {
                 return Err(error);
             };
             let changed = format!("auto: {}", refusal.in_words(remedy));
@@ -223,9 +226,9 @@ impl Prepared {
             settings: &self.settings,
             checkpointing: self.run.checkpointing,
             beside: self.beside(objective.as_ref(), eval.as_deref())?,
-            storages: &[],
+            storages: &room::other_storages(&self.model, &self.run)?,
             limit: limit.as_ref(),
-            disk_free: free_for(&self.run.out),
+            disk_free: room::free_for(&self.run.out),
         };
         Ok(train::plan::plan(&request)?)
     }
@@ -601,17 +604,6 @@ fn name_of(path: &Path) -> String {
 /// Rows of a frozen trunk: the memory that the plan leaves for them, then a file beside the run.
 fn cache_limits(plan: &Plan, out: &Path) -> Limits {
     Limits { memory: plan.trunk_room_bytes, folder: Some(out.to_path_buf()) }
-}
-
-/// Bytes that a run may write to its folder: what is free on its disk, and what its checkpoints, which make room, have.
-fn free_for(out: &Path) -> Option<u64> {
-    let disk = out.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
-    let disk = if disk.as_os_str().is_empty() { Path::new(".") } else { disk };
-    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let size = |file: std::fs::DirEntry| file.metadata().map_or(0, |meta| meta.len());
-    let folders = entries(&out.join("checkpoints"));
-    let own: u64 = folders.flat_map(|folder| entries(&folder.path()).map(size).collect::<Vec<_>>()).sum();
-    Some(atomic::free_space(disk)? + own)
 }
 
 /// Takes the events of a run: into the log, and onto the screen.

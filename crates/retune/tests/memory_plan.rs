@@ -10,7 +10,9 @@ use std::path::Path;
 use peak_alloc::PeakAlloc;
 use rayon::ThreadPoolBuilder;
 use retune::methods::{self, Attached};
-use retune::models::{HeadRequest, Model, StorageChoice, TextInput, TextModel, fresh};
+use retune::models::{
+    HeadRequest, LoadOptions, Model, Quantisation, StorageChoice, TextInput, TextModel, fresh,
+};
 use retune::nn::{Dropouts, Head, Pass};
 use retune::run_file::{Architecture, RunFile, Selection};
 use retune::train::dry_run::{DryRun, Purpose};
@@ -170,7 +172,10 @@ impl Case {
             draw.of(&[Architecture::Houlsby, Architecture::Pfeiffer, Architecture::Parallel]);
         run.adapter.dropout = draw.of(&[0.0, 0.1]);
         let trains_base = ["full", "partial", "bitfit"].contains(&method);
-        let quantised = [StorageChoice::F32, StorageChoice::Bf16];
+        let four_bits =
+            |name, double| StorageChoice::Quantised(Quantisation::from_name(name, double).unwrap());
+        let storages =
+            [StorageChoice::F32, StorageChoice::Bf16, four_bits("nf4", true), four_bits("int8", false)];
         let longest = draw.of(&[80, 150, 300]);
         let least = longest / 3;
         Case {
@@ -181,7 +186,7 @@ impl Case {
             heads,
             vocab: draw.of(&[500, 2000, 5003]),
             tied: draw.one_in(2),
-            storage: if trains_base { StorageChoice::F32 } else { draw.of(&quantised) },
+            storage: if trains_base { StorageChoice::F32 } else { draw.of(&storages) },
             run,
             lengths: (0..12).map(|_| least + draw.below(longest - least)).collect(),
             saves: draw.one_in(3),
@@ -223,16 +228,16 @@ impl Case {
 }
 
 /// The plan of a model with its method on; the limit is what a user would give.
-fn planned(
-    case: &Case,
-    model: &Model,
-    attached: &Attached,
-    limit: Option<u64>,
-) -> Result<Plan, Error> {
+fn planned(case: &Case, model: &Model, attached: &Attached, limit: Option<u64>) -> Result<Plan, Error> {
     let texts = case.texts(model.net.as_ref(), false);
     for purpose in [Purpose::Training { checkpointing: false }, Purpose::Evaluation] {
         let dry_run = DryRun::of(model.net.as_ref(), &model.params, purpose);
-        assert!(dry_run.is_exact(), "{} on {} takes another path with another size", case.run.method, case.arch);
+        assert!(
+            dry_run.is_exact(),
+            "{} on {} takes another path with another size",
+            case.run.method,
+            case.arch
+        );
     }
     let limit = limit.map(|bytes| MemoryLimit { bytes, source: "`memory_limit`".into() });
     plan(&PlanRequest {
@@ -257,7 +262,8 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
     memory::reset_peak();
     HEAP.reset_peak_usage();
     let before = HEAP.current_usage();
-    let mut model = Model::load_with(dir.path(), case.storage, &HeadRequest::AsFile).unwrap();
+    let mut model =
+        Model::load_with(dir.path(), LoadOptions::from(case.storage), &HeadRequest::AsFile).unwrap();
     let mut attached = (methods::find(&case.run.method).unwrap().attach)(&mut model, &case.run).unwrap();
     let loaded = HEAP.peak_usage();
     let mut plan = planned(case, &model, &attached, limit);
@@ -277,7 +283,8 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
         prepare(params, &texts).unwrap();
     }
     let out = dir.path().join("out");
-    let folder = case.saves.then(|| RunFolder::open(&out, Start::New, BTreeMap::new(), String::new()).unwrap());
+    let folder =
+        case.saves.then(|| RunFolder::open(&out, Start::New, BTreeMap::new(), String::new()).unwrap());
     let mut go_on = |_| Control::Continue;
     train(params, &texts, Some(&texts), &case.settings(), folder.as_ref(), &mut go_on).unwrap();
     (plan, (HEAP.peak_usage().max(loaded) - before) as u64)

@@ -305,7 +305,11 @@ mod tests {
         });
         use Traced::{Free, Mark, Take};
         assert_eq!(events, [Take(5_000_000), Mark, Take(10), Free(0), Free(1)]);
-        assert!(!is_tracing() && live() < before + 5_000_000 && std::panic::catch_unwind(|| trace(|| panic!())).is_err());
+        assert!(
+            !is_tracing()
+                && live() < before + 5_000_000
+                && std::panic::catch_unwind(|| trace(|| panic!())).is_err()
+        );
         assert!(!is_tracing());
     }
 

@@ -144,8 +144,7 @@ pub fn attach(model: &mut Model, settings: &run_file::Sparse, run: &RunFile) -> 
     let to_choose = parts.clone();
     let parts_bytes = parts.iter().map(|part| 8 * part.nnz as u64).sum();
     let chosen_by_data = settings.selection == Selection::Fisher;
-    let examined =
-        if chosen_by_data { parts.iter().map(|part| part.weight).collect() } else { Vec::new() };
+    let examined = if chosen_by_data { parts.iter().map(|part| part.weight).collect() } else { Vec::new() };
     let examples = settings.fisher_examples as usize;
     let prepare: super::Prepare =
         Box::new(move |params, objective| fisher::choose(params, objective, &to_choose, examples));

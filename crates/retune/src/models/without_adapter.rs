@@ -56,7 +56,6 @@ impl TextModel for WithoutAdapter<'_> {
         self.0.config_json()
     }
 
-
     fn prefix_rows(&self, _slot: Option<usize>) -> usize {
         self.0.prefix_rows(None)
     }

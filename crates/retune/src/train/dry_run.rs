@@ -236,7 +236,8 @@ impl Moment {
 
 /// Bytes of all buffers that some work takes.
 pub fn taken_bytes(work: impl FnOnce()) -> u64 {
-    let bytes = |event: &Traced| if let Traced::Take(elements) = event { held_bytes(*elements) as u64 } else { 0 };
+    let bytes =
+        |event: &Traced| if let Traced::Take(elements) = event { held_bytes(*elements) as u64 } else { 0 };
     memory::trace(work).iter().map(bytes).sum()
 }
 
@@ -324,12 +325,20 @@ fn fit(probes: &[Probe; 4], traces: &[Vec<Traced>; 4]) -> Vec<Event> {
     let size = |index: usize, elements: i64| {
         if !comparable || more_rows == 0 {
             // The paths differ with the size: all is taken for rows.
-            return Size { fixed: 0, per_row: (elements as u64).div_ceil(rows as u64) as i64, per_target: 0, per_example: 0 };
+            return Size {
+                fixed: 0,
+                per_row: (elements as u64).div_ceil(rows as u64) as i64,
+                per_target: 0,
+                per_example: 0,
+            };
         }
-        let slope = |other: &[Traced], by: i64| if by == 0 { 0 } else { (at(other, index) - elements).div_euclid(by) };
+        let slope = |other: &[Traced], by: i64| {
+            if by == 0 { 0 } else { (at(other, index) - elements).div_euclid(by) }
+        };
         let (per_row, per_target) = (slope(longer, more_rows), slope(targets, more_targets));
         let per_example = at(texts, index) - elements - per_row * per_text;
-        let known = per_row * rows + per_target * probes[0].targets as i64 + per_example * probes[0].texts as i64;
+        let known =
+            per_row * rows + per_target * probes[0].targets as i64 + per_example * probes[0].texts as i64;
         Size { fixed: elements - known, per_row, per_target, per_example }
     };
     let event = |(index, traced): (usize, &Traced)| match *traced {

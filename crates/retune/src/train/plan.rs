@@ -182,6 +182,12 @@ impl Plan {
 
     /// What is too large, with both numbers.
     fn refusal(&self) -> String {
+        let limit = human(self.limit_bytes.unwrap_or(0));
+        let source = self.limit_source.as_deref().unwrap_or("the limit");
+        if self.base_bytes == self.total_bytes {
+            let weights = human(self.base_bytes);
+            return format!("the run needs {weights} for the weights alone, but {source} is {limit}");
+        }
         let checkpointing = if self.checkpointing { "with checkpointing" } else { "without checkpointing" };
         if let (false, Some(free)) = (self.fits_disk(), self.disk_free_bytes) {
             return format!(
@@ -192,11 +198,9 @@ impl Plan {
             );
         }
         format!(
-            "the run needs {} (batch_size {}, {checkpointing}), but {} is {}",
+            "the run needs {} (batch_size {}, {checkpointing}), but {source} is {limit}",
             human(self.total_bytes),
             self.batch_size,
-            self.limit_source.as_deref().unwrap_or("the limit"),
-            human(self.limit_bytes.unwrap_or(0))
         )
     }
 }
@@ -329,7 +333,9 @@ impl<'a> Planner<'a> {
     fn training(&self, checkpointing: bool) -> &DryRun {
         let cell = if checkpointing { &self.checkpointed } else { &self.plain };
         let model = self.request.model;
-        cell.get_or_init(|| DryRun::of(model.net.as_ref(), &model.params, Purpose::Training { checkpointing }))
+        cell.get_or_init(|| {
+            DryRun::of(model.net.as_ref(), &model.params, Purpose::Training { checkpointing })
+        })
     }
 
     fn evaluation(&self) -> &DryRun {
@@ -417,15 +423,19 @@ fn checkpoint_bytes(params: &Params) -> u64 {
 
 /// The most that is held while the weights are read: those before, and one as it lies in the file and as it is decoded.
 fn loading_bytes(model: &Model) -> u64 {
+    const STRIP: u64 = 1 << 20;
     let widest = model.files.source().tensors().iter().filter(|tensor| tensor.numel() > 0);
     let widest = widest.map(|tensor| tensor.byte_len().div_ceil(tensor.numel())).max().unwrap_or(4);
     let (mut held, mut most) = (0, 0);
     for (_, param) in model.params.iter().filter(|(_, param)| !param.adapter) {
         let (elements, own) = (param.elements() as u64, param.weight.held_bytes() as u64);
-        let raw = widest * elements * if param.transposed { 2 } else { 1 };
-        let decoded = if matches!(param.weight, retune_tensor::Weight::Stored(_)) { 4 * elements } else { 0 };
         held += own;
-        most = most.max(held + raw + decoded);
+        // What is held in f32 is read in strips; of the others all is there as it lies in the file, and as it is decoded.
+        let beside = match param.weight {
+            retune_tensor::Weight::F32(_) => (4 + widest) * elements.min(STRIP),
+            retune_tensor::Weight::Stored(_) => (4 + widest) * elements,
+        };
+        most = most.max(held + beside);
     }
     most
 }

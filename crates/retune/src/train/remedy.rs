@@ -4,7 +4,7 @@
 use super::error::Result;
 use super::plan::{OtherStorage, Plan, Planner, human};
 use super::settings::TrainSettings;
-use crate::run_file::RunFile;
+use crate::run_file::{RunFile, Storage};
 
 /// Settings to change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,10 +30,14 @@ impl Remedy {
     /// Changes a run file's settings.
     pub fn apply(&self, run: &mut RunFile) {
         if let Some(on) = self.checkpointing {
-            run.checkpointing = if on { crate::run_file::Checkpointing::On } else { crate::run_file::Checkpointing::Off };
+            run.checkpointing =
+                if on { crate::run_file::Checkpointing::On } else { crate::run_file::Checkpointing::Off };
         }
         if let Some((batch_size, passes)) = self.batch {
             (run.batch_size, run.gradient_accumulation) = (batch_size as u32, passes as u32);
+        }
+        if let Some(storage) = self.storage.and_then(|storage| Storage::from_name(storage.name)) {
+            run.storage = storage;
         }
         if let Some(length) = self.max_length {
             run.max_length = length as u32;
@@ -105,7 +109,11 @@ fn candidates(planner: &Planner, now: &Plan) -> Vec<Remedy> {
         .map(|batch| (batch, window / batch))
         .collect();
     for &batch in &smaller {
-        let each = |checkpointing| Remedy { checkpointing: Some(checkpointing), batch: Some(batch), ..Remedy::default() };
+        let each = |checkpointing| Remedy {
+            checkpointing: Some(checkpointing),
+            batch: Some(batch),
+            ..Remedy::default()
+        };
         if !now.checkpointing {
             all.push(each(false));
         }
@@ -134,7 +142,8 @@ fn candidates(planner: &Planner, now: &Plan) -> Vec<Remedy> {
 /// What is to be said where nothing helps.
 fn hopeless(now: &Plan, least: &Plan) -> String {
     if now.limit_bytes.is_none_or(|limit| now.total_bytes <= limit) {
-        return "free some room there, write to another disk (`out`), or keep fewer checkpoints (`keep`)".into();
+        return "free some room there, write to another disk (`out`), or keep fewer checkpoints (`keep`)"
+            .into();
     }
     format!(
         "even `batch_size = 1` with checkpointing needs {}, of which {} are weights: use a smaller `max_length`, a smaller \
