@@ -148,7 +148,7 @@ impl Case {
         // Ten methods and three architectures have no common divisor.
         let arch = ["llama", "gpt2", "bert"][number as usize % 3];
         let heads = draw.of(&[(4, 4), (4, 2), (8, 8), (6, 3)]);
-        let hidden = heads.0 * draw.of(&[40, 48, 64]);
+        let hidden = heads.0 * draw.of(&[48, 64]);
         let mut run = RunFile {
             method: method.into(),
             batch_size: draw.of(&[2, 3, 4, 8]),
@@ -176,15 +176,15 @@ impl Case {
             |name, double| StorageChoice::Quantised(Quantisation::from_name(name, double).unwrap());
         let storages =
             [StorageChoice::F32, StorageChoice::Bf16, four_bits("nf4", true), four_bits("int8", false)];
-        let longest = draw.of(&[80, 150, 300]);
+        let longest = draw.of(&[120, 200, 300]);
         let least = longest / 3;
         Case {
             arch,
             hidden,
             ff: hidden * draw.of(&[2, 3, 4]) - draw.of(&[0, 8]),
-            layers: draw.of(&[2, 3, 5]),
+            layers: draw.of(&[3, 4, 6]),
             heads,
-            vocab: draw.of(&[500, 2000, 5003]),
+            vocab: draw.of(&[1000, 2000, 5003]),
             tied: draw.one_in(2),
             storage: if trains_base { StorageChoice::F32 } else { draw.of(&storages) },
             run,
