@@ -5,6 +5,7 @@
 //!
 //! The only crate of the workspace with `unsafe`: in `kernel`, `storage`, and where attention's tasks share an output.
 
+pub mod grid;
 pub mod kernel;
 pub mod memory;
 pub mod ops;
@@ -15,6 +16,7 @@ pub mod storage;
 pub mod tape;
 pub mod tensor;
 
+pub use grid::{Grid, Window};
 pub use params::{Param, ParamId, Params, Weight};
 pub use segments::Segments;
 pub use tape::{Gradients, Tape, Var, WeightVar};

@@ -9,6 +9,7 @@ pub mod add_scaled;
 pub mod attention;
 pub mod bce_with_logits;
 pub mod concat_segments;
+pub mod conv2d;
 pub mod cross_entropy;
 pub mod dora;
 pub mod dropout;
@@ -43,6 +44,7 @@ pub use add_scaled::{add_scaled, scale};
 pub use attention::{AttentionShape, attention, attention_values};
 pub use bce_with_logits::{BceWeights, bce_with_logits};
 pub use concat_segments::{concat_segments, concat_segments_each};
+pub use conv2d::conv2d;
 pub use cross_entropy::cross_entropy;
 pub use dora::{
     DoraBranch, column_norms_squared, dora_embedding, dora_embedding_norms, dora_linear, dora_norms,

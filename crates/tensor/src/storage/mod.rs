@@ -7,6 +7,7 @@ mod blocks;
 #[cfg(test)]
 mod bnb_fixtures;
 mod code4;
+mod columns;
 mod constants;
 mod dense;
 mod dynamic_map;
@@ -34,6 +35,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 pub use code4::Code4;
+pub use columns::Columns;
 pub use constants::{Constants, NESTED_BLOCKSIZE};
 pub use dynamic_map::dynamic_map;
 pub use four_bit::FourBit;
