@@ -12,6 +12,8 @@ use crate::tensor::Tensor;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     Relu,
+    /// Relu that ends at six.
+    Relu6,
     /// With the exact error function.
     Gelu,
     /// By tanh.
@@ -30,6 +32,7 @@ impl Activation {
     /// The names that [`Activation::parse`] knows.
     pub const NAMES: &'static [&'static str] = &[
         "relu",
+        "relu6",
         "gelu",
         "gelu_orig",
         "gelu_python",
@@ -53,6 +56,7 @@ impl Activation {
     pub fn parse(name: &str) -> Option<Activation> {
         Some(match name.to_ascii_lowercase().as_str() {
             "relu" => Activation::Relu,
+            "relu6" => Activation::Relu6,
             "gelu" | "gelu_orig" | "gelu_python" => Activation::Gelu,
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_accurate" | "gelu_fast" => {
                 Activation::GeluNew
@@ -156,6 +160,7 @@ crate::multiversion! {
     fn forward_chunk(kind: Activation, x: &[f32], y: &mut [f32]) {
         match kind {
             Activation::Relu => map(x, y, |x| leaky(0.0, x)),
+            Activation::Relu6 => map(x, y, |x| x.clamp(0.0, 6.0)),
             Activation::Gelu => map(x, y, gelu),
             Activation::GeluNew => map(x, y, gelu_new),
             Activation::QuickGelu => map(x, y, |x| swish(QUICK, x)),
@@ -171,6 +176,7 @@ crate::multiversion! {
     fn backward_chunk(kind: Activation, x: &[f32], g: &mut [f32]) {
         match kind {
             Activation::Relu => multiply(x, g, |x| leaky_slope(0.0, x)),
+            Activation::Relu6 => multiply(x, g, |x| if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 }),
             Activation::Gelu => multiply(x, g, gelu_slope),
             Activation::GeluNew => multiply(x, g, gelu_new_slope),
             Activation::QuickGelu => multiply(x, g, |x| swish_slope(QUICK, x)),
@@ -211,8 +217,9 @@ mod tests {
     use super::super::gradcheck::{assert_same_on_any_threads, check, random};
     use super::*;
 
-    const ALL: [Activation; 9] = [
+    const ALL: [Activation; 10] = [
         Activation::Relu,
+        Activation::Relu6,
         Activation::Gelu,
         Activation::GeluNew,
         Activation::QuickGelu,

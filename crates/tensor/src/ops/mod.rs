@@ -7,10 +7,13 @@ pub mod add;
 pub mod add_bias;
 pub mod add_scaled;
 pub mod attention;
+pub mod batch_norm;
 pub mod bce_with_logits;
+pub mod concat_columns;
 pub mod concat_segments;
 pub mod conv2d;
 pub mod cross_entropy;
+pub mod depthwise_conv2d;
 pub mod dora;
 pub mod dropout;
 pub mod elementwise;
@@ -19,6 +22,7 @@ pub mod embedding_lora;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod max_pool2d;
 pub mod mse;
 pub mod mul;
 pub mod reshape;
@@ -30,6 +34,7 @@ pub mod select_rows;
 pub mod slice_columns;
 pub mod sparse_delta;
 pub mod swiglu;
+pub mod upsample2d;
 
 #[cfg(test)]
 pub(crate) mod gradcheck;
@@ -42,10 +47,13 @@ pub use add::add;
 pub use add_bias::add_bias;
 pub use add_scaled::{add_scaled, scale};
 pub use attention::{AttentionShape, attention, attention_values};
+pub use batch_norm::{Statistics, batch_norm, batch_norm_frozen};
 pub use bce_with_logits::{BceWeights, bce_with_logits};
+pub use concat_columns::concat_columns;
 pub use concat_segments::{concat_segments, concat_segments_each};
 pub use conv2d::conv2d;
 pub use cross_entropy::cross_entropy;
+pub use depthwise_conv2d::depthwise_conv2d;
 pub use dora::{
     DoraBranch, column_norms_squared, dora_embedding, dora_embedding_norms, dora_linear, dora_norms,
     row_norms_squared,
@@ -56,6 +64,7 @@ pub use embedding_lora::embedding_lora;
 pub use layer_norm::layer_norm;
 pub use linear::{LoraBranch, linear, mat};
 pub use linear_cross_entropy::{LossRows, linear_cross_entropy};
+pub use max_pool2d::max_pool2d;
 pub use mse::mse;
 pub use mul::mul;
 pub use reshape::reshape;
@@ -67,3 +76,4 @@ pub use select_rows::select_rows;
 pub use slice_columns::slice_columns;
 pub use sparse_delta::{PatternError, SparsePattern, sparse_linear_delta};
 pub use swiglu::swiglu;
+pub use upsample2d::upsample2d;
