@@ -28,6 +28,9 @@ TARGETS = {
     "instr": [("speed_ratio", ">=", 3.5), ("peak_rss_mib", "<=", 2560)],
     "storage-bf16": [("time_against_f32", "<=", 1.10), ("base_weights_mb", "<=", 271)],
     "storage-q4_1": [("time_against_f32", "<=", 1.20), ("base_weights_mb", "<=", 97)],
+    "qlora": [("speed_ratio", ">=", 1.3), ("time_against_f32", "<=", 1.15)],
+    "qlora-tinyllama": [("speed_ratio", ">=", 1.35), ("peak_rss_mib", "<=", 2252.8)],
+    "qlora-tinyllama-gc": [("peak_rss_mib", "<=", 1331.2)],
     "generate": [("prompt_tok_s", ">=", 400), ("generate_tok_s", ">=", 100)],
     "first-loss": [("seconds", "<=", 1.0)],
     "help": [("seconds", "<=", 0.05)],
@@ -35,13 +38,13 @@ TARGETS = {
     "bert-full": [("speed_ratio", ">=", 2.2), ("memory_ratio", ">=", 2)],
     "bert-head": [("later_speed_ratio", ">=", 20), ("memory_ratio", ">=", 5)],
 } | {f"bert-{method}": [("speed_ratio", ">=", 2.2), ("memory_ratio", ">=", 5)] for method in ("lora", "bitfit", "adapter", "prompt", "prefix")}
-CASES = ["full4x512", "full4x512-gc", "instr", "storage", "generate", "start", "bert"]
-ALL_CASES = CASES + ["quickstart"]
+CASES = ["full4x512", "full4x512-gc", "instr", "storage", "qlora", "generate", "start", "bert"]
+ALL_CASES = CASES + ["qlora-tinyllama", "quickstart"]
 
 
 def parse():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(ALL_CASES)} (default: all but quickstart, which needs the network)")
+    ap.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(ALL_CASES)} (default: all but qlora-tinyllama, which needs 8 GiB of disk, and quickstart, which needs the network)")
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--steps", type=int, default=5, help="timed steps a round")
     ap.add_argument("--warm", type=int, default=2)
@@ -161,9 +164,9 @@ class Bench:
         a = self.a
         return json_line([self.programs["train"], "--model", self.model, "--steps", a.steps, "--warm", a.warm, "--threads", a.threads, "--json", *arguments], a)
 
-    def peer(self, *arguments):
+    def peer(self, *arguments, method="lora"):
         a = self.a
-        return json_line([a.python, PEER / "bench_llama.py", "lora", "--model", self.model, "--steps", a.steps, "--warm", a.warm,
+        return json_line([a.python, PEER / "bench_llama.py", method, "--model", self.model, "--steps", a.steps, "--warm", a.warm,
                           "--threads", a.threads, "--budget", 600, *arguments], a)
 
     def in_turn(self, what, sides, wait=True):
@@ -222,8 +225,30 @@ class Bench:
                     result["later_speed_ratio"] = round(result["tok_s_real_later_epochs"] / result["peer_tok_s_real"], 1)
             self.results[f"bert-{method}"] = {"figures": result, "runs": runs}
 
+    def qlora(self, model, case, ours, peer, f32):
+        """NF4 with double quantisation on both sides; `f32`: also against our own f32."""
+        self.model, before = "tiny" if self.a.smoke else model, self.model
+        sides = {"retune": lambda: self.ours("--storage", "nf4+dq", "--no-floor", *ours)}
+        if f32:
+            sides["retune-f32"] = lambda: self.ours("--storage", "f32", "--no-floor", *ours)
+        if self.a.python and peer is not None:
+            sides["peft"] = lambda: self.peer(*peer, method="qlora")
+        runs = self.in_turn(case, sides)
+        self.model = before
+        if "retune" not in runs:
+            return
+        keys = ("tok_s_real", "s_per_step_median", "base_weights_mb", "peak_rss_mib", "peak_tensor_mib")
+        result = {key: middle(runs["retune"], key) for key in keys}
+        if "retune-f32" in runs:
+            result["time_against_f32"] = ratio(runs["retune"], runs["retune-f32"], "s_per_step_median")
+        if "peft" in runs:
+            result |= {f"peer_{key}": middle(runs["peft"], key) for key in ("tok_s_real", "s_per_step_median", "peak_rss_mib")}
+            result["speed_ratio"] = ratio(runs["retune"], runs["peft"], "tok_s_real")
+            result["memory_ratio"] = ratio(runs["peft"], runs["retune"], "peak_rss_mib")
+        self.results[case] = {"figures": result, "runs": runs}
+
     def storage(self):
-        storages = ["f32", "bf16", "q4_1", "q4_0", "q8_0"]
+        storages = ["f32", "bf16", "q4_1", "q4_0", "q8_0", "nf4", "nf4+dq", "int8"]
         runs = self.in_turn("storage", {s: lambda s=s: self.ours("--storage", s, "--no-floor") for s in storages})
         for storage, lines in runs.items():
             figures = {key: middle(lines, key) for key in ("tok_s_real", "s_per_step_median", "base_weights_mb", "peak_rss_mib")}
@@ -274,6 +299,12 @@ class Bench:
                 self.training(case, ["--case", "full4x512", "--checkpoint", "--no-floor", *tiny], ["--gc", *tiny])
             elif case == "instr":
                 self.training(case, ["--lengths", LENGTHS], ["--lengths", LENGTHS])
+            elif case == "qlora":
+                self.qlora("smol", case, tiny, tiny, f32=True)
+            elif case == "qlora-tinyllama":
+                shape = ["--bs", 1, *(tiny or ["--seq", 512])]
+                self.qlora("tinyllama", case, shape, shape, f32=False)
+                self.qlora("tinyllama", f"{case}-gc", ["--checkpoint", *shape], None, f32=False)
             else:
                 getattr(self, case)()
 
@@ -320,6 +351,11 @@ def markdown(bench, about):
     if training:
         rows = [[c, r[c]["tok_s_real"], r[c].get("peer_tok_s_real"), r[c].get("speed_ratio"), r[c]["peak_rss_mib"], r[c].get("peer_peak_rss_mib"), r[c].get("step_over_floor")] for c in training]
         parts.append(table(["case", "Retune tok/s", "PEFT tok/s", "ratio", "Retune MiB", "PEFT MiB", "step / floor"], rows))
+    qlora = [c for c in r if c.startswith("qlora")]
+    if qlora:
+        keys = ("tok_s_real", "peer_tok_s_real", "speed_ratio", "time_against_f32", "base_weights_mb", "peak_rss_mib", "peer_peak_rss_mib")
+        head = ["NF4, double quantisation", "Retune tok/s", "PEFT tok/s", "ratio", "time / our f32's", "base weights MB", "Retune MiB", "PEFT MiB"]
+        parts.append(table(head, [[c, *(r[c].get(key) for key in keys)] for c in qlora]))
     bert = [c for c in r if c.startswith("bert-")]
     if bert:
         rows = [[c[5:], r[c]["tok_s_real"], r[c].get("tok_s_real_later_epochs"), r[c].get("peer_tok_s_real"), r[c].get("speed_ratio"), r[c]["peak_rss_mib"],

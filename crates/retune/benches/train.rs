@@ -16,7 +16,7 @@ use common::shapes::Shape;
 use common::{Args, Noise, cpu_seconds, load1, median, resident_mib, round};
 use library::library;
 use retune::methods::lora;
-use retune::models::{Model, StorageChoice, TextInput};
+use retune::models::{Model, Quantisation, StorageChoice, TextInput};
 use retune::nn::Pass;
 use retune_formats::lora_config::{LoraConfig, Modules};
 use retune_tensor::ops::{self, AdamW, LossRows, adamw_step};
@@ -24,12 +24,13 @@ use retune_tensor::{Gradients, ParamId, Segments, Tape, Tensor, kernel, memory};
 use serde_json::{Value, json};
 
 const USAGE: &str = "\
-train [--case full4x512|instr] [--model smol|tinyllama|tiny] [--storage f32|bf16|q4_1|q4_0|q8_0]
+train [--case full4x512|instr] [--model smol|tinyllama|tiny] [--storage f32|bf16|q4_1|q4_0|q8_0|nf4|nf4+dq|fp4|int4|int8]
       [--checkpoint] [--rank 16] [--steps 5] [--warm 2] [--threads 2] [--bs 4] [--seq 512]
       [--lengths FILE] [--base PATH] [--no-floor] [--json]
 
 --lengths FILE  {\"batches\": [[row lengths], ...]}, the first --warm of them not timed
 --base PATH     a model of your own instead of random weights; it is held as the file has it
+nf4 and those after it are quantised while a bf16 folder is loaded; +dq: their constants, too
 --no-floor      do not measure the gemm crate's rate";
 
 const OPTIONS: &[&str] = &[
@@ -58,7 +59,7 @@ fn main() {
     let shape = Shape::find(args.text("model").unwrap_or("smol"));
     let storage = args.text("storage").unwrap_or("f32");
     if args.has("make") {
-        shape.model(storage, &models_folder());
+        shape.model(on_disk(storage), &models_folder());
         return;
     }
     args.threads();
@@ -85,7 +86,18 @@ fn made(shape: &Shape, storage: &str) -> PathBuf {
         .args(["--make", "--model", shape.name, "--storage", storage])
         .status();
     assert!(done.is_ok_and(|s| s.success()), "the model of random weights could not be written");
-    shape.model(storage, &models_folder())
+    shape.model(on_disk(storage), &models_folder())
+}
+
+/// How a storage that is made while loading is quantised.
+fn quantisation(storage: &str) -> Option<Quantisation> {
+    let (name, double) = storage.strip_suffix("+dq").map_or((storage, false), |name| (name, true));
+    Quantisation::from_name(name, double)
+}
+
+/// The storage of the model's file: bf16 for what is quantised while it is loaded, as the peer does.
+fn on_disk(storage: &str) -> &str {
+    if quantisation(storage).is_some() { "bf16" } else { storage }
 }
 
 fn run(args: &Args, shape: &Shape, storage: &str, path: &Path) -> Value {
@@ -100,7 +112,7 @@ fn run(args: &Args, shape: &Shape, storage: &str, path: &Path) -> Value {
         _ if args.has("base") => StorageChoice::AsIs,
         "f32" => StorageChoice::F32,
         "bf16" => StorageChoice::Bf16,
-        _ => StorageChoice::AsIs,
+        _ => quantisation(storage).map_or(StorageChoice::AsIs, StorageChoice::Quantised),
     };
     let mut model = Model::load(path, choice).unwrap_or_else(|e| panic!("{e}"));
     let load_s = start.elapsed().as_secs_f64();
