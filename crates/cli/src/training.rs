@@ -328,6 +328,7 @@ impl Prepared {
         let before = self.answers(&questions)?;
         let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = self;
         let net = net.as_ref();
+        settings.optimizer_budget = plan.optimizer_budget;
         // Only what is ready says what lies below the lowest trained weight: the cache comes after.
         if let Some(prepare) = attached.prepare.take() {
             prepare(params, data.objective(net, run.seed, plan.checkpointing, None).as_ref())?;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::dry_run::{DryRun, Moment, PassSize, Purpose, taken_bytes, workspace_bytes};
 use super::error::Result;
 use super::memory_limit::MemoryLimit;
+use super::optimizer::moments::{self, MomentMemory};
 use super::order::largest_batch;
 use super::remedy::{Remedy, nearest};
 use super::settings::TrainSettings;
@@ -19,7 +20,7 @@ use crate::methods::Attached;
 use crate::models::Model;
 use crate::nn::Active;
 use crate::objective::Objective;
-use crate::run_file::Checkpointing;
+use crate::run_file::{Checkpointing, Optim};
 
 /// What is to be planned.
 #[derive(Clone, Copy)]
@@ -90,6 +91,8 @@ pub struct Plan {
     pub total_bytes: u64,
     /// When that is.
     pub worst: Worst,
+    /// Memory for the optimiser's state, where that is limited ([`TrainSettings::optimizer_budget`]).
+    pub optimizer_budget: Option<u64>,
     /// The optimiser's state that lies in a file.
     pub page_file_bytes: u64,
     /// All checkpoints that exist at a time.
@@ -227,11 +230,15 @@ pub fn plan(request: &PlanRequest) -> Result<Plan> {
         Checkpointing::On => &[true],
         Checkpointing::Off => &[false],
     };
-    let mut last = planner.predict(&Remedy { checkpointing: tried.first().copied(), ..Remedy::default() })?;
+    let with = |checkpointing| Remedy { checkpointing, ..Remedy::default() };
+    let mut last = planner.predict_with(&with(tried.first().copied()), None)?;
     for &checkpointing in &tried[1..] {
         if !last.fits() {
-            last = planner.predict(&Remedy { checkpointing: Some(checkpointing), ..Remedy::default() })?;
+            last = planner.predict_with(&with(Some(checkpointing)), None)?;
         }
+    }
+    if !last.fits() {
+        last = planner.predict(&with(Some(last.checkpointing)))?;
     }
     if last.fits() {
         return Ok(last);
@@ -260,14 +267,28 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The memory with some settings changed.
+    /// The memory with some settings changed; moments go into a file as far as memory has no room for them.
     pub fn predict(&self, change: &Remedy) -> Result<Plan> {
+        let all = self.predict_with(change, None)?;
+        match all.limit_bytes {
+            Some(limit) if all.total_bytes > limit && all.moment_bytes > 0 => {
+                let others = all.total_bytes - all.moment_bytes;
+                self.predict_with(change, Some(limit.saturating_sub(others)))
+            }
+            _ => Ok(all),
+        }
+    }
+
+    /// The memory with some settings changed, and so many bytes of it for moments (`None`: no limit).
+    fn predict_with(&self, change: &Remedy, budget: Option<u64>) -> Result<Plan> {
         let request = self.request;
         let settings = change.settings(request.settings);
         let params = &request.model.params;
         let (frozen, trainable) = weights(params);
         let base = change.storage.map_or(frozen, |storage| storage.base_bytes);
-        let moments = moment_bytes(params);
+        let elements = trained_elements(params);
+        let MomentMemory { resident_bytes: moments, file_bytes } =
+            moments::memory(&elements, settings.optim, budget);
         let beside = request.beside;
 
         let size = largest_pass(request.objective, &settings, change.max_length)?;
@@ -312,7 +333,9 @@ impl<'a> Planner<'a> {
             kept_bytes: beside.base_copy + request.attached.beside_bytes,
             process_bytes: beside.process + NAME_BYTES * params.len() as u64,
             worst: when,
-            checkpoint_bytes: checkpoint_bytes(params) * (settings.keep as u64 + 2),
+            optimizer_budget: budget,
+            page_file_bytes: file_bytes,
+            checkpoint_bytes: checkpoint_bytes(&elements, settings.optim) * (settings.keep as u64 + 2),
             rows: size.rows,
             targets: size.targets,
             longest: size.longest,
@@ -409,16 +432,16 @@ pub fn weights(params: &Params) -> (u64, u64) {
     (bytes(false), bytes(true))
 }
 
-/// AdamW's two moments.
-fn moment_bytes(params: &Params) -> u64 {
-    let trainable = params.iter().filter(|(_, param)| param.trainable);
-    trainable.map(|(_, param)| 2 * held_bytes(param.elements()) as u64).sum()
+/// How many values each trained weight has.
+fn trained_elements(params: &Params) -> Vec<usize> {
+    params.iter().filter(|(_, param)| param.trainable).map(|(_, param)| param.elements()).collect()
 }
 
 /// A checkpoint: weights and two moments.
-fn checkpoint_bytes(params: &Params) -> u64 {
-    let trainable = params.iter().filter(|(_, param)| param.trainable);
-    trainable.map(|(_, param)| 12 * param.elements() as u64 + NAME_BYTES).sum()
+fn checkpoint_bytes(elements: &[usize], optim: Optim) -> u64 {
+    let MomentMemory { resident_bytes, file_bytes } = moments::memory(elements, optim, None);
+    let weights: u64 = elements.iter().map(|&n| 4 * n as u64 + NAME_BYTES).sum();
+    weights + resident_bytes.max(file_bytes)
 }
 
 /// The most that is held while the weights are read: those before, and one as it lies in the file and as it is decoded.
