@@ -525,6 +525,20 @@ mod tests {
     }
 
     #[test]
+    fn values_of_other_programs_are_recognised() {
+        for (theirs, ours) in [
+            ("adamw_torch_fused", "adamw"),
+            ("adamw_bnb_8bit", "adamw_8bit"),
+            ("paged_adamw_32bit", "paged_adamw"),
+            ("paged_adamw_8bits", "paged_adamw_8bit"),
+        ] {
+            let found = messages(&format!("{GOOD}optim = {theirs:?}\n"));
+            assert!(found[0].contains(&format!("did you mean {ours:?}")), "{found:?}");
+        }
+        assert!(messages(&format!("{GOOD}optimizer = \"adamw\"\n"))[0].contains("did you mean \"optim\"?"));
+    }
+
+    #[test]
     fn flags_beat_file_beats_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.toml");
