@@ -625,7 +625,7 @@ fn a_killed_run_ends_in_the_same_bytes() {
             .spawn()
             .unwrap();
         // Late rounds get longer and longer, so that the run ends on any machine.
-        let wait = undisturbed.mul_f64(moments.uniform_f64(round) * (0.3 + 0.1 * round as f64));
+        let wait = undisturbed.mul_f64(moments.uniform_f64(round) * (0.1 + 0.1 * round as f64));
         std::thread::sleep(wait + Duration::from_millis(5));
         if let Some(status) = child.try_wait().unwrap() {
             assert!(status.success());
