@@ -286,7 +286,8 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
     let folder =
         case.saves.then(|| RunFolder::open(&out, Start::New, BTreeMap::new(), String::new()).unwrap());
     let mut go_on = |_| Control::Continue;
-    train(params, &texts, Some(&texts), &case.settings(), folder.as_ref(), &mut go_on).unwrap();
+    let settings = TrainSettings { optimizer_budget: plan.optimizer_budget, ..case.settings() };
+    train(params, &texts, Some(&texts), &settings, folder.as_ref(), &mut go_on).unwrap();
     (plan, (HEAP.peak_usage().max(loaded) - before) as u64)
 }
 
@@ -338,7 +339,8 @@ fn what_does_not_fit_is_refused_and_with_the_remedy_stays_below_the_limit() {
         let (free, _) = apart(|| planned_and_measured(&case, None));
         let limit = free.total_bytes * 99 / 100;
         let (plan, measured) = apart(|| planned_and_measured(&case, Some(limit)));
-        assert!(plan.checkpointing || plan.batch_size < 4, "{number}: {plan:?}");
+        let paged = plan.page_file_bytes > 0;
+        assert!(plan.checkpointing || plan.batch_size < 4 || paged, "{number}: {plan:?}");
         assert!(plan.total_bytes <= limit && measured <= limit, "{number}: {measured} of {plan:?}");
     }
 }

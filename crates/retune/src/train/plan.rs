@@ -273,7 +273,8 @@ impl<'a> Planner<'a> {
         match all.limit_bytes {
             Some(limit) if all.total_bytes > limit && all.moment_bytes > 0 => {
                 let others = all.total_bytes - all.moment_bytes;
-                self.predict_with(change, Some(limit.saturating_sub(others)))
+                let paged = self.predict_with(change, Some(limit.saturating_sub(others)))?;
+                Ok(if paged.total_bytes < all.total_bytes { paged } else { all })
             }
             _ => Ok(all),
         }

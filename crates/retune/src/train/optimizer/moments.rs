@@ -29,7 +29,7 @@ pub struct MomentMemory {
 
 /// What the moments of parameters of so many elements take with `budget` bytes of memory for them (`None`: no limit).
 ///
-/// The least is three pages, whatever the budget.
+/// The least is three pages, whatever the budget; what has no more pages stays in memory, unless `optim` is a paged one.
 pub fn memory(elements: &[usize], optim: Optim, budget: Option<u64>) -> MomentMemory {
     Layout::new(elements, optim, budget, PAGE_BYTES).memory()
 }
@@ -157,7 +157,9 @@ impl Layout {
     /// Chooses the pages that stay in memory, evenly among the others, so that the disk works while these are computed.
     fn place(&mut self, optim: Optim, budget: Option<u64>) {
         let (count, largest) = (self.pages.len(), self.largest());
-        let fits = !optim.is_paged() && budget.is_none_or(|budget| self.bytes() <= budget);
+        // A file for no more pages than move would save nothing.
+        let fits = budget.is_none_or(|budget| self.bytes() <= budget) || count <= MOVING;
+        let fits = fits && !optim.is_paged();
         self.moving = if fits { 0 } else { MOVING.min(count) };
         let room = budget.unwrap_or(0).saturating_sub(self.moving as u64 * largest);
         let resident = match fits {
@@ -276,6 +278,8 @@ mod tests {
         assert!(of(Optim::Adamw8bit, None).resident_bytes < total / 3);
         let small = memory(&[100], Optim::PagedAdamw, None);
         assert_eq!(small, MomentMemory { resident_bytes: 800, file_bytes: 800 });
+        let kept = memory(&[100], Optim::Adamw, Some(0));
+        assert_eq!(kept, MomentMemory { resident_bytes: 800, file_bytes: 0 });
         assert_eq!(memory(&[], Optim::PagedAdamw8bit, Some(0)), MomentMemory::default());
     }
 }
