@@ -65,6 +65,9 @@ pub fn code_of(error: &anyhow::Error) -> u8 {
         if matches!(cause.downcast_ref(), Some(retune::Error::Method(_))) {
             return USAGE;
         }
+        if matches!(cause.downcast_ref(), Some(retune::Error::Weights(_))) {
+            return INPUT_OUTPUT;
+        }
         if let Some(error) = cause.downcast_ref::<retune_formats::Error>() {
             return if error.is_io() { INPUT_OUTPUT } else { BAD_INPUT };
         }
@@ -80,6 +83,7 @@ fn code_of_training(error: &train::Error) -> Option<u8> {
     match error {
         train::Error::DoesNotFit(_) => Some(NO_MEMORY),
         train::Error::File(_) => None,
+        train::Error::Weights(_) => Some(INPUT_OUTPUT),
         train::Error::Checkpoint { .. } | train::Error::NoWholeCheckpoint { .. } => Some(BAD_INPUT),
         _ => Some(USAGE),
     }

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use retune::base;
 use retune::methods;
 use retune::models::{HeadRequest, LoadOptions, Model, ModelFiles, Snapshot};
-use retune::run_file::{Quantization, RunFile, Storage, TrainOn};
+use retune::run_file::{Quantization, RunFile, Storage, TrainOn, Weights};
 use retune::tasks::TaskRecord;
 use retune::tasks::causal_lm::{Dataset, Options};
 use retune::text::Language;
@@ -22,14 +22,15 @@ pub struct ModelArgs {
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
 
-    /// An adapter: a folder of PEFT, AdapterHub, mlx-lm or our own, or a LoRA for llama.cpp; as often as you like: --weights add several up; without them `eval` tells of each, `predict` and
+    /// An adapter: a folder of PEFT, AdapterHub, mlx-lm or our own, or a LoRA for llama.cpp; as often as you like: --adapter-weights
+    /// add several up; without them `eval` tells of each, `predict` and
     /// `generate --data` take the one that a row names, and other commands the last
     #[arg(long, value_name = "PATH")]
     pub adapter: Vec<PathBuf>,
 
     /// One weight for each --adapter, such as 0.7,0.3: the adapters are added up
     #[arg(long, value_name = "W,...", value_delimiter = ',', requires = "adapter")]
-    pub weights: Vec<f32>,
+    pub adapter_weights: Vec<f32>,
 
     /// Use an adapter on another base than the one it was made for
     #[arg(long, requires = "adapter")]
@@ -54,6 +55,11 @@ pub struct MachineArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub keep_modules: Vec<String>,
 
+    /// Where the weights of the blocks lie: streamed reads them from their file when they are needed, for models that are
+    /// larger than the memory
+    #[arg(long, value_name = "memory|streamed", default_value = "memory", value_parser = weights)]
+    pub weights: Weights,
+
     /// Worker threads; without it, one for each core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
@@ -75,7 +81,22 @@ impl MachineArgs {
             let what = "--double-quant and --keep-modules are for --storage nf4, fp4, int4 and int8";
             return Err(UsageError(format!("{what}, not {}", self.storage)).into());
         }
-        Ok(RunFile { storage, quantization, ..RunFile::default() }.load_options())
+        Ok(RunFile { storage, quantization, weights: self.weights, ..RunFile::default() }.load_options())
+    }
+}
+
+fn weights(text: &str) -> Result<Weights, String> {
+    match text {
+        "memory" => Ok(Weights::Memory),
+        "streamed" => Ok(Weights::Streamed),
+        _ => Err("one of memory, streamed; what adapters are added up with is --adapter-weights".into()),
+    }
+}
+
+/// Says what was read of weights that stayed in their file, once all is done.
+pub fn tell_streamed(model: &Model, json: bool) {
+    if let Some(pager) = model.pager.as_ref().filter(|_| !json) {
+        eprintln!("streamed weights: {}", pager.stats());
     }
 }
 
@@ -141,12 +162,12 @@ impl ModelArgs {
     }
 
     /// Calls `each` with the model and what it is for: once for each `--adapter`, which are switched over one base that is
-    /// loaded once as long as they share a head; once alone without them, or with all of them where --weights add them up.
+    /// loaded once as long as they share a head; once alone without them, or with all of them where --adapter-weights add them up.
     pub fn one_by_one(
         &self,
         mut each: impl FnMut(Option<&Path>, &Model, Option<&TaskRecord>) -> Result<()>,
     ) -> Result<()> {
-        if self.adapter.len() < 2 || !self.weights.is_empty() {
+        if self.adapter.len() < 2 || !self.adapter_weights.is_empty() {
             let (model, record) = self.load_with_task()?;
             return each(self.adapter.first().map(PathBuf::as_path), &model, record.as_ref());
         }
@@ -230,24 +251,24 @@ impl ModelArgs {
 
     /// The adapters that count, each with its weight.
     pub fn sources(&self) -> Result<Vec<methods::Source>> {
-        if self.weights.is_empty() {
+        if self.adapter_weights.is_empty() {
             let last = self.adapter.last();
             return Ok(last
                 .map(|path| methods::Source { path: path.clone(), weight: 1.0 })
                 .into_iter()
                 .collect());
         }
-        if self.weights.len() != self.adapter.len() {
-            let (weights, adapters) = (self.weights.len(), self.adapter.len());
+        if self.adapter_weights.len() != self.adapter.len() {
+            let (weights, adapters) = (self.adapter_weights.len(), self.adapter.len());
             return Err(UsageError(format!(
-                "{weights} --weights for {adapters} adapters: give one for each"
+                "{weights} --adapter-weights for {adapters} adapters: give one for each"
             ))
             .into());
         }
-        if let Some(odd) = self.weights.iter().find(|w| !w.is_finite()) {
-            return Err(UsageError(format!("--weights: {odd} is not a finite number")).into());
+        if let Some(odd) = self.adapter_weights.iter().find(|w| !w.is_finite()) {
+            return Err(UsageError(format!("--adapter-weights: {odd} is not a finite number")).into());
         }
-        let pairs = self.adapter.iter().zip(&self.weights);
+        let pairs = self.adapter.iter().zip(&self.adapter_weights);
         Ok(pairs.map(|(path, weight)| methods::Source { path: path.clone(), weight: *weight }).collect())
     }
 }

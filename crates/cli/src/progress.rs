@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use retune::models::streamed::Stats;
 use retune::report::Retained;
 use retune::train::Event;
 
@@ -113,6 +114,22 @@ impl Progress {
             writeln!(stdout(), "{line}")?;
         }
         Ok(())
+    }
+
+    /// Says what was read of weights that stayed in their file.
+    ///
+    /// # Errors
+    /// If stdout is closed or full.
+    pub fn streamed(&mut self, stats: &Stats) -> Result<()> {
+        if matches!(self, Progress::Json) {
+            let line = serde_json::json!({
+                "event": "streamed", "resident_bytes": stats.resident_bytes, "total_bytes": stats.total_bytes,
+                "reads": stats.reads, "read_bytes": stats.read_bytes, "waited_s": stats.waited.as_secs_f64(),
+            });
+            writeln!(stdout(), "{line}")?;
+            return Ok(());
+        }
+        self.note(&format!("streamed weights: {stats}"))
     }
 
     /// Takes the bar away, so that results can be printed below.

@@ -1,12 +1,13 @@
 //! What a run may take of this machine, before its weights are read and its plan is made.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
 use retune::methods::{self, matrix};
-use retune::models::quantised::{Quantisation, Quantised};
+use retune::models::quantised::{Quantisation, Quantised, layer_of_name};
 use retune::models::{Model, ModelFiles, StorageChoice, spec_of};
-use retune::run_file::RunFile;
+use retune::run_file::{RunFile, Weights};
 use retune::train::plan::{DoesNotFit, human};
 use retune::train::{self, OtherStorage, Plan, Remedy, available_memory};
 use retune_formats::atomic;
@@ -53,7 +54,8 @@ pub fn other_storages(model: &Model, run: &RunFile) -> Result<Vec<OtherStorage>>
 fn may_be_quantised(files: &ModelFiles, run: &RunFile) -> Result<bool> {
     let method = methods::find(&run.method)?;
     let fits = matrix::fit(method, spec_of(files)?, matrix::Held::Quantised);
-    Ok(!matches!(fits, matrix::Fit::No(_)) && !run.storage.is_quantised())
+    let streamed = run.weights == Weights::Streamed;
+    Ok(!matches!(fits, matrix::Fit::No(_)) && !run.storage.is_quantised() && !streamed)
 }
 
 /// Refuses a base that cannot fit, before it is read; with `auto`, takes the storage with which it may, and says so.
@@ -63,14 +65,15 @@ fn may_be_quantised(files: &ModelFiles, run: &RunFile) -> Result<bool> {
 pub fn for_weights(mut run: RunFile) -> Result<(RunFile, Vec<String>)> {
     let Some(limit) = available_memory(run.memory_limit) else { return Ok((run, vec![])) };
     let files = ModelFiles::open(&crate::embedded::resolve(&run.model)?)?;
-    let least = least_bytes(&files, run.load_options().storage);
+    let streamed = run.weights == Weights::Streamed;
+    let least = least_bytes(&files, run.load_options().storage, streamed);
     if least <= limit.bytes {
         return Ok((run, vec![]));
     }
     let smallest =
         Quantisation::from_name(SMALLEST, run.quantization.double_quant).map(StorageChoice::Quantised);
     let quantised = match smallest {
-        Some(smallest) if may_be_quantised(&files, &run)? => least_bytes(&files, smallest),
+        Some(smallest) if may_be_quantised(&files, &run)? => least_bytes(&files, smallest, false),
         _ => least,
     };
     let storage = OtherStorage { name: SMALLEST, base_bytes: quantised, loading_bytes: quantised };
@@ -98,13 +101,21 @@ pub fn for_weights(mut run: RunFile) -> Result<(RunFile, Vec<String>)> {
     Ok((run, vec![changed]))
 }
 
-/// The least that the weights of some files take in a storage.
-fn least_bytes(files: &ModelFiles, storage: StorageChoice) -> u64 {
+/// The least that the weights of some files take in a storage; of streamed ones two blocks are in memory at a time.
+fn least_bytes(files: &ModelFiles, storage: StorageChoice, streamed: bool) -> u64 {
     let of = |tensor: &retune_formats::TensorInfo| match storage {
         StorageChoice::F32 => 4 * tensor.numel(),
         StorageChoice::Bf16 => 2 * tensor.numel(),
         StorageChoice::AsIs => tensor.byte_len(),
         StorageChoice::Quantised(_) => (tensor.numel() / 2).min(tensor.byte_len()),
     };
-    files.source().tensors().iter().map(of).sum()
+    let (mut all, mut blocks) = (0, BTreeMap::new());
+    for tensor in files.source().tensors() {
+        match layer_of_name(&tensor.name).filter(|_| streamed) {
+            Some(layer) => *blocks.entry(layer).or_insert(0) += of(tensor),
+            None => all += of(tensor),
+        }
+    }
+    let (blocks, largest): (u64, u64) = (blocks.values().sum(), blocks.values().copied().max().unwrap_or(0));
+    all + blocks.min(2 * largest)
 }

@@ -80,7 +80,9 @@ fn heading(key: &Key) -> &'static str {
         (_, "metric" | "early_stopping_patience" | "keep_last" | "eval_every" | "save_every" | "keep") => {
             "Along the way"
         }
-        (_, "threads" | "storage" | "checkpointing" | "memory_limit" | "auto" | "on_nan") => "Machine",
+        (_, "threads" | "storage" | "weights" | "checkpointing" | "memory_limit" | "auto" | "on_nan") => {
+            "Machine"
+        }
         _ => "Training",
     }
 }

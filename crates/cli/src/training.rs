@@ -230,7 +230,11 @@ impl Prepared {
             limit: limit.as_ref(),
             disk_free: room::free_for(&self.run.out),
         };
-        Ok(train::plan::plan(&request)?)
+        let plan = train::plan::plan(&request)?;
+        if let Some(pager) = &self.model.pager {
+            pager.set_budget(Some(plan.streamed_bytes));
+        }
+        Ok(plan)
     }
 
     /// What the run takes beside the model and its passes.
@@ -352,6 +356,9 @@ impl Prepared {
         let failure = sink.failure.take();
         progress.finish();
         drop((objective, eval));
+        if let Some(pager) = &self.model.pager {
+            progress.streamed(&pager.stats())?;
+        }
         let outcome = outcome?;
         failure.map_or(Ok(()), Err)?;
         if outcome.end != OutcomeEnd::Finished {

@@ -15,7 +15,7 @@ fn adapters_become_one_folder() {
         retune(&[&flags[..], how].concat())
     };
     merge(&["--combine", "ties"]).failed(65, &["density"]);
-    let done = merge(&["--combine", "ties", "--density", "0.5", "--weights", "0.7,-0.3"]).ok();
+    let done = merge(&["--combine", "ties", "--density", "0.5", "--adapter-weights", "0.7,-0.3"]).ok();
     assert!(done.stdout.contains("2 adapters by ties: rank 4, 2 modules"), "{}", done.stdout);
     assert!(out.join("adapter_model.safetensors").is_file());
     merge(&["--combine", "cat"]).failed(65, &["--overwrite"]);

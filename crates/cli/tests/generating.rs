@@ -35,7 +35,7 @@ fn an_adapter_changes_the_answer_and_the_text_streams() {
     assert_ne!(answer("").last().unwrap()["text"], "Hello there.");
     // Of several adapters the last counts, unless weights are given.
     assert_eq!(answer("--adapter absent-but-unused --adapter out").last().unwrap()["text"], "Hello there.");
-    assert_ne!(answer("--adapter out --weights 0").last().unwrap()["text"], "Hello there.");
+    assert_ne!(answer("--adapter out --adapter-weights 0").last().unwrap()["text"], "Hello there.");
 
     let mut plain = shop.command(&format!("{GENERATE} --adapter out --chat --stop there"));
     assert_eq!(ran(plain.args(["--prompt", "Say hello 3"]).output().unwrap()).ok().stdout, "Hello \n");
@@ -97,8 +97,8 @@ fn wrong_settings_are_refused() {
     shop.retune(&format!("{GENERATE} --prompt a --temperature -1")).failed(2, &["temperature"]);
     shop.retune(&format!("{GENERATE} --prompt a --top-p 0")).failed(2, &["top_p"]);
     shop.retune(&format!("{GENERATE} --prompt a --system b")).failed(2, &["--chat"]);
-    shop.retune(&format!("{GENERATE} --prompt a --weights 1")).failed(2, &["--adapter"]);
-    shop.retune(&format!("{GENERATE} --prompt a --adapter x --adapter y --weights 1"))
+    shop.retune(&format!("{GENERATE} --prompt a --adapter-weights 1")).failed(2, &["--adapter"]);
+    shop.retune(&format!("{GENERATE} --prompt a --adapter x --adapter y --adapter-weights 1"))
         .failed(2, &["one for each"]);
     shop.retune(&format!("{GENERATE} --prompt a --max-token 3")).failed(2, &["did you mean --max-tokens?"]);
     shop.retune(&format!("{GENERATE} --prompt a --adapter train.jsonl")).failed(65, &["train.jsonl"]);

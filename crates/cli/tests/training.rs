@@ -40,9 +40,9 @@ fn training_learns_and_writes_the_folder() {
     assert!((loss("") - evals[0]).abs() < 1e-5);
     assert!((loss("--adapter out") - evals[4]).abs() < 1e-5);
     // Half an adapter lies between; twice half of it is the whole.
-    let half = loss("--adapter out --weights 0.5");
+    let half = loss("--adapter out --adapter-weights 0.5");
     assert!(half < evals[0] && half > evals[4], "{half}");
-    assert!((loss("--adapter out --adapter out --weights 0.5,0.5") - evals[4]).abs() < 1e-4);
+    assert!((loss("--adapter out --adapter out --adapter-weights 0.5,0.5") - evals[4]).abs() < 1e-4);
 }
 
 #[test]

@@ -24,6 +24,9 @@ pub enum Error {
     /// A setting of the method cannot be used on this model.
     #[error("{0}")]
     Method(String),
+    /// Values of weights could not be had any more: what was computed with them is worth nothing.
+    #[error("{0}")]
+    Weights(String),
     /// Input ids or rows that the model cannot take.
     #[error("{0}")]
     Input(String),

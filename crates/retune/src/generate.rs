@@ -138,7 +138,9 @@ fn logits_of(model: &Model, last: Tensor, active: Active) -> Result<Tensor> {
     let tape = Tape::inference(&model.params);
     let pass = Pass { active, ..Pass::default() };
     let rows = Rows::new(Segments::from_lengths(&vec![1; last.rows()]), &pass);
-    Ok(language_model(model.net.as_ref())?.forward(&tape, &rows, &Var::constant(last)).value().clone())
+    let logits = language_model(model.net.as_ref())?.forward(&tape, &rows, &Var::constant(last));
+    model.check_weights()?;
+    Ok(logits.value().clone())
 }
 
 /// One text while it is generated.

@@ -90,6 +90,7 @@ pub struct RunFile {
     /// `None`: one for each core.
     pub threads: Option<u32>,
     pub storage: Storage,
+    pub weights: Weights,
     pub checkpointing: Checkpointing,
     /// Bytes; `None`: what the machine has free.
     #[serde(with = "bytes_text")]
@@ -148,6 +149,7 @@ impl Default for RunFile {
             keep: 2,
             threads: None,
             storage: Storage::AsIs,
+            weights: Weights::Memory,
             checkpointing: Checkpointing::Auto,
             memory_limit: None,
             auto: false,
@@ -176,7 +178,8 @@ impl RunFile {
             quantised => Quantisation::from_name(quantised.name(), *double_quant)
                 .map_or(StorageChoice::AsIs, StorageChoice::Quantised),
         };
-        LoadOptions { storage, keep_modules: keep_modules.clone() }
+        let streamed = self.weights == Weights::Streamed;
+        LoadOptions { storage, streamed, keep_modules: keep_modules.clone() }
     }
 
     /// The learning rate to train with: the one given, or the method's own default.
@@ -460,6 +463,21 @@ impl Storage {
     pub fn is_quantised(self) -> bool {
         !matches!(self, Storage::F32 | Storage::Bf16 | Storage::AsIs)
     }
+}
+
+/// Where the frozen weights of the blocks' linears lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weights {
+    #[default]
+    Memory,
+    /// In their file: they are read when they are needed.
+    Streamed,
+}
+
+impl Weights {
+    /// As they are written.
+    pub const NAMES: &[&str] = &["memory", "streamed"];
 }
 
 /// Settings of the storages that quantise: table `quantization`.

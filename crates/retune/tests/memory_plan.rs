@@ -215,7 +215,7 @@ impl Case {
     }
 
     fn write(&self, folder: &Path) {
-        fresh::write_folder(Path::new("config.json"), &self.config(), 1, &[], folder).unwrap();
+        fresh::write_folder(Path::new("config.json"), &self.config(), 1, None, &[], folder).unwrap();
     }
 
     fn settings(&self) -> TrainSettings {

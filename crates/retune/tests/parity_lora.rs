@@ -218,7 +218,8 @@ fn the_real_minilm() {
 fn tiny(config: Value, head: &HeadRequest) -> (tempfile::TempDir, Model) {
     let out = tempfile::tempdir().expect("folder");
     let folder = out.path().join("model");
-    fresh::write_folder(Path::new("config.json"), &config, 3, &[], &folder).unwrap_or_else(|e| panic!("{e}"));
+    fresh::write_folder(Path::new("config.json"), &config, 3, None, &[], &folder)
+        .unwrap_or_else(|e| panic!("{e}"));
     let model = open_model(&folder, head);
     (out, model)
 }

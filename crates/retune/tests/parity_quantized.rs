@@ -190,6 +190,7 @@ fn modules_that_are_kept_stay_as_they_are() {
     let options = |keep: &[&str]| LoadOptions {
         storage: quantised("nf4", false),
         keep_modules: keep.iter().map(|k| k.to_string()).collect(),
+        ..LoadOptions::default()
     };
     let path = folder("llama_base_full");
     let model = Model::load(&path, options(&["down_proj", "model.layers.1.self_attn"])).expect("model");

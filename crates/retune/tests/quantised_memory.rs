@@ -14,7 +14,7 @@ fn loading_takes_the_quantised_model_and_one_tensor() {
     });
     let folder = tempfile::tempdir().expect("folder");
     let dir = folder.path().join("model");
-    fresh::write_folder(Path::new("config.json"), &config, 1, &[], &dir).expect("model");
+    fresh::write_folder(Path::new("config.json"), &config, 1, None, &[], &dir).expect("model");
     memory::trim();
     let linears = 6 * (4 * 256 * 256 + 3 * 256 * 1024);
     // Tables and norms are held in f32.

@@ -20,7 +20,7 @@ use retune_formats::records::Records;
 use serde_json::Value;
 
 use crate::exit::Ended;
-use crate::loading::{ModelArgs, dataset, language};
+use crate::loading::{ModelArgs, dataset, language, tell_streamed};
 use crate::signals::Signals;
 use crate::style::{bold, count, dim, printable};
 use crate::tasks::room;
@@ -73,7 +73,7 @@ pub struct PassArgs {
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let signals = Signals::catch()?;
-    let several = args.model.adapter.len() > 1 && args.model.weights.is_empty();
+    let several = args.model.adapter.len() > 1 && args.model.adapter_weights.is_empty();
     args.model.one_by_one(|adapter, model, record| {
         let named = adapter.filter(|_| several);
         if let Some(path) = named.filter(|_| !json) {
@@ -99,6 +99,7 @@ fn measured(
     let language = language(&model.files)?;
     let data = args.passes.rows(&args.data, model, record, &language)?;
     let measured = args.passes.measure(&data, model, signals)?;
+    tell_streamed(model, json);
     if !json {
         data.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     }

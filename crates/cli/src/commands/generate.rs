@@ -10,7 +10,7 @@ use retune::tasks::causal_lm::Row;
 use retune_formats::records::Records;
 
 use crate::exit::{Ended, UsageError};
-use crate::loading::{BASE, ModelArgs, head_for, language, set_threads};
+use crate::loading::{BASE, ModelArgs, head_for, language, set_threads, tell_streamed};
 use crate::prompting::{self, Prompt};
 use crate::signals::Signals;
 use crate::style::{bold, dim, printable};
@@ -101,6 +101,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     })?;
     failure.map_or(Ok(()), Err)?;
     end(&generated, json)?;
+    tell_streamed(&model, json);
     match signals.exit_code() {
         Some(code) => Err(Ended::new(code, "interrupted").into()),
         None => Ok(()),
@@ -118,8 +119,11 @@ struct Asked {
 
 /// Answers the prompts of a file, each through its own adapter.
 fn answer_all(args: &Args, path: &Path, sampling: &Sampling, json: bool, signals: &Signals) -> Result<()> {
-    if !args.model.weights.is_empty() {
-        return Err(UsageError("--weights adds adapters up; with --data each has its own slot".into()).into());
+    if !args.model.adapter_weights.is_empty() {
+        return Err(UsageError(
+            "--adapter-weights adds adapters up; with --data each has its own slot".into(),
+        )
+        .into());
     }
     let asked = read_prompts(args, path)?;
     set_threads(args.model.machine.threads)?;

@@ -6,9 +6,11 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use retune::models::fresh;
+use clap::builder::PossibleValuesParser;
+use retune::models::{Quantisation, fresh};
 use retune::tasks::causal_lm::Row;
 use retune::text::{NewTokenizer, train_bpe};
+use retune::train::plan::human;
 use retune_formats::json;
 use retune_formats::records::Records;
 use serde_json::Value;
@@ -22,6 +24,7 @@ Examples:
   retune init --config model --out new              the same shape and tokenizer, random weights
   retune init --config config.json --train-tokenizer rows.jsonl --out new
   retune init --recipe classify --out run.toml      a commented run file: set its model and data, then `retune train run.toml`
+  retune init --config config.json --storage nf4 --out new    quantised at once: larger models than memory holds
 
 Matrices are drawn from N(0, initializer_range), projections into the residual stream from a narrower one
 (divided by sqrt(2 x layers)); norms are 1, biases 0. The weights have the configuration's \"dtype\".
@@ -33,12 +36,20 @@ pub struct Args {
 
     /// Write this run file instead of a model
     #[arg(long, value_name = "chat|classify|continue-pretraining|low-memory", value_parser = recipe,
-          conflicts_with_all = ["config", "train_tokenizer", "seed"])]
+          conflicts_with_all = ["config", "train_tokenizer", "seed", "storage"])]
     recipe: Option<&'static Recipe>,
 
     /// The folder to write, which must not exist or be empty; of a recipe, the file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
+
+    /// Write the blocks' linears quantised, as bitsandbytes does
+    #[arg(long, value_name = "nf4|fp4|int4|int8", value_parser = PossibleValuesParser::new(Quantisation::NAMES))]
+    storage: Option<String>,
+
+    /// Of storage nf4, fp4 and int4: quantise the blocks' constants as well
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    double_quant: bool,
 
     /// The same seed gives the same weights
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -109,7 +120,8 @@ pub fn run(args: &Args, as_json: bool) -> Result<()> {
             tokenizer.files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect()
         }
     };
-    let made = fresh::write_folder(&path, &config, args.seed, &files, &args.out)?;
+    let quantise = args.storage.as_ref().and_then(|name| Quantisation::from_name(name, args.double_quant));
+    let made = fresh::write_folder(&path, &config, args.seed, quantise, &files, &args.out)?;
     let has_tokenizer = made.files.iter().any(|name| name == "tokenizer.json");
     report(args, &made, has_tokenizer, as_json)
 }
@@ -197,7 +209,7 @@ fn report(args: &Args, made: &fresh::Fresh, has_tokenizer: bool, as_json: bool) 
         let files: BTreeSet<&String> = made.files.iter().collect();
         let line = serde_json::json!({
             "out": args.out.display().to_string(), "parameters": made.parameters, "dtype": dtype, "files": files,
-            "seed": args.seed,
+            "seed": args.seed, "storage": args.storage, "bytes": made.bytes,
         });
         writeln!(out, "{line}")?;
         return Ok(());
@@ -205,8 +217,10 @@ fn report(args: &Args, made: &fresh::Fresh, has_tokenizer: bool, as_json: bool) 
     let parameters = count(made.parameters);
     writeln!(
         out,
-        "{}  {parameters} parameters, {dtype}, drawn from seed {}",
+        "{}  {parameters} parameters, {dtype}{}, {}, drawn from seed {}",
         bold(&args.out.display().to_string()),
+        args.storage.as_ref().map(|name| format!(" and {name}")).unwrap_or_default(),
+        human(made.bytes),
         args.seed
     )?;
     if !has_tokenizer {

@@ -9,7 +9,7 @@ use retune::tasks::causal_lm;
 use retune_formats::{Dtype, TensorOut, TensorSource, safetensors};
 use retune_tensor::Segments;
 
-use crate::loading::ModelArgs;
+use crate::loading::{ModelArgs, tell_streamed};
 
 /// What a mistaken shape could ask for: 4 GiB of logits.
 const LOGITS_MAX: u64 = 1 << 30;
@@ -48,6 +48,8 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         );
     }
     let logits = batch.logits(&model)?;
+    model.check_weights()?;
+    tell_streamed(&model, json);
     let shape = [batch.shape.0, batch.shape.1, vocab];
     safetensors::write(&args.out, [TensorOut::f32("logits", &shape, logits)], &[("format", "pt")])?;
     if json {

@@ -24,7 +24,7 @@ Examples:
   retune merge --model model --adapter out --out merged
   retune merge --model model.gguf --adapter out --out merged --dtype bf16
   retune merge --model model --adapter out --out merged.gguf --dtype q8_0 --verify heldout.jsonl
-  retune merge --model model --adapter a --adapter b --weights 0.7,0.3 --out mixed
+  retune merge --model model --adapter a --adapter b --adapter-weights 0.7,0.3 --out mixed
   retune merge --adapter a --adapter b --combine ties --density 0.5 --out both
 
 With --model a whole model is written, a folder that transformers loads or a GGUF file that llama.cpp loads; without it,
@@ -35,13 +35,13 @@ pub struct Args {
     #[arg(long, value_name = "PATH", required_unless_present = "combine")]
     model: Option<PathBuf>,
 
-    /// An adapter folder. Of several, the last counts alone unless --weights or --combine are given
+    /// An adapter folder. Of several, the last counts alone unless --adapter-weights or --combine are given
     #[arg(long, value_name = "DIR", required = true)]
     adapter: Vec<PathBuf>,
 
     /// One weight for each --adapter, such as 0.7,0.3; with --combine each counts 1 without it
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_negative_numbers = true)]
-    weights: Vec<f32>,
+    adapter_weights: Vec<f32>,
 
     /// Use an adapter on another base than the one it was made for
     #[arg(long)]
@@ -96,7 +96,7 @@ fn majority(text: &str) -> Result<Majority, String> {
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    let Some(how) = args.combine else { return merge(args, &args.adapter, &args.weights, json) };
+    let Some(how) = args.combine else { return merge(args, &args.adapter, &args.adapter_weights, json) };
     let options = Options {
         how,
         density: args.density,
@@ -122,7 +122,7 @@ fn merge(args: &Args, adapter: &[PathBuf], weights: &[f32], json: bool) -> Resul
     let model = ModelArgs {
         model: args.model.clone().unwrap_or_default(),
         adapter: adapter.to_vec(),
-        weights: weights.to_vec(),
+        adapter_weights: weights.to_vec(),
         any_base: args.any_base,
         machine: args.machine.clone(),
     };
@@ -204,12 +204,12 @@ impl Verified {
 
 /// The adapters with their weights in the combination.
 fn sources(args: &Args) -> Result<Vec<Source>> {
-    let (weights, adapters) = (args.weights.len(), args.adapter.len());
+    let (weights, adapters) = (args.adapter_weights.len(), args.adapter.len());
     if weights != 0 && weights != adapters {
-        let what = format!("{weights} --weights for {adapters} adapters: give one for each");
+        let what = format!("{weights} --adapter-weights for {adapters} adapters: give one for each");
         return Err(UsageError(what).into());
     }
-    let weight = |i| args.weights.get(i).copied().unwrap_or(1.0);
+    let weight = |i| args.adapter_weights.get(i).copied().unwrap_or(1.0);
     let named = args.adapter.iter().enumerate();
     Ok(named.map(|(i, path)| Source { path: path.clone(), weight: weight(i) }).collect())
 }

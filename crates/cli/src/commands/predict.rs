@@ -20,7 +20,7 @@ use retune_tensor::Tensor;
 use serde_json::{Map, Value, json};
 
 use crate::exit::{Ended, UsageError};
-use crate::loading::{BASE, ModelArgs, language, set_threads, shares_head};
+use crate::loading::{BASE, ModelArgs, language, set_threads, shares_head, tell_streamed};
 use crate::signals::Signals;
 use crate::style::{bold, dim, printable};
 use crate::tasks::{in_words, room};
@@ -88,9 +88,9 @@ struct Group {
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    if !args.model.weights.is_empty() {
+    if !args.model.adapter_weights.is_empty() {
         return Err(UsageError(
-            "--weights adds adapters up; predict gives each its own slot: merge them first".into(),
+            "--adapter-weights adds adapters up; predict gives each its own slot: merge them first".into(),
         )
         .into());
     }
@@ -100,7 +100,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     if args.task == "embed" {
         return args.embed(&asked, json, &signals);
     }
-    let lines = args.answers(&asked, &signals)?;
+    let lines = args.answers(&asked, json, &signals)?;
     match &args.out {
         Some(path) => write_lines(path, &lines),
         None if json => print_lines(&lines),
@@ -186,7 +186,7 @@ impl Args {
     }
 
     /// One object for each text, in their order.
-    fn answers(&self, asked: &[Asked], signals: &Signals) -> Result<Vec<Value>> {
+    fn answers(&self, asked: &[Asked], json: bool, signals: &Signals) -> Result<Vec<Value>> {
         let files = self.model.files()?;
         let groups = self.groups(asked, &files)?;
         let language = language(&files)?;
@@ -217,6 +217,8 @@ impl Args {
                     signals.exit_code().is_none()
                 },
             )?;
+            model.check_weights()?;
+            tell_streamed(&model, json);
             let Some(found) = found else {
                 return Err(Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into());
             };
@@ -296,6 +298,8 @@ impl Args {
                 signals.exit_code().is_none()
             });
         bar.finish_and_clear();
+        model.check_weights()?;
+        tell_streamed(&model, json);
         let Some(vectors) = vectors else {
             return Err(Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into());
         };

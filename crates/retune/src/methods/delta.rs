@@ -25,8 +25,13 @@ use crate::nn::{Head, Site};
 /// If one is not held in f32: quantised or half-precision weights cannot take an optimiser's small steps.
 pub(super) fn train(model: &mut Model, method: &str, ids: &[ParamId]) -> Result<()> {
     for &id in ids {
-        let param = model.params.get(id);
+        let param = model.params.get_mut(id);
         if let Weight::Stored(storage) = &param.weight {
+            if storage.format() == "f32" {
+                // It lay in its file until now; what is trained lies in memory.
+                param.weight = Weight::F32(param.weight.to_tensor());
+                continue;
+            }
             return Err(Error::Method(format!(
                 "{method} fine-tuning changes the weights themselves, which are held in {} here ({}); use --storage f32",
                 storage.format(),

@@ -2,25 +2,38 @@
 //!
 //! `std` is `initializer_range` (0.02 if absent). Projections into the residual stream have `std / sqrt(2 L)`, L layers,
 //! so that its variance does not grow with depth (Radford et al., 2019). Each value depends on the seed, its tensor's
-//! name and its place alone.
+//! name and its place alone, so it is drawn where it is written: a model may be larger than the memory.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rayon::prelude::*;
+use retune_formats::bitsandbytes::{Layer, Original, QuantizationConfig, config::KEY};
 use retune_formats::source::Data;
-use retune_formats::{Dtype, TensorOut, atomic, json, safetensors};
+use retune_formats::{Dtype, Error as FormatError, TensorOut, atomic, json, safetensors};
 use retune_tensor::params::Param;
 use retune_tensor::rng::Stream;
-use retune_tensor::{Params, Tensor};
-use serde_json::Value;
+use retune_tensor::storage::{Format, Storage, encode};
+use retune_tensor::{Params, Tensor, Weight};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::models::config::Config;
+use crate::models::quantised::{Quantisation, Quantised, in_block, layer_of};
 use crate::models::spec_of_type;
 use crate::train::available_memory;
 
 const DEFAULT_STD: f64 = 0.02;
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The most that one file of weights holds, and of quantised ones, which are made before they are written.
+const SHARD_BYTES: u64 = 4 << 30;
+const QUANTISED_SHARD_BYTES: u64 = 512 << 20;
+/// Elements drawn at a time, and those of one task of it.
+const DRAWN: usize = 1 << 22;
+const TASK: usize = 1 << 16;
 
 /// Draws tensors by their names.
 pub struct Draw<'a> {
@@ -28,7 +41,7 @@ pub struct Draw<'a> {
     std: f32,
     /// Ends of the names that are scaled down, and by what.
     residual: (&'static [&'static str], f32),
-    /// Bytes that may still be drawn, and who says so.
+    /// Bytes that vectors may still take, and who says so.
     left: u64,
     limit: String,
     /// The configuration, for messages.
@@ -58,31 +71,69 @@ impl<'a> Draw<'a> {
 
     /// A norm's weights or a bias.
     pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.take(name, len, 1)?;
+        let bytes = (len as u64).saturating_mul(4);
+        // A configuration of a few bytes must not decide how much is allocated.
+        self.left = self.left.checked_sub(bytes).ok_or_else(|| self.too_large(name, 1, len, &self.limit))?;
         Ok(vec![if name.ends_with(".bias") { 0.0 } else { 1.0 }; len])
     }
 
-    /// A matrix `[rows, cols]`.
-    pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {
-        self.take(name, rows, cols)?;
+    /// A matrix `[rows, cols]`, of which nothing lies in memory.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        let bytes =
+            rows.checked_mul(cols).and_then(|n| n.checked_mul(4)).filter(|n| *n <= isize::MAX as usize);
+        if bytes.is_none() {
+            return Err(self.too_large(name, rows, cols, "what a tensor can be"));
+        }
         let (ends, scale) = self.residual;
         let std = if ends.iter().any(|end| name.ends_with(end)) { self.std * scale } else { self.std };
         let stream = Stream::named(self.seed, name);
-        let values = (0..rows as u64 * cols as u64).map(|i| std * stream.normal(i)).collect();
-        Ok(Tensor::from_vec(rows, cols, values))
+        Ok(Weight::Stored(Arc::new(Drawn { stream, std, rows, cols })))
     }
 
-    /// A configuration of a few bytes must not decide how much is allocated.
-    fn take(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
-        let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(4);
-        self.left = self.left.checked_sub(bytes).ok_or_else(|| Error::Model {
-            path: self.path.to_path_buf(),
-            what: format!(
-                "tensor \"{name}\" of {rows} x {cols} goes beyond {}; make the model smaller",
-                self.limit
-            ),
-        })?;
-        Ok(())
+    fn too_large(&self, name: &str, rows: usize, cols: usize, limit: &str) -> Error {
+        let what =
+            format!("tensor \"{name}\" of {rows} x {cols} goes beyond {limit}; make the model smaller");
+        Error::Model { path: self.path.to_path_buf(), what }
+    }
+}
+
+/// A matrix whose values are drawn where they are looked at.
+struct Drawn {
+    stream: Stream,
+    std: f32,
+    rows: usize,
+    cols: usize,
+}
+
+impl Storage for Drawn {
+    fn format(&self) -> &'static str {
+        "f32"
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn cols(&self) -> usize {
+        self.cols
+    }
+    fn bytes(&self) -> usize {
+        0
+    }
+    fn block(&self) -> usize {
+        1
+    }
+    fn decode(&self, row: usize, col0: usize, out: &mut [f32]) {
+        assert!(row < self.rows && col0 <= self.cols && out.len() <= self.cols - col0, "outside the matrix");
+        let first = (row * self.cols + col0) as u64;
+        for (index, value) in (first..).zip(out) {
+            *value = self.std * self.stream.normal(index);
+        }
+    }
+    fn dot_rows(&self, row0: usize, x: &[f32], y: &mut [f32]) {
+        let mut row = vec![0.0; self.cols];
+        for (i, y) in y.iter_mut().enumerate() {
+            self.decode(row0 + i, 0, &mut row);
+            *y = row.iter().zip(x).map(|(w, x)| w * x).sum();
+        }
     }
 }
 
@@ -92,20 +143,25 @@ pub struct Fresh {
     /// Names of the files in the folder.
     pub files: Vec<String>,
     pub parameters: u64,
+    /// The type of the weights that are not quantised.
     pub dtype: Dtype,
+    /// Bytes of all weights.
+    pub bytes: u64,
 }
 
 /// Writes a new model of the configuration `config` (read from `path`) into the folder `dir`, which must not exist or
-/// be empty, with the given further files. The weights have the type that `dtype` (or `torch_dtype`) names, else F32.
-/// The folder appears whole or not at all.
+/// be empty, with the given further files. The weights have the type that `dtype` (or `torch_dtype`) names, else F32;
+/// with `quantise`, the linears of the blocks ([`Quantised`]) are written as bitsandbytes quantises them.
+/// The folder appears whole or not at all. Memory holds one tensor, or one file's worth of quantised ones.
 ///
 /// # Errors
-/// If the configuration is incomplete, of an unknown architecture or larger than the memory; if `dir` holds files; if
+/// If the configuration is incomplete, of an unknown architecture or larger than the disk; if `dir` holds files; if
 /// the disk fails.
 pub fn write_folder(
     path: &Path,
     config: &Value,
     seed: u64,
+    quantise: Option<Quantisation>,
     more: &[(String, Vec<u8>)],
     dir: &Path,
 ) -> Result<Fresh> {
@@ -118,15 +174,18 @@ pub fn write_folder(
     let dtype = dtype_of(&config)?;
     let params = (spec_of_type(model_type, path)?.fresh)(&config, Draw::new(&config, seed)?)?;
     let parameters = params.iter().map(|(_, param)| param.elements() as u64).sum();
+    let plan = WritePlan::new(&params, dtype, quantise)?;
 
     let staged = stage(dir)?;
-    let written = write_files(&staged, &params, dtype, config.value, more)
+    let written = atomic::check_space(&staged, plan.bytes())
+        .map_err(Error::from)
+        .and_then(|()| plan.write(&staged, config.value, more))
         .and_then(|files| Ok(atomic::publish_dir(&staged, dir).map(|()| files)?));
     if written.is_err() {
         // The first error is the one to report.
         let _ = std::fs::remove_dir_all(&staged);
     }
-    Ok(Fresh { files: written?, parameters, dtype })
+    Ok(Fresh { files: written?, parameters, dtype, bytes: plan.bytes() })
 }
 
 fn dtype_of(config: &Config) -> Result<Dtype> {
@@ -158,39 +217,181 @@ fn stage(dir: &Path) -> Result<PathBuf> {
     Ok(staged)
 }
 
-/// A parameter's name, shape and values as files hold them.
-fn in_files(param: &Param) -> (&str, Vec<usize>, Tensor) {
-    let values = param.weight.to_tensor();
-    if !param.transposed {
-        return (&param.name, param.shape.clone(), values);
-    }
-    let (rows, cols) = (values.rows(), values.cols());
-    let turned = Tensor::from_fn(cols, rows, |r, c| values.row(c)[r]);
-    (&param.name, vec![cols, rows], turned)
+/// The tensors of a new model in the order in which they are written, and how.
+struct WritePlan<'a> {
+    items: Vec<Item<'a>>,
+    dtype: Dtype,
+    quantise: Option<Quantisation>,
 }
 
-fn write_files(
-    folder: &Path,
-    params: &Params,
-    dtype: Dtype,
-    config: &Value,
-    more: &[(String, Vec<u8>)],
-) -> Result<Vec<String>> {
-    let tensors: Vec<(&str, Vec<usize>, Tensor)> = params.iter().map(|(_, param)| in_files(param)).collect();
-    let out = tensors.iter().map(|(name, shape, values)| TensorOut {
-        name: name.to_string(),
-        dtype,
-        shape: shape.clone(),
-        data: Data::F32(values.data().into()),
-    });
-    safetensors::write(&folder.join(WEIGHTS), out, &[("format", "pt")])?;
-    let mut files = vec![CONFIG.to_string(), WEIGHTS.to_string()];
-    for (name, bytes) in more {
-        atomic::write_bytes(&folder.join(name), bytes)?;
-        files.push(name.clone());
+struct Item<'a> {
+    param: &'a Param,
+    quantise: Option<Quantisation>,
+    bytes: u64,
+}
+
+impl<'a> WritePlan<'a> {
+    fn new(params: &'a Params, dtype: Dtype, quantise: Option<Quantisation>) -> Result<WritePlan<'a>> {
+        let rule = Quantised::new(&[])?;
+        let item = |param: &'a Param| {
+            let quantise = quantise.filter(|_| param.shape.len() == 2 && rule.includes(&param.name));
+            let bytes = match quantise {
+                Some(how) => how.bytes(param.weight.rows(), param.weight.cols()) as u64,
+                None => dtype.byte_len(&param.shape).unwrap_or(u64::MAX),
+            };
+            Item { param, quantise, bytes }
+        };
+        Ok(WritePlan { items: params.iter().map(|(_, param)| item(param)).collect(), dtype, quantise })
     }
-    atomic::write_bytes(&folder.join(CONFIG), json::to_python_text(config).as_bytes())?;
-    Ok(files)
+
+    fn bytes(&self) -> u64 {
+        self.items.iter().fold(0, |sum, item| sum.saturating_add(item.bytes))
+    }
+
+    /// Tensors in order, as many to a file as fit.
+    fn shards(&self) -> Vec<&[Item<'a>]> {
+        let most = if self.quantise.is_some() { QUANTISED_SHARD_BYTES } else { SHARD_BYTES };
+        let (mut shards, mut first, mut filled) = (Vec::new(), 0, 0u64);
+        for (i, item) in self.items.iter().enumerate() {
+            if filled > 0 && filled.saturating_add(item.bytes) > most {
+                shards.push(&self.items[first..i]);
+                (first, filled) = (i, 0);
+            }
+            filled = filled.saturating_add(item.bytes);
+        }
+        shards.push(&self.items[first..]);
+        shards
+    }
+
+    /// Writes all files of the model; their names.
+    fn write(&self, folder: &Path, config: &Value, more: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
+        let shards = self.shards();
+        let mut files = vec![CONFIG.to_string()];
+        let mut weight_map = Map::new();
+        for (i, items) in shards.iter().enumerate() {
+            let name = match shards.len() {
+                1 => WEIGHTS.to_string(),
+                n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+            };
+            let names = self.write_shard(&folder.join(&name), items)?;
+            weight_map.extend(names.into_iter().map(|tensor| (tensor, Value::from(name.clone()))));
+            files.push(name);
+        }
+        if shards.len() > 1 {
+            let index = json!({"metadata": {"total_size": self.bytes()}, "weight_map": weight_map});
+            atomic::write_bytes(&folder.join(INDEX), json::to_python_text(&index).as_bytes())?;
+            files.push(INDEX.to_string());
+        }
+        for (name, bytes) in more {
+            atomic::write_bytes(&folder.join(name), bytes)?;
+            files.push(name.clone());
+        }
+        let config = self.config(config);
+        atomic::write_bytes(&folder.join(CONFIG), json::to_python_text(&config).as_bytes())?;
+        Ok(files)
+    }
+
+    /// Writes one file; the names of its tensors.
+    fn write_shard(&self, path: &Path, items: &[Item<'a>]) -> Result<Vec<String>> {
+        let quantised = items.iter().filter_map(|item| {
+            let layer = item.quantise.map(|how| quantised(item.param, how, original(self.dtype)))?;
+            Some(layer.map(|layer| (item.param.name.as_str(), layer)))
+        });
+        let quantised: Vec<(&str, Layer)> = quantised.collect::<Result<_>>()?;
+        let plain = items.iter().filter(|item| item.quantise.is_none());
+        let mut tensors: Vec<TensorOut> = plain.map(|item| tensor(item.param, self.dtype)).collect();
+        tensors.extend(quantised.iter().flat_map(|(name, layer)| layer.tensors(name)));
+        let names = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        safetensors::write(path, tensors, &[("format", "pt")])?;
+        Ok(names)
+    }
+
+    /// The configuration, which says how the weights are quantised.
+    fn config(&self, config: &Value) -> Value {
+        let mut config = config.clone();
+        let (Some(how), Some(map)) = (self.quantise, config.as_object_mut()) else { return config };
+        let outside =
+            self.items.iter().filter(|item| item.param.shape.len() == 2 && !in_block(&item.param.name));
+        let modules: Vec<&str> =
+            outside.map(|item| item.param.name.strip_suffix(".weight").unwrap_or(&item.param.name)).collect();
+        let ends_with = |module: &&str, ends: &[&str]| ends.iter().any(|end| module.ends_with(end));
+        let mut said = QuantizationConfig::new(how.kind());
+        // Language models need no word: there it is what transformers does. Other heads are named, as it would quantise them.
+        if !modules.iter().all(|module| ends_with(module, &["embed_tokens", "lm_head", "wte", "wpe"])) {
+            said.llm_int8_skip_modules = Some(modules.into_iter().map(String::from).collect());
+        }
+        map.insert(KEY.to_string(), said.to_json());
+        config
+    }
+}
+
+fn original(dtype: Dtype) -> Original {
+    match dtype {
+        Dtype::BF16 => Original::Bf16,
+        Dtype::F16 => Original::F16,
+        _ => Original::F32,
+    }
+}
+
+/// A matrix, drawn and quantised.
+fn quantised(param: &Param, how: Quantisation, original: Original) -> Result<Layer> {
+    let fail = |what: String| Error::Input(format!("tensor \"{}\" cannot be quantised: {what}", param.name));
+    let storage = param.weight.storage();
+    let (rows, cols) = (storage.rows(), storage.cols());
+    let mut values = Tensor::scratch(rows, cols);
+    values
+        .data_mut()
+        .par_chunks_exact_mut(cols.max(1))
+        .enumerate()
+        .for_each(|(row, out)| storage.decode(row, 0, out));
+    let made = how.quantise(rows, cols, values.data()).map_err(|e| fail(e.to_string()))?;
+    drop(values);
+    let parts = made.quantized().ok_or_else(|| fail(format!("{} has no parts", made.format())))?;
+    Ok(layer_of(parts, original))
+}
+
+/// A parameter as files hold it: drawn, some rows at a time, when its turn comes.
+fn tensor(param: &Param, dtype: Dtype) -> TensorOut<'_> {
+    let (rows, cols) = (param.weight.rows(), param.weight.cols());
+    let (shape, file_rows, file_cols) = match param.transposed {
+        true => (vec![cols, rows], cols, rows),
+        false => (param.shape.clone(), rows, cols),
+    };
+    let storage = param.weight.storage();
+    let row_of = move |row: usize, out: &mut [f32]| match param.transposed {
+        true => out.chunks_exact_mut(1).enumerate().for_each(|(r, out)| storage.decode(r, row, out)),
+        false => storage.decode(row, 0, out),
+    };
+    let stream = move |out: &mut dyn Write| {
+        let at_once = (DRAWN / file_cols.max(1)).max(1);
+        let task = (TASK / file_cols.max(1)).max(1);
+        for first in (0..file_rows).step_by(at_once) {
+            let last = (first + at_once).min(file_rows);
+            let starts: Vec<usize> = (first..last).step_by(task).collect();
+            let pieces = starts.par_iter().map(|&start| {
+                let n = task.min(last - start);
+                let mut values = vec![0.0; n * file_cols];
+                let rows = values.chunks_exact_mut(file_cols.max(1)).enumerate();
+                rows.for_each(|(i, out)| row_of(start + i, out));
+                encode(format_of(dtype), n, file_cols, &values)
+            });
+            let pieces = pieces.collect::<std::result::Result<Vec<_>, _>>();
+            let fail = |what: String| FormatError::Write { path: PathBuf::from(&param.name), what };
+            for piece in pieces.map_err(|e| fail(e.to_string()))? {
+                out.write_all(&piece).map_err(FormatError::io(Path::new(&param.name), "write the tensor"))?;
+            }
+        }
+        Ok(())
+    };
+    TensorOut { name: param.name.clone(), dtype, shape, data: Data::Stream(Box::new(stream)) }
+}
+
+fn format_of(dtype: Dtype) -> Format {
+    match dtype {
+        Dtype::BF16 => Format::BF16,
+        Dtype::F16 => Format::F16,
+        _ => Format::F32,
+    }
 }
 
 #[cfg(test)]
@@ -208,7 +409,7 @@ mod tests {
     }
 
     fn write(config: &Value, seed: u64, dir: &Path) -> Result<Fresh> {
-        write_folder(Path::new("config.json"), config, seed, &[], dir)
+        write_folder(Path::new("config.json"), config, seed, None, &[], dir)
     }
 
     #[test]
@@ -281,7 +482,10 @@ mod tests {
         huge["hidden_size"] = (1 << 20).into();
         huge["num_attention_heads"] = 4096.into();
         huge["num_key_value_heads"] = 4096.into();
-        assert!(write(&huge, 1, &dir).unwrap_err().to_string().contains("model.embed_tokens.weight"));
+        assert!(write(&huge, 1, &dir).unwrap_err().to_string().contains("bytes are to be written"));
+        let mut endless = config("llama");
+        endless["vocab_size"] = (1u64 << 62).into();
+        assert!(write(&endless, 1, &dir).is_err());
         assert!(write(&config("gpt9"), 1, &dir).unwrap_err().to_string().contains("gpt9"));
         let mut odd = config("llama");
         odd["dtype"] = "int4".into();
@@ -294,5 +498,62 @@ mod tests {
         std::fs::write(dir.join("mine"), "x").unwrap();
         assert!(write(&config("llama"), 1, &dir).is_err());
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+    }
+
+    /// What a quantised folder holds is what the plain one of the same seed is quantised to.
+    #[test]
+    fn quantised_as_if_it_had_been_written_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let gpt2 = json!({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60});
+        for (i, config) in [config("llama"), gpt2].iter().enumerate() {
+            for name in Quantisation::NAMES {
+                let how = Quantisation::from_name(name, true).unwrap();
+                let [plain, small] =
+                    ["plain", "small"].map(|kind| folder.path().join(format!("{kind}{i}{name}")));
+                write(config, 7, &plain).unwrap();
+                let path = Path::new("config.json");
+                let made = write_folder(path, config, 7, Some(how), &[], &small).unwrap();
+                let load = |dir: &Path, storage: StorageChoice| Model::load(dir, storage).unwrap();
+                let quantised = load(&plain, StorageChoice::Quantised(how));
+                let read = load(&small, StorageChoice::AsIs);
+                let mut seen = 0;
+                for ((_, a), (_, b)) in quantised.params.iter().zip(read.params.iter()) {
+                    assert_eq!(a.weight.storage().format(), b.weight.storage().format(), "{}", a.name);
+                    assert_eq!(a.weight.to_tensor().data(), b.weight.to_tensor().data(), "{}", a.name);
+                    seen += usize::from(b.weight.storage().quantized().is_some());
+                }
+                assert!(seen >= 8, "{seen} quantised matrices of {name}");
+                assert_eq!(
+                    made.parameters,
+                    write(config, 7, &folder.path().join(format!("{i}{name}"))).unwrap().parameters
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn large_models_are_cut_into_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let value = config("llama");
+        let config = Config { path: "config.json".into(), value: &value };
+        let params =
+            (spec_of_type("llama", &config.path).unwrap().fresh)(&config, Draw::new(&config, 1).unwrap())
+                .unwrap();
+        let plan = WritePlan::new(&params, Dtype::F32, None).unwrap();
+        let mut cut = WritePlan::new(&params, Dtype::F32, None).unwrap();
+        // As if the tables were as large as a file.
+        cut.items
+            .iter_mut()
+            .filter(|item| item.param.name.contains("up_proj"))
+            .for_each(|item| item.bytes = SHARD_BYTES);
+        assert_eq!((plan.shards().len(), cut.shards().len()), (1, 5));
+        let files = cut.write(folder.path(), &value, &[]).unwrap();
+        assert!(files.contains(&INDEX.to_string()) && files.len() == 7, "{files:?}");
+        let whole = folder.path().join("whole");
+        write(&value, 1, &whole).unwrap();
+        let [a, b] = [folder.path(), &whole].map(|dir| Model::load(dir, StorageChoice::F32).unwrap());
+        for ((_, a), (_, b)) in a.params.iter().zip(b.params.iter()) {
+            assert_eq!(a.weight.to_tensor().data(), b.weight.to_tensor().data(), "{}", a.name);
+        }
     }
 }

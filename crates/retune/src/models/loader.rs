@@ -4,18 +4,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use retune_formats::bitsandbytes::{self, Entry};
 use retune_formats::{Dtype, TensorInfo, TensorSource};
 use retune_tensor::memory::{self, Counted};
 use retune_tensor::rng::Stream;
-use retune_tensor::storage::{self, Format, StorageError};
+use retune_tensor::storage::{self, Format};
 use retune_tensor::{ParamId, Params, Tensor, Weight};
 
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
 use crate::models::fresh::Draw;
-use crate::models::quantised::{Quantisation, Quantised, storage_of};
+use crate::models::matrix::{Hold, Lies, Matrix, Order};
+use crate::models::quantised::{Quantisation, Quantised, layer_of_name};
+use crate::models::streamed::Pager;
 use crate::nn::{LayerNorm, Linear};
 
 /// Standard deviation of a new head's weights.
@@ -46,6 +47,8 @@ pub enum StorageChoice {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct LoadOptions {
     pub storage: StorageChoice,
+    /// The weights of the blocks' linears stay in their files and are read when they are needed.
+    pub streamed: bool,
     /// Modules that are not quantised, beside those that never are ([`Quantised`]).
     pub keep_modules: Vec<String>,
 }
@@ -55,9 +58,6 @@ impl From<StorageChoice> for LoadOptions {
         LoadOptions { storage, ..LoadOptions::default() }
     }
 }
-
-/// Elements that are read and decoded at a time.
-const STRIP: usize = 1 << 20;
 
 /// Reads tensors by name and remembers which were asked for, or makes them.
 pub struct Loader<'a> {
@@ -71,8 +71,11 @@ enum Origin<'a> {
 }
 
 struct Files<'a> {
+    files: &'a ModelFiles,
     source: &'a dyn TensorSource,
     storage: StorageChoice,
+    /// Of weights that stay in their files.
+    pager: Option<Pager>,
     /// What `storage` quantises.
     quantised: Quantised,
     /// Some linears of the files are quantised already, by bitsandbytes.
@@ -150,8 +153,10 @@ impl<'a> Loader<'a> {
             return Err(Error::Method(format!("{}: {what}", files.path().display())));
         }
         let files = Files {
+            files,
             source,
             storage: options.storage,
+            pager: options.streamed.then(Pager::new),
             quantised: Quantised::new(&options.keep_modules)?,
             has_layers,
             rename: Box::new(rename),
@@ -189,6 +194,14 @@ impl<'a> Loader<'a> {
         matches!(self.origin, Origin::Fresh(_))
     }
 
+    /// What reads the weights that stay in their files.
+    pub fn pager(&self) -> Option<Pager> {
+        match &self.origin {
+            Origin::Files(files) => files.pager.clone(),
+            Origin::Fresh(_) => None,
+        }
+    }
+
     /// Marks a tensor as known though it is not used (a tied head that was saved all the same).
     pub fn ignore(&mut self, name: &str) {
         if let Origin::Files(files) = &mut self.origin {
@@ -210,6 +223,9 @@ impl<'a> Loader<'a> {
     /// A matrix `[rows, cols]` in f32 whatever the storage of the others: heads, which are trained.
     pub fn matrix_f32(&mut self, name: &str, rows: usize, cols: usize) -> Result<ParamId> {
         let id = self.matrix(name, rows, cols)?;
+        if self.is_fresh() {
+            return Ok(id);
+        }
         let values = self.params.get(id).weight.to_tensor();
         self.params.get_mut(id).weight = Weight::F32(values);
         Ok(id)
@@ -265,7 +281,7 @@ impl<'a> Loader<'a> {
     ) -> Result<ParamId> {
         let weight = match &mut self.origin {
             Origin::Files(files) => files.matrix(name, (rows, cols), layout, linear)?,
-            Origin::Fresh(draw) => Weight::F32(draw.matrix(name, rows, cols)?),
+            Origin::Fresh(draw) => draw.matrix(name, rows, cols)?,
         };
         Ok(self.params.add(name, &[rows, cols], weight, false))
     }
@@ -360,7 +376,7 @@ impl Files<'_> {
     ) -> Result<Weight> {
         let stored_name = (self.rename)(name);
         if let Some(entry) = self.layer(&stored_name)? {
-            return self.layer_weight(&entry, (rows, cols));
+            return self.layer_weight(name, entry, (rows, cols), linear);
         }
         let in_file = if layout.is_turned() { [cols, rows] } else { [rows, cols] };
         let info = self.info(name, &in_file)?;
@@ -369,27 +385,29 @@ impl Files<'_> {
             let what = format!("weights of type {} cannot be transposed", info.dtype.name());
             return Err(self.fail(&info.name, what));
         }
-        let quantise = match self.storage {
+        let hold = match self.storage {
+            StorageChoice::F32 => Hold::F32,
+            StorageChoice::Bf16 => Hold::Bf16,
             // What bitsandbytes left out of a folder stays as it is.
-            StorageChoice::Quantised(how) if linear && !self.has_layers => {
-                self.quantised.includes(name).then_some(how)
+            StorageChoice::Quantised(how) if linear && !self.has_layers && self.quantised.includes(name) => {
+                Hold::Quantised(how)
             }
-            _ => None,
+            StorageChoice::AsIs | StorageChoice::Quantised(_) => Hold::AsIs,
         };
-        let values = || self.values(&info, format, (rows, cols), &layout);
-        let failed = |e: StorageError| self.fail(&info.name, e.to_string());
-        match self.storage {
-            _ if let Some(how) = quantise => {
-                let values = values()?;
-                Ok(stored(how.quantise(rows, cols, values.data()).map_err(failed)?))
-            }
-            StorageChoice::F32 => Ok(Weight::F32(values()?)),
-            StorageChoice::Bf16 if format != Format::BF16 => as_bf16(&values()?).map_err(failed),
-            _ if format == Format::F32 => Ok(Weight::F32(values()?)),
-            _ => {
-                let bytes = layout.apply(self.source.read(&info.name)?, rows, cols);
-                Ok(stored(storage::from_bytes(format, rows, cols, bytes).map_err(failed)?))
-            }
+        let order = match layout {
+            Layout::Turned => Order::Turned,
+            Layout::Rows(None) => Order::AsIs,
+            Layout::Rows(Some(order)) => Order::Rows((0..rows).map(order).collect()),
+        };
+        let source = Lies::Tensor { info, format, order };
+        self.place(name, Matrix { source, shape: (rows, cols), hold }, linear)
+    }
+
+    /// Reads a matrix, or leaves it where it is.
+    fn place(&self, name: &str, matrix: Matrix, linear: bool) -> Result<Weight> {
+        match (&self.pager, layer_of_name(name).filter(|_| linear)) {
+            (Some(pager), Some(layer)) => matrix.streamed(self.files.clone(), layer, pager),
+            _ => matrix.read(self.files.source()),
         }
     }
 
@@ -402,7 +420,13 @@ impl Files<'_> {
     }
 
     /// A layer of bitsandbytes in the chosen storage. It lies as `[out, in]`, whatever the weight was before.
-    fn layer_weight(&mut self, entry: &Entry, (rows, cols): (usize, usize)) -> Result<Weight> {
+    fn layer_weight(
+        &mut self,
+        name: &str,
+        entry: Entry,
+        (rows, cols): (usize, usize),
+        linear: bool,
+    ) -> Result<Weight> {
         if entry.shape() != &[rows, cols] {
             let what =
                 format!("its shape is {:?}, the configuration asks for {:?}", entry.shape(), [rows, cols]);
@@ -419,76 +443,13 @@ impl Files<'_> {
             let (path, name) = (self.source.path().display(), entry.weight());
             return Err(Error::Method(format!("{path}: tensor \"{name}\": {what}")));
         }
-        let failed = |e: StorageError| self.fail(entry.weight(), e.to_string());
-        let layer = storage_of(entry.read(self.source)?).map_err(failed)?;
-        let weight = match self.storage {
-            StorageChoice::F32 => Weight::F32(retune_tensor::params::decode_all(layer.as_ref())),
-            StorageChoice::Bf16 => {
-                as_bf16(&retune_tensor::params::decode_all(layer.as_ref())).map_err(failed)?
-            }
-            StorageChoice::AsIs | StorageChoice::Quantised(_) => stored(layer),
-        };
         self.used.extend(entry.tensors().map(str::to_string));
-        Ok(weight)
-    }
-
-    /// The values of a matrix `[rows, cols]`, read and decoded in strips.
-    fn values(
-        &self,
-        info: &TensorInfo,
-        format: Format,
-        (rows, cols): (usize, usize),
-        layout: &Layout,
-    ) -> Result<Tensor> {
-        let mut out = Tensor::scratch(rows, cols);
-        let (file_rows, file_cols) = if layout.is_turned() { (cols, rows) } else { (rows, cols) };
-        let place = layout.inverse(rows);
-        let step = (STRIP / file_cols.max(1)).max(1);
-        let mut strip = Tensor::scratch(step.min(file_rows), file_cols);
-        for first in (0..file_rows).step_by(step) {
-            let n = step.min(file_rows - first);
-            let values = &mut strip.data_mut()[..n * file_cols];
-            self.strip(info, format, (first, n, file_cols), values)?;
-            let out = out.data_mut();
-            match (layout, &place) {
-                (Layout::Turned, _) => {
-                    for (r, row) in values.chunks_exact(file_cols.max(1)).enumerate() {
-                        row.iter().enumerate().for_each(|(c, v)| out[c * cols + first + r] = *v);
-                    }
-                }
-                (_, Some(place)) => {
-                    for (row, to) in values.chunks_exact(cols.max(1)).zip(&place[first..]) {
-                        out[to * cols..][..cols].copy_from_slice(row);
-                    }
-                }
-                _ => out[first * cols..][..n * cols].copy_from_slice(values),
-            }
-        }
-        Ok(out)
-    }
-
-    /// Rows `first .. first + n` of a tensor of the file.
-    fn strip(
-        &self,
-        info: &TensorInfo,
-        format: Format,
-        (first, n, cols): (usize, usize, usize),
-        out: &mut [f32],
-    ) -> Result<()> {
-        let failed = |e: StorageError| self.fail(&info.name, e.to_string());
-        let row_bytes = format.size(1, cols).map_err(failed)?;
-        let mut bytes = vec![0; n * row_bytes];
-        self.source.read_at(info, (first * row_bytes) as u64, &mut bytes)?;
-        if format == Format::F32 {
-            // Without a storage of its own, whose buffer would stay in the pool.
-            let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
-            out.iter_mut().zip(values).for_each(|(out, value)| *out = value);
-            return Ok(());
-        }
-        let rows = storage::from_bytes(format, n, cols, bytes).map_err(failed)?;
-        let out = out.par_chunks_exact_mut(cols.max(1)).enumerate();
-        out.with_min_len((1 << 14) / cols.clamp(1, 1 << 14)).for_each(|(row, out)| rows.decode(row, 0, out));
-        Ok(())
+        let hold = match self.storage {
+            StorageChoice::F32 => Hold::F32,
+            StorageChoice::Bf16 => Hold::Bf16,
+            StorageChoice::AsIs | StorageChoice::Quantised(_) => Hold::AsIs,
+        };
+        self.place(name, Matrix { source: Lies::Layer(entry), shape: (rows, cols), hold }, linear)
     }
 
     fn format(&self, info: &TensorInfo) -> Result<Format> {
@@ -520,7 +481,7 @@ impl Files<'_> {
     }
 }
 
-/// How a file holds the rows of a matrix.
+/// The rows of a matrix as a file has them.
 enum Layout<'a> {
     /// Row `i` at row `order(i)`.
     Rows(Option<&'a dyn Fn(usize) -> usize>),
@@ -532,51 +493,4 @@ impl Layout<'_> {
     fn is_turned(&self) -> bool {
         matches!(self, Layout::Turned)
     }
-
-    /// Where each of the file's rows belongs, if they are not in order.
-    fn inverse(&self, rows: usize) -> Option<Vec<usize>> {
-        let Layout::Rows(Some(order)) = self else { return None };
-        let mut place = vec![0; rows];
-        (0..rows).for_each(|row| place[order(row)] = row);
-        Some(place)
-    }
-
-    /// The bytes of a file's matrix as those of a matrix `[rows, cols]`.
-    fn apply(&self, bytes: Vec<u8>, rows: usize, cols: usize) -> Vec<u8> {
-        match self {
-            Layout::Rows(None) => bytes,
-            Layout::Rows(Some(order)) => reorder(&bytes, rows, order),
-            Layout::Turned => transpose(&bytes, cols, rows),
-        }
-    }
-}
-
-fn as_bf16(values: &Tensor) -> std::result::Result<Weight, StorageError> {
-    let (rows, cols) = (values.rows(), values.cols());
-    let bytes = storage::encode(Format::BF16, rows, cols, values.data())?;
-    Ok(stored(storage::from_bytes(Format::BF16, rows, cols, bytes)?))
-}
-
-/// `[rows, cols]` values of any width in bytes as `[cols, rows]`.
-fn transpose(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
-    let width = bytes.len() / (rows * cols).max(1);
-    let mut out = Vec::with_capacity(bytes.len());
-    for c in 0..cols {
-        for r in 0..rows {
-            let at = (r * cols + c) * width;
-            out.extend_from_slice(&bytes[at..at + width]);
-        }
-    }
-    out
-}
-
-/// Rows in another order, whole rows of bytes at a time.
-fn reorder(bytes: &[u8], rows: usize, order: &dyn Fn(usize) -> usize) -> Vec<u8> {
-    let width = bytes.len() / rows.max(1);
-    let mut out = Vec::with_capacity(bytes.len());
-    for row in 0..rows {
-        let from = order(row) * width;
-        out.extend_from_slice(&bytes[from..from + width]);
-    }
-    out
 }

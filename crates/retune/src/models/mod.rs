@@ -9,9 +9,11 @@ pub mod gpt2;
 pub mod heads;
 pub mod llama;
 pub mod loader;
+mod matrix;
 pub mod quantised;
 pub mod rope;
 mod snapshot;
+pub mod streamed;
 mod without_adapter;
 
 use std::path::Path;
@@ -24,11 +26,13 @@ use crate::nn::{
     Active, Attention, Caches, Embedding, Head, Hidden, KvCache, LanguageModelHead, Linear, Pass, Pooling,
     Problem, Rows, Shared, Site,
 };
+use crate::train::available_memory;
 pub use files::ModelFiles;
 pub use gguf_form::{GgufForm, Keys};
 pub use loader::{LoadOptions, StorageChoice};
 pub use quantised::Quantisation;
 pub use snapshot::Snapshot;
+pub use streamed::Pager;
 pub use without_adapter::WithoutAdapter;
 
 /// An architecture as help texts and tables show it.
@@ -306,6 +310,8 @@ pub struct Model {
     pub net: Box<dyn TextModel>,
     pub files: ModelFiles,
     pub adapters: Vec<OnModel>,
+    /// What reads the weights that stay in their files, if any do.
+    pub pager: Option<Pager>,
 }
 
 impl Model {
@@ -326,7 +332,20 @@ impl Model {
         let files = ModelFiles::open(path)?;
         let spec = spec_of(&files)?;
         files.quantization_config()?;
-        (spec.load)(&files, &options.into(), head)
+        let model = (spec.load)(&files, &options.into(), head)?;
+        if let Some(pager) = &model.pager {
+            // Training asks for what its plan leaves.
+            pager.set_budget(available_memory(None).map(|limit| limit.bytes / 2));
+        }
+        Ok(model)
+    }
+
+    /// An error if values of weights could not be had since the model was loaded: what was computed is worth nothing.
+    ///
+    /// # Errors
+    /// It says which file changed, and how.
+    pub fn check_weights(&self) -> Result<()> {
+        self.params.fault().map_or(Ok(()), |fault| Err(Error::Weights(fault)))
     }
 
     /// Module paths of all linear layers, and those of them that are heads.

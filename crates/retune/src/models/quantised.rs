@@ -103,7 +103,7 @@ fn file_code(code: Code4) -> bitsandbytes::Code {
     }
 }
 
-fn memory_code(code: bitsandbytes::Code) -> Code4 {
+pub(super) fn memory_code(code: bitsandbytes::Code) -> Code4 {
     match code {
         bitsandbytes::Code::Nf4 => Code4::Nf4,
         bitsandbytes::Code::Fp4 => Code4::Fp4,
@@ -251,9 +251,14 @@ fn bad_pattern(pattern: &str, what: &str) -> Error {
     Error::Method(format!("keep_modules: \"{pattern}\": {what}"))
 }
 
-fn in_block(name: &str) -> bool {
-    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    name.ends_with(".weight") && name.split('.').any(number)
+pub(super) fn in_block(name: &str) -> bool {
+    name.ends_with(".weight") && layer_of_name(name).is_some()
+}
+
+/// The number of the block that a tensor of this Hugging Face name belongs to.
+pub fn layer_of_name(name: &str) -> Option<usize> {
+    let number = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    name.split('.').find(number)?.parse().ok()
 }
 
 fn module_of(name: &str) -> &str {

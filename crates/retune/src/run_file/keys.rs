@@ -1,6 +1,6 @@
 //! The table of settings: name, flag, kind, range and one line of description each.
 
-use super::{Optim, RunFile, Storage, TaskChoice};
+use super::{Optim, RunFile, Storage, TaskChoice, Weights};
 
 /// The table of what quantised storages are set by.
 pub(super) const QUANTIZATION: &str = "quantization";
@@ -187,7 +187,7 @@ pub const KEYS: &[Key] = &[
 
     key("", "labels", "labels", Kind::Names, "names of the classes, in order; without it, those of the data", &["label_list", "label_names", "id2label"]),
     key("", "pooling", "pooling", Kind::Choice(&["auto", "first", "last", "mean"]), "which rows of a text its class is read from", &["pooling_mode", "pooling_strategy", "pooler"]),
-    key("", "class_weights", "class-weights", Kind::Text, "what each class counts: even, balanced, or positive=2,negative=0.5", &["class_weight", "weights", "label_weights"]),
+    key("", "class_weights", "class-weights", Kind::Text, "what each class counts: even, balanced, or positive=2,negative=0.5", &["class_weight", "label_weights"]),
     key("", "keep_head", "keep-head", Kind::Switch, "go on with the model's own classifier where it has these labels", &["ignore_mismatched_sizes"]),
 
     key("", "metric", "metric", Kind::Choice(METRICS), "what the best checkpoint is chosen by; without it, the task's own", &["metric_for_best_model", "eval_metric"]),
@@ -199,6 +199,7 @@ pub const KEYS: &[Key] = &[
 
     key("", "threads", "threads", Kind::Whole(1, 1024), "worker threads; without it, one for each core", &["num_threads", "n_threads"]),
     key("", "storage", "storage", Kind::Choice(Storage::NAMES), "how the frozen weights lie in memory; nf4 to int8 quantise the blocks' linears", &["dtype", "torch_dtype", "precision", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "quantization_bit"]),
+    key("", "weights", "weights", Kind::Choice(Weights::NAMES), "where the frozen weights of the blocks lie: streamed reads them from their file when they are needed", &["offload", "offload_weights", "offload_params", "stream_weights", "low_cpu_mem_usage", "mmap"]),
     key("", "checkpointing", "checkpointing", Kind::Choice(&["auto", "on", "off"]), "compute blocks twice to save memory", &["gradient_checkpointing", "grad_checkpoint", "activation_checkpointing"]),
     key("", "memory_limit", "memory-limit", Kind::Size, "refuse a run that would need more; without it, what is free", &["max_memory"]),
     key("", "auto", "auto", Kind::Switch, "take the nearest settings that fit, instead of refusing the run", &["auto_find_batch_size"]),

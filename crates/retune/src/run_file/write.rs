@@ -70,6 +70,7 @@ mod tests {
             steps: Some(12),
             lora: Lora { target_modules: TargetModules::Names(vec!["q_proj".into()]), ..Lora::default() },
             storage: Storage::Nf4,
+            weights: super::super::Weights::Streamed,
             quantization: Quantization { double_quant: false, keep_modules: vec!["down_proj".into()] },
             ..RunFile::default()
         };

@@ -53,6 +53,9 @@ pub enum Error {
     /// The run would need more memory than there is.
     #[error("{0}")]
     DoesNotFit(#[from] DoesNotFit),
+    /// Values of weights could not be had any more; nothing was trained with them.
+    #[error("{0}; no weight was changed since, and the newest checkpoint is whole")]
+    Weights(String),
     /// Reading or writing a file failed.
     #[error(transparent)]
     File(#[from] retune_formats::Error),

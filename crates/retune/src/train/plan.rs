@@ -18,6 +18,7 @@ use super::remedy::{Remedy, nearest};
 use super::settings::TrainSettings;
 use crate::methods::Attached;
 use crate::models::Model;
+use crate::models::streamed::{Pager, Sizes};
 use crate::nn::Active;
 use crate::objective::Objective;
 use crate::run_file::{Checkpointing, Optim};
@@ -72,6 +73,8 @@ pub struct OtherStorage {
 pub struct Plan {
     /// Frozen weights, as they lie in memory.
     pub base_bytes: u64,
+    /// Weights that stay in their file: those of them that are in memory at a time.
+    pub streamed_bytes: u64,
     /// Trained weights, in f32.
     pub trainable_bytes: u64,
     pub gradient_bytes: u64,
@@ -146,9 +149,10 @@ impl Worst {
 
 impl Plan {
     /// What the peak is made of, by name, in bytes.
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("base weights", self.base_bytes),
+            ("streamed weights", self.streamed_bytes),
             ("trained weights", self.trainable_bytes),
             ("gradients", self.gradient_bytes),
             ("optimiser's moments", self.moment_bytes),
@@ -291,6 +295,7 @@ impl<'a> Planner<'a> {
         let MomentMemory { resident_bytes: moments, file_bytes } =
             moments::memory(&elements, settings.optim, budget);
         let beside = request.beside;
+        let streamed = request.model.pager.as_ref().map(Pager::sizes).unwrap_or_default();
 
         let size = largest_pass(request.objective, &settings, change.max_length)?;
         let checkpointing = change.checkpointing.unwrap_or(false);
@@ -325,6 +330,7 @@ impl<'a> Planner<'a> {
         let workspace = workspace_bytes(request.model.net.as_ref(), params) + FILE_BYTES;
         let mut plan = Plan {
             base_bytes: base,
+            streamed_bytes: streamed.least,
             trainable_bytes: trainable,
             gradient_bytes: moment.gradients,
             moment_bytes,
@@ -350,6 +356,7 @@ impl<'a> Planner<'a> {
         };
         plan.total_bytes = plan.parts().iter().map(|(_, bytes)| bytes).sum();
         plan.place_trunk_rows(beside.trunk_rows);
+        plan.place_streamed(streamed);
         plan.disk_bytes = plan.disk_parts().iter().map(|(_, bytes)| bytes).sum();
         Ok(plan)
     }
@@ -414,6 +421,14 @@ impl Plan {
         self.kept_bytes += rows.min(room);
         self.total_bytes += rows.min(room);
         self.trunk_file_bytes = rows - rows.min(room);
+    }
+
+    /// The more streamed weights there is room for, the less is read: they take what is left.
+    fn place_streamed(&mut self, sizes: Sizes) {
+        let left = self.limit_bytes.map(|limit| limit.saturating_sub(self.total_bytes));
+        let more = sizes.resident(left.map(|left| sizes.least + left)) - sizes.least;
+        self.streamed_bytes += more;
+        self.total_bytes += more;
     }
 }
 

@@ -116,6 +116,7 @@ pub fn measure(
     }
     if let Some(measured) = objective.measured() {
         let found = measured.metrics(params, batch_size, &mut |done| progress(done) == Control::Continue);
+        check_weights(params)?;
         let metrics = found.map_err(failed(objective, &examples, 0))?;
         let measured =
             |metrics: Metrics| Measured { loss: metrics.loss.unwrap_or(f64::NAN), metrics: Some(metrics) };
@@ -124,12 +125,18 @@ pub fn measure(
     let (mut loss, mut done) = (0.0, 0);
     for batch in examples.chunks(batch_size.max(1)) {
         loss += loss_of(params, objective, batch, 0, denominator, 0)?;
+        check_weights(params)?;
         done += batch.len();
         if progress(done) == Control::Stop && done < examples.len() {
             return Ok(None);
         }
     }
     Ok(Some(Measured { loss, metrics: None }))
+}
+
+/// What was computed with weights that could not be had is worth nothing.
+fn check_weights(params: &Params) -> Result<()> {
+    params.fault().map_or(Ok(()), |fault| Err(Error::Weights(fault)))
 }
 
 struct Run<'a> {
@@ -325,6 +332,7 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let window = self.order.window(self.state.step);
         let (loss, norm) = self.gradient(&window)?;
+        check_weights(self.params)?;
         if !(loss.is_finite() && norm.is_finite()) {
             return self.skip(&window, loss, norm);
         }

@@ -68,7 +68,7 @@ impl Code4 {
     }
 
     /// The name of the storage, which says whether the constants are quantised too.
-    pub(super) fn storage_name(self, double: bool) -> &'static str {
+    pub fn storage_name(self, double: bool) -> &'static str {
         match (self, double) {
             (_, false) => self.name(),
             (Code4::Nf4, true) => "nf4+dq",

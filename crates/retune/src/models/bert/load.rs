@@ -139,8 +139,9 @@ pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Re
     };
     let mut builder = Builder { loader: Loader::new(files, options, rename)?, config: &config };
     let net = builder.network(Some(files), head)?;
+    let pager = builder.loader.pager();
     let params = builder.loader.finish()?;
-    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new() })
+    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new(), pager })
 }
 
 /// The parameters of a new encoder of this configuration, with the head that its `architectures` name; a

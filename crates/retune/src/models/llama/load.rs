@@ -42,8 +42,9 @@ pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Re
         builder.loader.ignore("rope_freqs.weight");
     }
     let net = builder.network(Some(files), head)?;
+    let pager = builder.loader.pager();
     let params = builder.loader.finish()?;
-    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new() })
+    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new(), pager })
 }
 
 /// The projections whose outputs are added to the residual stream, two in each block.
