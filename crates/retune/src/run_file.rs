@@ -179,7 +179,7 @@ impl RunFile {
                 .map_or(StorageChoice::AsIs, StorageChoice::Quantised),
         };
         let streamed = self.weights == Weights::Streamed;
-        LoadOptions { storage, streamed, keep_modules: keep_modules.clone() }
+        LoadOptions { storage, streamed, in_file: false, keep_modules: keep_modules.clone() }
     }
 
     /// The learning rate to train with: the one given, or the method's own default.

@@ -5,7 +5,7 @@ use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use retune::models::{Model, StorageChoice};
+use retune::models::{LoadOptions, Model};
 
 use crate::exporting::OutputArgs;
 
@@ -26,7 +26,9 @@ pub struct Args {
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
     args.output.dtype()?;
-    let model = Model::load(&crate::embedded::resolve(&args.model)?, StorageChoice::AsIs)?;
+    // Never more than one tensor of it in memory.
+    let in_file = LoadOptions { in_file: true, ..LoadOptions::default() };
+    let model = Model::load(&crate::embedded::resolve(&args.model)?, in_file)?;
     let report = args.output.write(&model, false)?;
     match json {
         true => Ok(writeln!(stdout(), "{}", args.output.to_json(&report))?),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use retune::export::ExportReport;
-use retune::models::{Model, ModelFiles, StorageChoice};
+use retune::models::{LoadOptions, Model, ModelFiles, StorageChoice};
 use serde_json::Value;
 
 use super::eval::{Measured, PassArgs, Rows};
@@ -62,7 +62,9 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let files = ModelFiles::open(&path)?;
     let (head, record) = head_for(&files, &[])?;
     let report = {
-        let model = Model::load_with(&path, StorageChoice::AsIs, &head)?;
+        // Never more than one tensor of it in memory.
+        let in_file = LoadOptions { in_file: true, ..LoadOptions::default() };
+        let model = Model::load_with(&path, in_file, &head)?;
         args.output.write(&model, false)?
     };
     if let (Some(record), false) = (&record, retune::export::is_gguf(args.output.path())) {

@@ -156,10 +156,10 @@ fn dense(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> std::result::Result
     }
 }
 
-/// Rows in parallel, in whole rows of about 64 K elements.
+/// Rows in parallel, in whole rows of about 16 K elements.
 fn blocks(format: Format, cols: usize, values: &[f32], out: &mut Vec<u8>) -> std::result::Result<Loss, f32> {
     let cols = cols.max(1);
-    let rows = ((1 << 16) / cols).max(1);
+    let rows = ((1 << 14) / cols).max(1);
     let pieces: Vec<std::result::Result<(Vec<u8>, Vec<f32>), f32>> = values
         .par_chunks(rows * cols)
         .map(|values| {

@@ -14,7 +14,7 @@ use crate::models::Model;
 use crate::nn::{Embedding, EmbeddingDelta, Linear, LinearDelta};
 
 /// Elements of a strip: what is decoded and encoded at a time.
-const STRIP: usize = 1 << 20;
+const STRIP: usize = 1 << 18;
 
 /// Where a parameter gets its change from. What is written is with slot 0.
 #[derive(Clone, Copy)]

@@ -14,6 +14,7 @@ use retune_tensor::{ParamId, Params, Tensor, Weight};
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
 use crate::models::fresh::Draw;
+use crate::models::in_file;
 use crate::models::matrix::{Hold, Lies, Matrix, Order};
 use crate::models::quantised::{Quantisation, Quantised, layer_of_name};
 use crate::models::streamed::Pager;
@@ -49,6 +50,9 @@ pub struct LoadOptions {
     pub storage: StorageChoice,
     /// The weights of the blocks' linears stay in their files and are read when they are needed.
     pub streamed: bool,
+    /// All matrices stay in their files, and one is read whole each time that it is asked for: to go through the model once,
+    /// tensor by tensor.
+    pub in_file: bool,
     /// Modules that are not quantised, beside those that never are ([`Quantised`]).
     pub keep_modules: Vec<String>,
 }
@@ -76,6 +80,7 @@ struct Files<'a> {
     storage: StorageChoice,
     /// Of weights that stay in their files.
     pager: Option<Pager>,
+    in_file: bool,
     /// What `storage` quantises.
     quantised: Quantised,
     /// Some linears of the files are quantised already, by bitsandbytes.
@@ -157,6 +162,7 @@ impl<'a> Loader<'a> {
             source,
             storage: options.storage,
             pager: options.streamed.then(Pager::new),
+            in_file: options.in_file,
             quantised: Quantised::new(&options.keep_modules)?,
             has_layers,
             rename: Box::new(rename),
@@ -405,6 +411,9 @@ impl Files<'_> {
 
     /// Reads a matrix, or leaves it where it is.
     fn place(&self, name: &str, matrix: Matrix, linear: bool) -> Result<Weight> {
+        if self.in_file {
+            return Ok(in_file::weight(matrix, self.files.clone()));
+        }
         match (&self.pager, layer_of_name(name).filter(|_| linear)) {
             (Some(pager), Some(layer)) => matrix.streamed(self.files.clone(), layer, pager),
             _ => matrix.read(self.files.source()),

@@ -146,7 +146,8 @@ impl Matrix {
         }
     }
 
-    fn check_unchanged(&self, source: &dyn TensorSource) -> Result<()> {
+    /// An error if the file is not what it was.
+    pub fn check_unchanged(&self, source: &dyn TensorSource) -> Result<()> {
         match &self.source {
             Lies::Tensor { info, .. } => source.check_unchanged(info)?,
             Lies::Layer(entry) => {
@@ -156,6 +157,12 @@ impl Matrix {
             }
         }
         Ok(())
+    }
+
+    /// The format that it will have, and its columns per block; nothing is read for that.
+    pub fn format(&self) -> (&'static str, usize) {
+        let outlook = self.outlook();
+        (outlook.format, outlook.block)
     }
 
     /// What it will be in memory; nothing is read for that.

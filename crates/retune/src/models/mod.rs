@@ -7,6 +7,7 @@ pub mod fresh;
 mod gguf_form;
 pub mod gpt2;
 pub mod heads;
+mod in_file;
 pub mod llama;
 pub mod loader;
 mod matrix;
