@@ -8,7 +8,7 @@ use std::path::Path;
 use common::*;
 use retune::export::{ExportDtype, ExportOptions, ExportReport, write};
 use retune::methods;
-use retune::models::{Model, StorageChoice};
+use retune::models::{LoadOptions, Model, StorageChoice};
 use retune::text::Special;
 use retune_formats::{Dtype, TensorSource, gguf};
 use retune_tensor::storage::Format;
@@ -245,4 +245,25 @@ fn a_failure_leaves_the_old_file() {
     assert!(message.contains("up_proj") && message.contains("inf"), "{message}");
     assert_eq!(fs::read(&out).expect("file"), before);
     assert_eq!(fs::read_dir(dir.path()).expect("folder").count(), 1);
+}
+
+#[test]
+fn a_file_that_changes_underneath_is_an_error() {
+    let dir = tempfile::tempdir().expect("folder");
+    let (source, out) = (dir.path().join("model"), dir.path().join("out.gguf"));
+    fs::create_dir(&source).expect("folder");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(data("parity/llama_base_full").join(name), source.join(name)).expect("copy");
+    }
+    let in_file = LoadOptions { in_file: true, ..LoadOptions::default() };
+    let model = Model::load(&source, in_file).expect("model");
+    let inputs = Inputs::read(&data("parity/llama_base_full/inputs.safetensors"));
+    let plain = load(&source, StorageChoice::F32);
+    assert_eq!(logits(&model, &inputs).data(), logits(&plain, &inputs).data(), "the same bits");
+
+    let weights = fs::OpenOptions::new().write(true).open(source.join("model.safetensors")).expect("open");
+    weights.set_len(20_000).expect("cut");
+    let message = error(&model, &out, &options(ExportDtype::F16));
+    assert!(message.contains("model.safetensors"), "{message}");
+    assert!(!message.contains("NaN") && !out.exists(), "{message}");
 }

@@ -22,7 +22,7 @@ fn quantising_takes_the_largest_tensor_and_buffers() {
     let largest = 4 * 8192 * 256;
     let folder = tempfile::tempdir().expect("folder");
     let at = |name: &str| folder.path().join(name);
-    fresh::write_folder(Path::new("config.json"), &config, 1, &[], &at("model")).expect("model");
+    fresh::write_folder(Path::new("config.json"), &config, 1, None, &[], &at("model")).expect("model");
     let whole: u64 = 4 * Model::load(&at("model"), StorageChoice::F32)
         .expect("model")
         .params
