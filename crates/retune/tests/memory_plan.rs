@@ -176,13 +176,13 @@ impl Case {
             |name, double| StorageChoice::Quantised(Quantisation::from_name(name, double).unwrap());
         let storages =
             [StorageChoice::F32, StorageChoice::Bf16, four_bits("nf4", true), four_bits("int8", false)];
-        let longest = draw.of(&[120, 200, 300]);
+        let longest = draw.of(&[120, 180, 250]);
         let least = longest / 3;
         Case {
             arch,
             hidden,
             ff: hidden * draw.of(&[2, 3, 4]) - draw.of(&[0, 8]),
-            layers: draw.of(&[3, 4, 6]),
+            layers: draw.of(&[3, 4, 5]),
             heads,
             vocab: draw.of(&[1000, 2000, 5003]),
             tied: draw.one_in(2),
@@ -354,10 +354,12 @@ fn refusals_name_the_nearest_setting() {
     case.write(dir.path());
     let mut model = Model::load(dir.path(), StorageChoice::F32).unwrap();
     let attached = (methods::find("lora").unwrap().attach)(&mut model, &case.run).unwrap();
-    let mut of = |checkpointing, bytes| {
-        case.run.checkpointing = checkpointing;
+    let mut of_batch = |batch_size, checkpointing, bytes| {
+        (case.run.batch_size, case.run.checkpointing) = (batch_size, checkpointing);
         planned(&case, &model, &attached, Some(bytes))
     };
+    let least = of_batch(1, Checkpointing::On, u64::MAX).unwrap().total_bytes;
+    let mut of = |checkpointing, bytes| of_batch(8, checkpointing, bytes);
     let free = of(Checkpointing::Auto, u64::MAX).unwrap();
     assert!(!free.checkpointing);
     let tight = of(Checkpointing::Auto, free.total_bytes - 1).unwrap();
@@ -370,7 +372,7 @@ fn refusals_name_the_nearest_setting() {
     assert!(off.contains("`checkpointing = \"on\"`") && off.contains("`memory_limit`"), "{off}");
     let smaller = message(of(Checkpointing::Auto, tight.total_bytes - 1));
     assert!(smaller.contains("`batch_size = 4` with `gradient_accumulation = 2`"), "{smaller}");
-    let shorter = message(of(Checkpointing::Auto, tight.base_bytes + tight.base_bytes / 2));
+    let shorter = message(of(Checkpointing::Auto, least - 1));
     assert!(shorter.contains("max_length"), "{shorter}");
     let never = message(of(Checkpointing::Auto, 1000));
     assert!(never.contains("even `batch_size = 1`") && never.contains("weights"), "{never}");
