@@ -435,7 +435,7 @@ impl Plan {
 /// Memory that is taken for free where nothing is known.
 const UNKNOWN_MEMORY: u64 = 2 << 30;
 /// Bytes of what reads, writes and hashes files.
-const FILE_BYTES: u64 = 768 << 10;
+const FILE_BYTES: u64 = 1 << 20;
 /// Bytes of a parameter beside its values: its name, its shape, its place in lists.
 const NAME_BYTES: u64 = 1024;
 
