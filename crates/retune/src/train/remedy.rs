@@ -76,7 +76,7 @@ impl Remedy {
 
 /// The nearest change that fits, if any does, and what to tell the user.
 pub(super) fn nearest(planner: &Planner, now: &Plan) -> Result<(Option<Remedy>, String)> {
-    let mut least: Option<Plan> = None;
+    let mut least = now.clone();
     for mut remedy in candidates(planner, now) {
         let plan = planner.predict(&remedy)?;
         if plan.fits() {
@@ -86,12 +86,11 @@ pub(super) fn nearest(planner: &Planner, now: &Plan) -> Result<(Option<Remedy>, 
             let advice = format!("{} needs {}{}", remedy.words(), human(plan.total_bytes), remedy.effect());
             return Ok((Some(remedy), advice));
         }
-        if least.as_ref().is_none_or(|least| plan.total_bytes < least.total_bytes) {
-            least = Some(plan);
+        if plan.total_bytes < least.total_bytes {
+            least = plan;
         }
     }
-    let least = least.as_ref().unwrap_or(now);
-    Ok((None, hopeless(now, least)))
+    Ok((None, hopeless(now, &least)))
 }
 
 /// All changes, the nearest first.
@@ -146,9 +145,11 @@ fn hopeless(now: &Plan, least: &Plan) -> String {
             .into();
     }
     format!(
-        "even `batch_size = 1` with checkpointing needs {}, of which {} are weights: use a smaller `max_length`, a smaller \
-         storage of the base, or a smaller model",
+        "even `batch_size = {}`{} needs {}, of which {} are weights and their gradients: use a smaller `max_length`, a \
+         smaller storage of the base, a method that trains less, or a smaller model",
+        least.batch_size,
+        if least.checkpointing { " with checkpointing" } else { "" },
         human(least.total_bytes),
-        human(least.base_bytes + least.trainable_bytes)
+        human(least.base_bytes + least.trainable_bytes + least.gradient_bytes)
     )
 }
