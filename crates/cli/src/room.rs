@@ -6,11 +6,13 @@ use std::path::Path;
 use anyhow::Result;
 use retune::methods::{self, matrix};
 use retune::models::quantised::{Quantisation, Quantised, layer_of_name};
+use retune::models::streamed::Sizes;
 use retune::models::{Model, ModelFiles, StorageChoice, spec_of};
 use retune::run_file::{RunFile, Weights};
 use retune::train::plan::{DoesNotFit, human};
 use retune::train::{self, OtherStorage, Plan, Remedy, available_memory};
 use retune_formats::atomic;
+use retune_tensor::Param;
 
 /// The storage that is offered where the base is too large: the smallest that is made while loading.
 const SMALLEST: &str = "nf4";
@@ -28,34 +30,64 @@ pub fn free_for(out: &Path) -> Option<u64> {
     Some(atomic::free_space(disk)? + own)
 }
 
-/// The base in a smaller storage, where the method leaves it as it is.
+/// How else the base could be held, where the method leaves it as it is: in a smaller storage, or in its file.
 pub fn other_storages(model: &Model, run: &RunFile) -> Result<Vec<OtherStorage>> {
-    if !may_be_quantised(&model.files, run)? {
-        return Ok(vec![]);
-    }
-    let Some(how) = Quantisation::from_name(SMALLEST, run.quantization.double_quant) else {
-        return Ok(vec![]);
-    };
+    let quantised = if may_be_quantised(&model.files, run)? { in_few_bits(model, run)? } else { None };
+    let streamed = if may_be_streamed(&model.files, run)? { streamed(model) } else { None };
+    Ok(quantised.into_iter().chain(streamed).collect())
+}
+
+/// Frozen weights, and whether each is a linear of a block.
+fn frozen(model: &Model) -> impl Iterator<Item = (&Param, bool)> {
+    let frozen = model.params.iter().map(|(_, param)| param).filter(|param| !param.trainable);
+    frozen.map(|param| (param, !param.adapter && param.shape.len() == 2 && param.name.ends_with(".weight")))
+}
+
+fn in_few_bits(model: &Model, run: &RunFile) -> Result<Option<OtherStorage>> {
+    let Some(how) = Quantisation::from_name(SMALLEST, run.quantization.double_quant) else { return Ok(None) };
     let quantised = Quantised::new(&run.quantization.keep_modules)?;
     let (mut now, mut then, mut largest) = (0, 0, 0);
-    for (_, param) in model.params.iter().filter(|(_, param)| !param.trainable) {
+    for (param, is_linear) in frozen(model) {
         let held = param.weight.held_bytes() as u64;
-        let is_linear = !param.adapter && param.shape.len() == 2 && quantised.includes(&param.name);
         let (rows, cols) = (param.weight.rows(), param.weight.cols());
         now += held;
-        then += if is_linear { how.bytes(rows, cols) as u64 } else { held };
+        then += match is_linear && quantised.includes(&param.name) {
+            true => how.bytes(rows, cols) as u64,
+            false => held,
+        };
         largest = largest.max(4 * param.elements() as u64);
     }
-    let smaller = OtherStorage { name: SMALLEST, base_bytes: then, loading_bytes: then + largest + STRIPS };
-    Ok(if then < now { vec![smaller] } else { vec![] })
+    let loading_bytes = then + largest + STRIPS;
+    let smaller = OtherStorage { key: "storage", name: SMALLEST, base_bytes: then, loading_bytes };
+    Ok((then < now).then_some(smaller))
+}
+
+/// Weights of the blocks in their file: two blocks are in memory at a time.
+fn streamed(model: &Model) -> Option<OtherStorage> {
+    let (mut others, mut matrices) = (0, Vec::new());
+    for (param, is_linear) in frozen(model) {
+        let held = param.weight.held_bytes() as u64;
+        match layer_of_name(&param.name).filter(|_| is_linear) {
+            Some(layer) => matrices.push((layer, held, held)),
+            None => others += held,
+        }
+    }
+    let sizes = Sizes::of(matrices);
+    let base_bytes = others + sizes.least;
+    let streamed = OtherStorage { key: "weights", name: "streamed", base_bytes, loading_bytes: base_bytes };
+    (sizes.least < sizes.total).then_some(streamed)
 }
 
 /// Whether the base could be quantised while it is loaded, and is not yet.
 fn may_be_quantised(files: &ModelFiles, run: &RunFile) -> Result<bool> {
+    Ok(may_be_streamed(files, run)? && !run.storage.is_quantised())
+}
+
+/// Whether the base, which the method leaves as it is, could stay in its file, and does not yet.
+fn may_be_streamed(files: &ModelFiles, run: &RunFile) -> Result<bool> {
     let method = methods::find(&run.method)?;
     let fits = matrix::fit(method, spec_of(files)?, matrix::Held::Quantised);
-    let streamed = run.weights == Weights::Streamed;
-    Ok(!matches!(fits, matrix::Fit::No(_)) && !run.storage.is_quantised() && !streamed)
+    Ok(!matches!(fits, matrix::Fit::No(_)) && run.weights == Weights::Memory)
 }
 
 /// Refuses a base that cannot fit, before it is read; with `auto`, takes the storage with which it may, and says so.
@@ -70,18 +102,24 @@ pub fn for_weights(mut run: RunFile) -> Result<(RunFile, Vec<String>)> {
     if least <= limit.bytes {
         return Ok((run, vec![]));
     }
-    let smallest =
-        Quantisation::from_name(SMALLEST, run.quantization.double_quant).map(StorageChoice::Quantised);
-    let quantised = match smallest {
-        Some(smallest) if may_be_quantised(&files, &run)? => least_bytes(&files, smallest, false),
-        _ => least,
-    };
-    let storage = OtherStorage { name: SMALLEST, base_bytes: quantised, loading_bytes: quantised };
-    let remedy = Remedy { storage: Some(storage), ..Remedy::default() };
-    let helps = quantised <= limit.bytes;
-    let advice = match helps {
-        true => format!("{} needs {} for them at least", remedy.words(), human(quantised)),
-        false => "use a smaller model, or a machine with more memory".into(),
+    let mut others = Vec::new();
+    let few_bits = Quantisation::from_name(SMALLEST, run.quantization.double_quant);
+    if let Some(how) = few_bits.filter(|_| may_be_quantised(&files, &run).unwrap_or(false)) {
+        others.push(("storage", SMALLEST, least_bytes(&files, StorageChoice::Quantised(how), false)));
+    }
+    if may_be_streamed(&files, &run)? {
+        others.push(("weights", "streamed", least_bytes(&files, run.load_options().storage, true)));
+    }
+    let helps = others.into_iter().find(|(.., bytes)| *bytes <= limit.bytes);
+    let remedy = helps.map(|(key, name, base_bytes)| {
+        let storage = Some(OtherStorage { key, name, base_bytes, loading_bytes: base_bytes });
+        Remedy { storage, ..Remedy::default() }
+    });
+    let advice = match (&remedy, helps) {
+        (Some(remedy), Some((.., bytes))) => {
+            format!("{} needs {} for them at least", remedy.words(), human(bytes))
+        }
+        _ => "use a smaller model, or a machine with more memory".into(),
     };
     let plan = Plan {
         base_bytes: least,
@@ -92,11 +130,11 @@ pub fn for_weights(mut run: RunFile) -> Result<(RunFile, Vec<String>)> {
         limit_source: Some(limit.source),
         ..Plan::default()
     };
-    let refusal = DoesNotFit { plan: Box::new(plan), remedy: helps.then(|| remedy.clone()), advice };
-    if !(run.auto && helps) {
+    let refusal = DoesNotFit { plan: Box::new(plan), remedy, advice };
+    let Some(remedy) = refusal.remedy.as_ref().filter(|_| run.auto) else {
         return Err(train::Error::from(refusal).into());
-    }
-    let changed = format!("auto: {}", refusal.in_words(&remedy));
+    };
+    let changed = format!("auto: {}", refusal.in_words(remedy));
     remedy.apply(&mut run);
     Ok((run, vec![changed]))
 }

@@ -159,8 +159,13 @@ fn auto_takes_what_fits_and_says_so() {
     let plan = &shop.retune(&format!("plan {tight} --auto --json")).ok().json_lines()[0];
     assert!(total(plan) <= free * 9 / 10 && plan["checkpointing"] == true, "{plan}");
     assert!(plan["changed"][0].as_str().unwrap().contains("checkpointing"), "{plan}");
-    let said = shop.retune(&format!("train {tight} --auto --steps 1 --out out")).ok().stderr;
+    let lines = shop.retune(&format!("train {tight} --auto --steps 1 --out out --json")).ok().json_lines();
+    let event = |name: &str| lines.iter().find(|line| line["event"] == name).unwrap();
+    let said = event("warning")["message"].as_str().unwrap();
     assert!(said.contains("auto: `checkpointing"), "{said}");
+    // Linux tells what the process held at most.
+    let held = event("finished")["process_peak_bytes"].as_u64();
+    assert!(held.is_none_or(|held| held <= free * 9 / 10), "{held:?} of {}", free * 9 / 10);
     assert!(String::from_utf8(shop.read("out/run.toml")).unwrap().contains("checkpointing = \"on\""));
 }
 

@@ -115,6 +115,9 @@ pub enum Event {
         /// Seconds of this process in which updates and checkpoints waited for the file of moments, if there is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         paging_wait_s: Option<f64>,
+        /// The most bytes that the process held, where the system says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process_peak_bytes: Option<u64>,
     },
 }
 

@@ -16,13 +16,16 @@ pub struct MemoryLimit {
 
 /// Bytes of a process that nothing is known of: program, libraries, stacks.
 const UNKNOWN_PROCESS: u64 = 32 << 20;
+/// Bytes that it takes later: parts of the program that have not run yet, what threads keep for themselves, small things.
+const LATER: u64 = 12 << 20;
 
 /// Bytes that this process holds besides tensors: the program, its stacks, a tokenizer, examples, and what the allocator
 /// keeps. Measured where the system says (Linux).
 pub fn process_bytes() -> u64 {
     // Reused buffers that nobody holds now are no part of it.
     memory::trim();
-    resident_bytes().map_or(UNKNOWN_PROCESS, |resident| resident.saturating_sub(memory::live_bytes() as u64))
+    let tensors = memory::live_bytes() as u64;
+    LATER + resident_bytes().map_or(UNKNOWN_PROCESS, |resident| resident.saturating_sub(tensors))
 }
 
 /// Bytes of memory that this process holds now.

@@ -60,7 +60,8 @@ pub struct Beside {
 /// How else the base could be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OtherStorage {
-    /// The setting, `storage = "nf4"`.
+    /// The setting: `storage = "nf4"`, or `weights = "streamed"`.
+    pub key: &'static str,
     pub name: &'static str,
     /// Bytes of the frozen weights, and the most that are held at a time while they are read.
     pub base_bytes: u64,
@@ -354,6 +355,10 @@ impl<'a> Planner<'a> {
             disk_free_bytes: request.disk_free,
             ..Plan::default()
         };
+        // A process, not its heap alone, is what is planned where the caller says what it holds.
+        if beside.process > 0 {
+            plan.process_bytes += plan.parts().iter().map(|(_, bytes)| bytes).sum::<u64>() / ALLOCATOR_SHARE;
+        }
         plan.total_bytes = plan.parts().iter().map(|(_, bytes)| bytes).sum();
         plan.place_trunk_rows(beside.trunk_rows);
         plan.place_streamed(streamed);
@@ -434,6 +439,8 @@ impl Plan {
 
 /// Memory that is taken for free where nothing is known.
 const UNKNOWN_MEMORY: u64 = 2 << 30;
+/// One part in so many of what is held is lost between buffers: measured, 1 % of a step of SmolLM2's shape.
+const ALLOCATOR_SHARE: u64 = 64;
 /// Bytes of what reads, writes and hashes files.
 const FILE_BYTES: u64 = 1 << 20;
 /// Bytes of a parameter beside its values: its name, its shape, its place in lists.

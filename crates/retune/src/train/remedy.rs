@@ -4,7 +4,7 @@
 use super::error::Result;
 use super::plan::{OtherStorage, Plan, Planner, human};
 use super::settings::TrainSettings;
-use crate::run_file::{RunFile, Storage};
+use crate::run_file::{RunFile, Storage, Weights};
 
 /// Settings to change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +36,10 @@ impl Remedy {
         if let Some((batch_size, passes)) = self.batch {
             (run.batch_size, run.gradient_accumulation) = (batch_size as u32, passes as u32);
         }
-        if let Some(storage) = self.storage.and_then(|storage| Storage::from_name(storage.name)) {
-            run.storage = storage;
+        match self.storage {
+            Some(OtherStorage { key: "weights", .. }) => run.weights = Weights::Streamed,
+            Some(OtherStorage { name, .. }) => run.storage = Storage::from_name(name).unwrap_or(run.storage),
+            None => {}
         }
         if let Some(length) = self.max_length {
             run.max_length = length as u32;
@@ -58,7 +60,7 @@ impl Remedy {
         if self.checkpointing == Some(true) {
             words.push("`checkpointing = \"on\"`".into());
         }
-        words.extend(self.storage.map(|storage| format!("`storage = \"{}\"`", storage.name)));
+        words.extend(self.storage.map(|storage| format!("`{} = \"{}\"`", storage.key, storage.name)));
         words.extend(self.max_length.map(|length| format!("`max_length = {length}`")));
         words.join(" and ")
     }
@@ -67,7 +69,8 @@ impl Remedy {
     fn effect(&self) -> &'static str {
         match self {
             Remedy { max_length: Some(_), .. } => "; longer texts are cut",
-            Remedy { storage: Some(_), .. } => "; the base is rounded",
+            Remedy { storage: Some(OtherStorage { key: "storage", .. }), .. } => "; the base is rounded",
+            Remedy { storage: Some(_), .. } => "; they are read again in each pass",
             Remedy { batch: Some(_), .. } => " for the same step",
             _ => " and gives the same result",
         }

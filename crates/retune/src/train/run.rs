@@ -13,6 +13,7 @@ use super::checkpoint::{self, Best, Evaluation, State};
 use super::error::{Error, Result};
 use super::events::{Control, Event, Outcome, OutcomeEnd, SpikeIn};
 use super::folder::{RunFolder, Start};
+use super::memory_limit::peak_resident_bytes;
 use super::optimizer::Optimizer;
 use super::optimizer::moments::MomentMemory;
 use super::order::{Order, Window};
@@ -467,6 +468,7 @@ impl<'a> Run<'a> {
             tokens: self.state.tokens,
             seconds: self.began.elapsed().as_secs_f64(),
             peak_bytes: memory::peak_bytes() as u64,
+            process_peak_bytes: peak_resident_bytes(),
             paging_wait_s: self.optimizer.page_file().map(|_| self.optimizer.waited().as_secs_f64()),
         });
         Ok(self.outcome(OutcomeEnd::Finished, restored))
