@@ -18,7 +18,9 @@ impl Aligned {
     pub fn of(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.lines.len() < lines {
-            self.lines.clear();
+            // Of just this size, and not beside the old one: growing would double it.
+            self.lines = Vec::new();
+            self.lines.reserve_exact(lines);
             self.lines.resize(lines, Line([0.0; 16]));
         }
         // SAFETY: a Line is exactly sixteen f32, initialised, without padding; there are at least `len` of them, borrowed exclusively.
