@@ -428,9 +428,10 @@ impl Plan {
         self.trunk_file_bytes = rows - rows.min(room);
     }
 
-    /// The more streamed weights there is room for, the less is read: they take what is left.
+    /// The more streamed weights there is room for, the less is read: they take what is left, but for an eighth of it, in
+    /// which the system keeps what was read of their file.
     fn place_streamed(&mut self, sizes: Sizes) {
-        let left = self.limit_bytes.map(|limit| limit.saturating_sub(self.total_bytes));
+        let left = self.limit_bytes.map(|limit| limit.saturating_sub(self.total_bytes) / 8 * 7);
         let more = sizes.resident(left.map(|left| sizes.least + left)) - sizes.least;
         self.streamed_bytes += more;
         self.total_bytes += more;
