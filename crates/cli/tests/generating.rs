@@ -100,6 +100,7 @@ fn wrong_settings_are_refused() {
     shop.retune(&format!("{GENERATE} --prompt a --adapter-weights 1")).failed(2, &["--adapter"]);
     shop.retune(&format!("{GENERATE} --prompt a --adapter x --adapter y --adapter-weights 1"))
         .failed(2, &["one for each"]);
+    shop.retune(&format!("{GENERATE} --prompt a --weights 0.5")).failed(2, &["--adapter-weights"]);
     shop.retune(&format!("{GENERATE} --prompt a --max-token 3")).failed(2, &["did you mean --max-tokens?"]);
     shop.retune(&format!("{GENERATE} --prompt a --adapter train.jsonl")).failed(65, &["train.jsonl"]);
 }

@@ -39,6 +39,8 @@ fn training_learns_and_writes_the_folder() {
     let loss = |words: &str| eval(words).json_lines()[0]["loss"].as_f64().unwrap();
     assert!((loss("") - evals[0]).abs() < 1e-5);
     assert!((loss("--adapter out") - evals[4]).abs() < 1e-5);
+    // Weights that stay in their file are the same weights.
+    assert_eq!(loss("--adapter out --weights streamed"), loss("--adapter out"));
     // Half an adapter lies between; twice half of it is the whole.
     let half = loss("--adapter out --adapter-weights 0.5");
     assert!(half < evals[0] && half > evals[4], "{half}");
