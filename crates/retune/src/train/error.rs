@@ -52,7 +52,7 @@ pub enum Error {
     Checkpoint { path: PathBuf, what: String },
     /// The run would need more memory than there is.
     #[error("{0}")]
-    DoesNotFit(#[from] DoesNotFit),
+    DoesNotFit(#[source] Box<DoesNotFit>),
     /// Values of weights could not be had any more; nothing was trained with them.
     #[error("{0}; no weight was changed since, and the newest checkpoint is whole")]
     Weights(String),
@@ -74,5 +74,11 @@ impl Error {
     /// True when the operating system failed us (exit code 74).
     pub fn is_io(&self) -> bool {
         matches!(self, Error::File(e) if e.is_io())
+    }
+}
+
+impl From<DoesNotFit> for Error {
+    fn from(refusal: DoesNotFit) -> Error {
+        Error::DoesNotFit(Box::new(refusal))
     }
 }
