@@ -163,8 +163,8 @@ fn auto_takes_what_fits_and_says_so() {
     assert!(plan["changed"][0].as_str().unwrap().contains("checkpointing"), "{plan}");
     let lines = shop.retune(&format!("train {tight} --auto --steps 1 --out out --json")).ok().json_lines();
     let event = |name: &str| lines.iter().find(|line| line["event"] == name).unwrap();
-    let said = event("warning")["message"].as_str().unwrap();
-    assert!(said.contains("auto: `checkpointing"), "{said}");
+    let warnings: Vec<&str> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
+    assert!(warnings.iter().any(|said| said.contains("auto: `checkpointing")), "{warnings:?}");
     // Linux tells what the process held at most.
     let held = event("finished")["process_peak_bytes"].as_u64();
     assert!(held.is_none_or(|held| held <= free * 9 / 10), "{held:?} of {}", free * 9 / 10);

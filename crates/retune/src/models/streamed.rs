@@ -263,11 +263,21 @@ impl State {
         let expected = self.order.expected().enumerate();
         let missing =
             |page: &Page| matches!(page.state, PageState::Out) && Arc::strong_count(&page.place) > 1;
-        let mut missing = expected.filter(|(_, index)| self.pages.get(*index).is_some_and(missing));
-        let (distance, index) = missing.next()?;
+        let mut between = 0;
+        let mut missing = expected.filter_map(|(distance, index)| {
+            let page = self.pages.get(index)?;
+            let found = missing(page).then_some((distance, index, between));
+            between += page.place.bytes;
+            found
+        });
+        let (distance, index, between) = missing.next()?;
         drop(missing);
         let place = &self.pages[index].place;
         let need = place.bytes + place.reading;
+        // Further than a block ahead only into free room: whoever fills all of it with what comes next finds nothing again.
+        if between >= self.sizes().least / 2 && self.held + need > self.budget {
+            return None;
+        }
         self.make_room(need, Some(distance)).then_some(index)
     }
 }

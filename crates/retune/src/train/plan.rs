@@ -443,7 +443,7 @@ const UNKNOWN_MEMORY: u64 = 2 << 30;
 /// One part in so many of what is held is lost between buffers: measured, 1 % of a step of SmolLM2's shape.
 const ALLOCATOR_SHARE: u64 = 64;
 /// Bytes of what reads, writes and hashes files.
-const FILE_BYTES: u64 = 1 << 20;
+const FILE_BYTES: u64 = 3 << 18;
 /// Bytes of a parameter beside its values: its name, its shape, its place in lists.
 const NAME_BYTES: u64 = 1024;
 
