@@ -13,7 +13,7 @@ after the same LoRA run on it. `won back` is the share of the perplexity lost by
 import argparse, json, pathlib, statistics, subprocess, sys, tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STORAGES = {"f32": [], "nf4": ["--double-quant", "false"], "nf4, double": [], "fp4": [], "int4": [], "int8": []}
+STORAGES = {"f32": [], "nf4": ["--double-quant=false"], "nf4, double": [], "fp4": [], "int4": [], "int8": []}
 
 
 def parse():
