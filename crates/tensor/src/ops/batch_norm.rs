@@ -5,6 +5,7 @@
 
 use super::linear::column_sums;
 use super::parallel::{for_rows, sum_rows};
+use super::scale_columns::scaled;
 use crate::tape::{Saved, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -115,17 +116,12 @@ impl Map {
         dw
     }
 
-    /// `dx`; `means` are those of `g` and of `g n` where the statistics follow the rows.
-    fn input_gradient(&self, x: &Tensor, mut g: Tensor, means: Option<(&Tensor, &Tensor)>) -> Tensor {
+    /// `dx` where the statistics follow the rows; the means are those of `g` and of `g n`.
+    fn input_gradient(&self, x: &Tensor, mut g: Tensor, g_mean: &Tensor, gn_mean: &Tensor) -> Tensor {
         let cols = x.cols();
-        let zeros = Tensor::zeros(1, cols);
-        let shift = means.map_or(&zeros, |(g, _)| g);
-        let slope = match means {
-            Some((_, gn)) => Tensor::from_fn(1, cols, |_, c| gn.data()[c] * self.r.data()[c]),
-            None => zeros.clone(),
-        };
+        let slope = Tensor::from_fn(1, cols, |_, c| gn_mean.data()[c] * self.r.data()[c]);
         for_rows(g.data_mut(), cols, |first, chunk| {
-            let (a, shift, mean) = (self.a.data(), shift.data(), self.mean.data());
+            let (a, shift, mean) = (self.a.data(), g_mean.data(), self.mean.data());
             backward_rows(&x.data()[first * cols..], a, shift, mean, slope.data(), chunk);
         });
         g
@@ -153,7 +149,7 @@ pub fn batch_norm_frozen(
     let y = map.forward(x.value());
     let out = {
         let (map, saved) = (map.clone(), saved.clone());
-        tape.record(y, nx.is_some() || nw.is_some() || nb.is_some(), move |mut g, sink| {
+        tape.record(y, nx.is_some() || nw.is_some() || nb.is_some(), move |g, sink| {
             if nb.is_some() {
                 sink.add(nb, column_sums(&g));
             }
@@ -161,24 +157,11 @@ pub fn batch_norm_frozen(
                 sink.add(nw, map.weight_gradient(&saved.get(), &g));
             }
             if nx.is_some() {
-                let cols = g.cols();
-                for_rows(g.data_mut(), cols, |_, chunk| scale_rows(map.a.data(), chunk));
-                sink.add(nx, g);
+                sink.add(nx, scaled(g, &map.a));
             }
         })
     };
     out.with_recipe(move || map.forward(&Saved::get(&saved)))
-}
-
-crate::multiversion! {
-    /// `g *= a` for each channel.
-    fn scale_rows(a: &[f32], g: &mut [f32]) {
-        for g in g.chunks_exact_mut(a.len()) {
-            for (g, a) in g.iter_mut().zip(a) {
-                *g *= a;
-            }
-        }
-    }
 }
 
 /// Batch norm of `x` `[T, C]` by the statistics of its own rows, and these: whoever trains moves the running ones by them.
@@ -197,7 +180,7 @@ pub fn batch_norm(tape: &Tape, x: &Var, weight: &Var, bias: &Var, eps: f32) -> (
             let (mut g_mean, mut gn_mean) = (db.clone(), dw.clone());
             g_mean.scale_assign(share);
             gn_mean.scale_assign(share);
-            sink.add(nx, map.input_gradient(&x, g, Some((&g_mean, &gn_mean))));
+            sink.add(nx, map.input_gradient(&x, g, &g_mean, &gn_mean));
         }
         sink.add(nw, dw);
         sink.add(nb, db);

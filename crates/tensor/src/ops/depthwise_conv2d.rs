@@ -2,10 +2,8 @@
 //!
 //! Backward: `dx[j, c]` sums `g w` over the outputs that read `j`, `dw[c, p] = sum over outputs of g x`, `db` the sum over rows of `g`.
 
-use rayon::prelude::*;
-
 use super::linear::column_sums;
-use super::parallel::{for_rows, sum_rows};
+use super::parallel::{for_readers, for_rows, sum_rows};
 use crate::grid::{Grid, Window};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -84,20 +82,8 @@ fn forward(
 fn input_gradient(g: &Tensor, (grid, to): (Grid, Grid), places: &Tensor, window: &Window) -> Tensor {
     let cols = g.cols();
     let mut dx = Tensor::zeros(grid.rows(), cols);
-    dx.data_mut().par_chunks_mut(grid.width * cols).enumerate().for_each(|(line, out)| {
-        let (image, y) = (line / grid.height, line % grid.height);
-        for reader in window.readers(y, to.height) {
-            for x in 0..to.width {
-                let g = g.row((image * to.height + reader) * to.width + x);
-                for (tap, place) in window.places().enumerate() {
-                    if let Some((sy, sx)) = window.source(grid, (reader, x), place)
-                        && sy == y
-                    {
-                        add_product(g, places.row(tap), &mut out[sx * cols..][..cols]);
-                    }
-                }
-            }
-        }
+    for_readers(dx.data_mut(), cols, (grid, to), window, |row, tap, pixel| {
+        add_product(g.row(row), places.row(tap), pixel);
     });
     dx
 }

@@ -2,9 +2,7 @@
 //!
 //! Backward: the gradient goes to the first of the largest (in the order of the window), as in torch.
 
-use rayon::prelude::*;
-
-use super::parallel::for_rows2;
+use super::parallel::{for_readers, for_rows2};
 use crate::grid::{Grid, Window};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -74,20 +72,8 @@ crate::multiversion! {
 fn input_gradient(g: &Tensor, won: &Tensor, grid: Grid, to: Grid, window: &Window) -> Tensor {
     let cols = g.cols();
     let mut dx = Tensor::zeros(grid.rows(), cols);
-    dx.data_mut().par_chunks_mut(grid.width * cols).enumerate().for_each(|(line, out)| {
-        let (image, y) = (line / grid.height, line % grid.height);
-        for reader in window.readers(y, to.height) {
-            for x in 0..to.width {
-                let row = (image * to.height + reader) * to.width + x;
-                for (tap, place) in window.places().enumerate() {
-                    if let Some((sy, sx)) = window.source(grid, (reader, x), place)
-                        && sy == y
-                    {
-                        add_won(g.row(row), won.row(row), tap as f32, &mut out[sx * cols..][..cols]);
-                    }
-                }
-            }
-        }
+    for_readers(dx.data_mut(), cols, (grid, to), window, |row, tap, pixel| {
+        add_won(g.row(row), won.row(row), tap as f32, pixel);
     });
     dx
 }

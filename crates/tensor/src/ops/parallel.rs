@@ -5,6 +5,8 @@
 
 use rayon::prelude::*;
 
+use crate::grid::{Grid, Window};
+
 use crate::memory::{self, Buffer};
 
 /// Elements a task should have before it is worth a thread.
@@ -40,6 +42,31 @@ pub fn for_rows2(
         .zip(b.par_chunks_mut(rows * b_cols))
         .enumerate()
         .for_each(|(i, (a, b))| f(i * rows, a, b));
+}
+
+/// Calls `f(output row, place, pixel)` for every output row and place of the window that read an input pixel, in the order of output lines; the
+/// pixels `[T, cols]` of `dx` in parallel, line by line.
+pub fn for_readers(
+    dx: &mut [f32],
+    cols: usize,
+    (from, to): (Grid, Grid),
+    window: &Window,
+    f: impl Fn(usize, usize, &mut [f32]) + Sync,
+) {
+    dx.par_chunks_mut(from.width * cols).enumerate().for_each(|(line, out)| {
+        let (image, y) = (line / from.height, line % from.height);
+        for reader in window.readers(y, to.height) {
+            for x in 0..to.width {
+                for (tap, place) in window.places().enumerate() {
+                    if let Some((sy, sx)) = window.source(from, (reader, x), place)
+                        && sy == y
+                    {
+                        f((image * to.height + reader) * to.width + x, tap, &mut out[sx * cols..][..cols]);
+                    }
+                }
+            }
+        }
+    });
 }
 
 /// Sums `f(row)`-wise contributions into `out[cols]`: each chunk of rows into its own partial sum, the partial

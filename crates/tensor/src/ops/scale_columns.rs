@@ -27,7 +27,8 @@ crate::multiversion! {
     }
 }
 
-fn scaled(mut x: Tensor, l: &Tensor) -> Tensor {
+/// Each column of `x` times its factor.
+pub(super) fn scaled(mut x: Tensor, l: &Tensor) -> Tensor {
     let cols = x.cols();
     for_rows(x.data_mut(), cols, |_, chunk| scale_rows(l.data(), chunk));
     x
