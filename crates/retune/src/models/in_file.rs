@@ -8,6 +8,7 @@ use retune_tensor::storage::{Storage, pin};
 
 use crate::error::Result;
 use crate::models::ModelFiles;
+use crate::models::lost::Lost;
 use crate::models::matrix::{Hold, Lies, Matrix};
 
 /// The matrix. Nothing of it is in memory; [`Storage::pinned`] reads it.
@@ -66,41 +67,11 @@ impl Storage for InFile {
     fn pinned(&self) -> Option<Arc<dyn Storage>> {
         let fault = |e: crate::Error| -> Arc<dyn Storage> {
             *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(e.to_string());
-            Arc::new(Lost { rows: self.rows(), cols: self.cols() })
+            Arc::new(Lost { format: "lost", shape: self.matrix.shape, block: 1 })
         };
         Some(self.read().unwrap_or_else(fault))
     }
     fn fault(&self) -> Option<String> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// What a matrix is that could not be read.
-struct Lost {
-    rows: usize,
-    cols: usize,
-}
-
-impl Storage for Lost {
-    fn format(&self) -> &'static str {
-        "lost"
-    }
-    fn rows(&self) -> usize {
-        self.rows
-    }
-    fn cols(&self) -> usize {
-        self.cols
-    }
-    fn bytes(&self) -> usize {
-        0
-    }
-    fn block(&self) -> usize {
-        1
-    }
-    fn decode(&self, _: usize, _: usize, out: &mut [f32]) {
-        out.fill(f32::NAN);
-    }
-    fn dot_rows(&self, _: usize, _: &[f32], y: &mut [f32]) {
-        y.fill(f32::NAN);
     }
 }

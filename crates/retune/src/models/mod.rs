@@ -10,6 +10,7 @@ pub mod heads;
 mod in_file;
 pub mod llama;
 pub mod loader;
+mod lost;
 mod matrix;
 pub mod quantised;
 pub mod rope;

@@ -21,6 +21,7 @@ use retune_tensor::Weight;
 use retune_tensor::storage::{Storage, pin};
 
 use crate::error::{Error, Result};
+use crate::models::lost::Lost;
 use crate::train::plan::human;
 
 /// A matrix in a file.
@@ -406,40 +407,12 @@ impl Storage for Streamed {
     }
     fn pinned(&self) -> Option<Arc<dyn Storage>> {
         self.pager.start();
-        let lost = || -> Arc<dyn Storage> { Arc::new(Lost { place: self.place.clone() }) };
+        let Place { format, shape, block, .. } = *self.place;
+        let lost = || -> Arc<dyn Storage> { Arc::new(Lost { format, shape, block }) };
         Some(self.pager.shared.get(self.index).unwrap_or_else(lost))
     }
     fn fault(&self) -> Option<String> {
         self.pager.shared.lock().fault.clone()
-    }
-}
-
-/// What a matrix is after a fault.
-struct Lost {
-    place: Arc<Place>,
-}
-
-impl Storage for Lost {
-    fn format(&self) -> &'static str {
-        self.place.format
-    }
-    fn rows(&self) -> usize {
-        self.place.shape.0
-    }
-    fn cols(&self) -> usize {
-        self.place.shape.1
-    }
-    fn bytes(&self) -> usize {
-        0
-    }
-    fn block(&self) -> usize {
-        self.place.block
-    }
-    fn decode(&self, _: usize, _: usize, out: &mut [f32]) {
-        out.fill(f32::NAN);
-    }
-    fn dot_rows(&self, _: usize, _: &[f32], y: &mut [f32]) {
-        y.fill(f32::NAN);
     }
 }
 
