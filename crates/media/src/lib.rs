@@ -1,0 +1,5 @@
+//! Pictures, boxes and sound: hostile files in, checked arrays out; augmentation, annotations and features.
+#![forbid(unsafe_code)]
+
+pub mod pictures;
+pub mod sound;
