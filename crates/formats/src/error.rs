@@ -67,11 +67,13 @@ impl Error {
         move |source| Error::Io { path: path.to_path_buf(), doing, source }
     }
 
-    pub(crate) fn invalid(path: &Path, format: &'static str, what: impl Into<String>) -> Error {
+    /// An [`Error::Invalid`].
+    pub fn invalid(path: &Path, format: &'static str, what: impl Into<String>) -> Error {
         Error::Invalid { path: path.to_path_buf(), format, what: what.into() }
     }
 
-    pub(crate) fn limit(path: &Path, what: impl Into<String>, value: u64, limit: u64) -> Error {
+    /// An [`Error::Limit`].
+    pub fn limit(path: &Path, what: impl Into<String>, value: u64, limit: u64) -> Error {
         Error::Limit { path: path.to_path_buf(), what: what.into(), value, limit }
     }
 
@@ -84,11 +86,13 @@ impl Error {
         Error::Key { path: path.to_path_buf(), key: key.into(), found: found.into(), wanted: wanted.into() }
     }
 
-    pub(crate) fn unsupported(path: &Path, what: impl Into<String>, remedy: impl Into<String>) -> Error {
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(path: &Path, what: impl Into<String>, remedy: impl Into<String>) -> Error {
         Error::Unsupported { path: path.to_path_buf(), what: what.into(), remedy: remedy.into() }
     }
 
-    pub(crate) fn missing(path: &Path, what: impl Into<String>, remedy: impl Into<String>) -> Error {
+    /// An [`Error::Missing`].
+    pub fn missing(path: &Path, what: impl Into<String>, remedy: impl Into<String>) -> Error {
         Error::Missing { path: path.to_path_buf(), what: what.into(), remedy: remedy.into() }
     }
 
@@ -121,7 +125,7 @@ impl Error {
 }
 
 /// Text from a file made fit for a message: short, and on one line.
-pub(crate) fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     const SHOWN: usize = 80;
     let mut out = String::from("`");
     for (i, c) in text.chars().enumerate() {
