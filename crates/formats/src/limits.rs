@@ -68,5 +68,21 @@ pub const PICKLE_MEMORY_BYTES: usize = 512 << 10;
 /// How often larger than their file the tensors of a PyTorch file may be, because they share storages (AdapterHub names
 /// a prefix once for every layer).
 pub const TORCH_SHARING: u64 = 128;
+/// Most entries of a pickled network's modules that are looked at (a module may stand in several places).
+pub const TORCH_MODULE_STEPS: usize = 1 << 24;
+/// Most names in a pickled module's set of buffers that are not saved.
+pub const TORCH_SET: usize = 1 << 10;
+/// Largest `.cfg` of darknet, in bytes.
+pub const DARKNET_CFG_BYTES: u64 = 1 << 20;
+/// Most sections of a `.cfg` of darknet.
+pub const DARKNET_SECTIONS: usize = 1 << 12;
+/// Largest file of labels, in bytes.
+pub const LABELS_BYTES: u64 = 4 << 20;
+/// Most labels of one file.
+pub const LABELS: usize = 1 << 16;
+/// Memory that the description of an ONNX graph may take, in bytes, and twice the size of the file more.
+pub const ONNX_MEMORY_BYTES: usize = 512 << 10;
+/// Longest text in an attribute of an ONNX node, in bytes.
+pub const ONNX_TEXT_BYTES: u64 = 1 << 20;
 /// Largest description of a quantised tensor (bitsandbytes' `quant_state`), in bytes.
 pub const QUANT_STATE_BYTES: u64 = 4 << 10;

@@ -1,20 +1,28 @@
 //! A file of tensors that `torch.save` wrote (`.bin`, `.pt`, `.pth`), read as data.
 //!
-//! It is a zip archive of a pickle (names, shapes, types) and one stored file for each storage. A pickle is a program;
-//! here it is never run: a small machine that knows tensors and nothing else reads it ([`pickle`]). The format before
-//! PyTorch 1.6, which has no archive, is refused by name.
+//! It is a zip archive of a pickle (names, shapes, types) and one stored file for each storage, or, before PyTorch 1.6, a
+//! row of pickles and storages ([`legacy`]). A pickle is a program; here it is never run: a small machine that knows
+//! tensors, texts and numbers and nothing else reads it ([`pickle`]). Objects of any class are inert, so that the weights
+//! of pickled networks can be read too ([`weights`]), as those that Ultralytics saves.
 
+mod heap;
+mod legacy;
+mod metadata;
 mod pickle;
+mod weights;
 mod zip;
 
 use std::path::Path;
 use std::sync::Mutex;
 
+use serde_json::{Map, Value as Json};
+
 use crate::bytes::Bytes;
 use crate::error::{Error, Result, quote};
 use crate::limits;
-use crate::source::{Table, TensorInfo, TensorSource, position};
-use pickle::View;
+use crate::source::{Table, TensorInfo, TensorSource, append_f32, position};
+use heap::View;
+use pickle::Pickled;
 use zip::Zip;
 
 const FORMAT: &str = "PyTorch";
@@ -27,6 +35,29 @@ pub struct File {
     strides: Vec<Option<Vec<u64>>>,
     /// The last such tensor that was read, brought into order.
     ordered: Mutex<Option<(u32, Vec<u8>)>>,
+    notes: Vec<String>,
+    metadata: Map<String, Json>,
+}
+
+/// Where storages lie.
+enum Storages<'a> {
+    /// In `data/` of an archive, behind what stands before `data.pkl` in its names.
+    Archive(&'a Zip<'a>, &'a [u8]),
+    Legacy(&'a legacy::Places),
+}
+
+impl Storages<'_> {
+    /// The name of a storage as messages have it; its position and size, if there is one.
+    fn find(&self, key: &[u8]) -> (Vec<u8>, Option<Result<(u64, u64)>>) {
+        match self {
+            Storages::Archive(zip, prefix) => {
+                let name = [prefix, &b"data/"[..], key].concat();
+                let place = zip.find(&name);
+                (name, place)
+            }
+            Storages::Legacy(places) => (key.to_vec(), places.get(key).map(|place| Ok(*place))),
+        }
+    }
 }
 
 impl std::fmt::Debug for File {
@@ -51,38 +82,31 @@ impl File {
 
     fn parse(bytes: Bytes) -> Result<File> {
         bytes.refuse_stand_ins()?;
-        refuse_old(&bytes)?;
-        let zip = Zip::open(&bytes)?;
-        let (prefix, start, size) = find_pickle(&bytes, &zip)?;
-        if size > limits::PICKLE_BYTES {
-            return Err(Error::limit(bytes.path(), "the size of its pickle", size, limits::PICKLE_BYTES));
-        }
-        let mut text = vec![0; size as usize];
-        bytes.read_at(start, &mut text)?;
         let budget = usize::try_from(bytes.len()).unwrap_or(usize::MAX).saturating_mul(2);
-        let named =
-            pickle::state_dict(bytes.path(), &text, budget.saturating_add(limits::PICKLE_MEMORY_BYTES))?;
-        let (mut tensors, mut strides) = (Vec::with_capacity(named.len()), Vec::with_capacity(named.len()));
-        let mut total = 0u64;
-        for (name, view) in named {
-            let key =
-                text.get(view.storage.key.0 as usize..).and_then(|t| t.get(..view.storage.key.1 as usize));
-            let key = [&prefix[..], b"data/", key.unwrap_or_default()].concat();
-            let (info, stride) = place(&bytes, &zip, name, &key, view, tensors.len() as u32)?;
-            total = total.saturating_add(info.bytes);
-            // Tied tensors share a storage; a thousand views of one are an attack.
-            if total > bytes.len().saturating_mul(limits::TORCH_SHARING) {
-                let what = "its tensors share their storages so often that they are far larger than the file";
-                return Err(Error::invalid(bytes.path(), FORMAT, what));
-            }
-            tensors.push(info);
-            strides.push(stride);
-        }
-        drop(zip);
+        let budget = budget.saturating_add(limits::PICKLE_MEMORY_BYTES);
+        let parts = match legacy::is_legacy(&bytes)? {
+            true => legacy::read(&bytes, budget, |pickled, places| {
+                Parts::read(&bytes, pickled, &Storages::Legacy(places))
+            })?,
+            false => read_archive(&bytes, budget)?,
+        };
+        let Parts { tensors, strides, notes, metadata } = parts;
         let table = Table::new(tensors).map_err(|name| {
             Error::invalid(bytes.path(), FORMAT, format!("two tensors are named {}", quote(&name)))
         })?;
-        Ok(File { bytes, table, strides, ordered: Mutex::new(None) })
+        Ok(File { bytes, table, strides, ordered: Mutex::new(None), notes, metadata })
+    }
+
+    /// Which part of a checkpoint the tensors are, and what was done to their names; for people.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What the file says of its weights besides, where it is plain: of a network that Ultralytics saved `names`
+    /// (`{"0": "person", ...}`), `yaml` (its description), `stride`, `task`, `args`; of a checkpoint `epoch`, `arch` and so
+    /// on. Nothing of it is checked.
+    pub fn metadata(&self) -> &Map<String, Json> {
+        &self.metadata
     }
 
     /// All bytes of a tensor that is not laid out row by row.
@@ -140,8 +164,80 @@ impl TensorSource for File {
     }
 }
 
-/// Files without an archive begin with a pickle of a magic number.
-fn refuse_old(bytes: &Bytes) -> Result<()> {
+/// What is kept of a pickle.
+struct Parts {
+    tensors: Vec<TensorInfo>,
+    strides: Vec<Option<Vec<u64>>>,
+    notes: Vec<String>,
+    metadata: Map<String, Json>,
+}
+
+impl Parts {
+    fn read(bytes: &Bytes, pickled: &Pickled, storages: &Storages) -> Result<Parts> {
+        let found = weights::find(bytes.path(), pickled)?;
+        let small = |view: &View| small_tensor(bytes, pickled, storages, view);
+        let places = (found.holder, pickled.top);
+        let metadata = metadata::collect(bytes.path(), &pickled.heap, places, found.budget, &small)?;
+        let (mut tensors, mut strides) =
+            (Vec::with_capacity(found.tensors.len()), Vec::with_capacity(found.tensors.len()));
+        let mut total = 0u64;
+        for (name, view) in found.tensors {
+            let (info, stride) = place(
+                bytes,
+                storages,
+                name,
+                pickled.heap.bytes(view.storage.key),
+                view,
+                tensors.len() as u32,
+            )?;
+            total = total.saturating_add(info.bytes);
+            // Tied tensors share a storage; a thousand views of one are an attack.
+            if total > bytes.len().saturating_mul(limits::TORCH_SHARING) {
+                let what = "its tensors share their storages so often that they are far larger than the file";
+                return Err(Error::invalid(bytes.path(), FORMAT, what));
+            }
+            tensors.push(info);
+            strides.push(stride);
+        }
+        Ok(Parts { tensors, strides, notes: found.notes, metadata })
+    }
+}
+
+/// The numbers of a tensor that describes a network, such as its strides.
+fn small_tensor(bytes: &Bytes, pickled: &Pickled, storages: &Storages, view: &View) -> Option<Json> {
+    const MOST: u64 = 64;
+    let key = pickled.heap.bytes(view.storage.key);
+    let (info, strides) = place(bytes, storages, "stride".into(), key, view.clone(), 0).ok()?;
+    if info.numel() > MOST || strides.is_some() || !info.dtype.is_float() {
+        return None;
+    }
+    let mut stored = vec![0; info.bytes as usize];
+    bytes.read_at(info.offset, &mut stored).ok()?;
+    let mut values = Vec::new();
+    append_f32(info.dtype, &stored, &mut values);
+    Some(values.into())
+}
+
+/// Reads a file that is an archive.
+fn read_archive(bytes: &Bytes, budget: usize) -> Result<Parts> {
+    refuse_others(bytes)?;
+    let zip = Zip::open(bytes)?;
+    let (prefix, start, size) = find_pickle(bytes, &zip)?;
+    if size > limits::PICKLE_BYTES {
+        return Err(Error::limit(bytes.path(), "the size of its pickle", size, limits::PICKLE_BYTES));
+    }
+    let mut text = vec![0; size as usize];
+    bytes.read_at(start, &mut text)?;
+    let pickled = pickle::read(bytes.path(), &text, 0, budget)?;
+    let rest = text.len() - pickled.end;
+    if rest != 0 {
+        return Err(Error::invalid(bytes.path(), FORMAT, format!("its pickle: {rest} bytes follow its end")));
+    }
+    Parts::read(bytes, &pickled, &Storages::Archive(&zip, &prefix))
+}
+
+/// What has no archive and no magic number.
+fn refuse_others(bytes: &Bytes) -> Result<()> {
     let mut start = [0; 4];
     let n = bytes.len().min(4) as usize;
     bytes.read_at(0, &mut start[..n])?;
@@ -149,7 +245,7 @@ fn refuse_old(bytes: &Bytes) -> Result<()> {
         return Ok(());
     }
     let what = match start {
-        [0x80, 2..=5, ..] => "this is a file of PyTorch before 1.6, or a bare pickle",
+        [0x80, 2..=5, ..] => "this is a bare pickle, not a file that torch.save wrote",
         _ => "this is not a file that torch.save wrote (no zip archive)",
     };
     Err(Error::unsupported(bytes.path(), what, "load it in Python and save it again, best as safetensors"))
@@ -189,7 +285,7 @@ fn find_pickle(bytes: &Bytes, zip: &Zip) -> Result<(Vec<u8>, u64, u64)> {
 /// Where a tensor lies in the file; its strides if it isn't laid out row by row.
 fn place(
     bytes: &Bytes,
-    zip: &Zip,
+    storages: &Storages,
     name: String,
     key: &[u8],
     view: View,
@@ -200,8 +296,9 @@ fn place(
         return Err(bad(format!("its name has {} bytes", name.len())));
     }
     let storage = view.storage;
-    let shown = || quote(&String::from_utf8_lossy(key));
-    let (start, size) = zip.find(key).ok_or_else(|| bad(format!("its storage {} is missing", shown())))??;
+    let (full, found) = storages.find(key);
+    let shown = || quote(&String::from_utf8_lossy(&full));
+    let (start, size) = found.ok_or_else(|| bad(format!("its storage {} is missing", shown())))??;
     let element = storage.dtype.block_bytes() as u64;
     if storage.numel.checked_mul(element) != Some(size) {
         return Err(bad(format!(

@@ -38,7 +38,6 @@ fn tensors_are_those_that_torch_saved() {
 fn what_is_no_flat_dictionary_of_tensors_is_named() {
     for (file, word) in [
         ("evil.pt", "it wants to run `posix.system`"),
-        ("old.pt", "before 1.6"),
         ("number.pt", "`epoch` in it is no tensor"),
         ("nested.pt", "`inner` in it is no tensor"),
         ("kinds.safetensors", "no zip archive"),

@@ -1,112 +1,77 @@
-//! The pickle of a state dict, read as data: a stack machine that can build texts, numbers, tuples, dictionaries and
-//! tensors, and nothing else.
+//! A pickle, read as data: a stack machine that can build texts, numbers, tuples, lists, dictionaries, tensors and inert
+//! objects, and nothing else.
 //!
-//! Nothing is imported or called. A global must be one of [`GLOBALS`]; any other name is an error that names it. Values
-//! are copies of 16 bytes that point into flat arenas: there is no tree to walk, to clone or to drop, so neither
-//! nesting nor the memo can blow it up, and the memory is counted.
+//! Nothing is imported or called. A class or function that is not known gives an [`Object`] that remembers what it was
+//! to be called with; names that only attacks use are an error ([`heap::is_program`]). The memory is counted.
 
 use std::path::Path;
 
-use crate::Dtype;
+use super::heap::{self, Class, Global, Heap, Object, Storage, Value, View};
 use crate::error::{Error, Result, quote};
 use crate::limits;
 
-/// What a pickle may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(Dtype),
+/// What became of a pickle.
+pub struct Pickled<'a> {
+    pub heap: Heap<'a>,
+    /// Its result.
+    pub top: Value,
+    /// Position after its end.
+    pub end: usize,
+    /// What is left of the memory that it may take, in bytes.
+    pub budget: usize,
 }
 
-const GLOBALS: &[(&str, &str, Global)] = &[
-    ("collections", "OrderedDict", Global::OrderedDict),
-    ("torch._utils", "_rebuild_tensor_v2", Global::RebuildTensor),
-    ("torch._utils", "_rebuild_parameter", Global::RebuildParameter),
-    ("torch", "FloatStorage", Global::Storage(Dtype::F32)),
-    ("torch", "HalfStorage", Global::Storage(Dtype::F16)),
-    ("torch", "BFloat16Storage", Global::Storage(Dtype::BF16)),
-    ("torch", "DoubleStorage", Global::Storage(Dtype::F64)),
-    ("torch", "LongStorage", Global::Storage(Dtype::I64)),
-    ("torch", "IntStorage", Global::Storage(Dtype::I32)),
-    ("torch", "ShortStorage", Global::Storage(Dtype::I16)),
-    ("torch", "CharStorage", Global::Storage(Dtype::I8)),
-    ("torch", "ByteStorage", Global::Storage(Dtype::U8)),
-    ("torch", "BoolStorage", Global::Storage(Dtype::Bool)),
-];
-
-/// A value on the stack.
-#[derive(Clone, Copy, Debug)]
-enum Value {
-    Mark,
-    None,
-    Bool(#[allow(dead_code)] bool),
-    Int(i64),
-    Float,
-    /// Bytes of the pickle.
-    Text(u32, u32),
-    /// A range of the arena, and how deep it goes.
-    Tuple(u32, u32, u8),
-    List,
-    Dict(u32),
-    Global(Global),
-    Storage(u32),
-    Tensor(u32),
+/// Why a pickle could not be read.
+pub enum Failure {
+    /// It goes on behind the bytes that were given.
+    CutShort(Error),
+    Other(Error),
 }
 
-/// A storage: elements of one type in a file of the archive.
-#[derive(Clone, Copy, Debug)]
-pub struct Storage {
-    pub dtype: Dtype,
-    /// Bytes of the pickle: the name of the file in `data/`.
-    pub key: (u32, u32),
-    pub numel: u64,
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        match failure {
+            Failure::CutShort(error) | Failure::Other(error) => error,
+        }
+    }
 }
 
-/// A view of a storage.
-#[derive(Clone, Debug)]
-pub struct View {
-    pub storage: Storage,
-    /// Position of the first element.
-    pub offset: u64,
-    pub shape: Vec<usize>,
-    /// In elements.
-    pub strides: Vec<u64>,
-}
-
-/// Reads a pickle whose result is a dictionary of names and tensors, in its order. `budget` is the memory that it may
-/// take, in bytes; `path` is for messages.
-pub fn state_dict(path: &Path, pickle: &[u8], budget: usize) -> Result<Vec<(String, View)>> {
+/// Reads the pickle that begins at `at`. `budget` is the memory that it may take, in bytes; `path` is for messages.
+pub fn read<'a>(
+    path: &'a Path,
+    bytes: &'a [u8],
+    at: usize,
+    budget: usize,
+) -> std::result::Result<Pickled<'a>, Failure> {
     let mut machine = Machine {
         path,
-        pickle,
-        at: 0,
+        pickle: bytes,
+        at,
+        cut_short: false,
         budget,
         stack: Vec::new(),
         highest: 0,
         memo: Vec::new(),
-        arena: Vec::new(),
-        dicts: Vec::new(),
-        storages: Vec::new(),
-        tensors: Vec::new(),
+        heap: Heap::new(bytes),
     };
-    let top = machine.run()?;
-    machine.named_tensors(top)
+    match machine.run() {
+        Ok(top) => Ok(Pickled { heap: machine.heap, top, end: machine.at, budget: machine.budget }),
+        Err(error) if machine.cut_short => Err(Failure::CutShort(error)),
+        Err(error) => Err(Failure::Other(error)),
+    }
 }
 
 struct Machine<'a> {
     path: &'a Path,
     pickle: &'a [u8],
     at: usize,
+    /// It wanted more bytes than there are.
+    cut_short: bool,
     budget: usize,
     stack: Vec<Value>,
     highest: usize,
     memo: Vec<Value>,
-    arena: Vec<Value>,
-    dicts: Vec<Vec<(Value, Value)>>,
-    storages: Vec<Storage>,
-    tensors: Vec<View>,
+    heap: Heap<'a>,
 }
 
 impl Machine<'_> {
@@ -121,11 +86,20 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn bytes(&mut self, n: usize) -> Result<&[u8]> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.pickle.len());
-        let end = end.ok_or_else(|| self.bad("it is cut short"))?;
+    /// The next `n` bytes: a range of the pickle.
+    fn range(&mut self, n: usize) -> Result<(u32, u32)> {
+        let Some(end) = self.at.checked_add(n).filter(|&end| end <= self.pickle.len()) else {
+            self.cut_short = true;
+            return Err(self.bad("it is cut short"));
+        };
         let start = std::mem::replace(&mut self.at, end);
-        Ok(&self.pickle[start..end])
+        // Both fit: a pickle is at most limits::PICKLE_BYTES long.
+        Ok((start as u32, n as u32))
+    }
+
+    fn bytes(&mut self, n: usize) -> Result<&[u8]> {
+        let range = self.range(n)?;
+        Ok(self.heap.bytes(range))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -165,104 +139,9 @@ impl Machine<'_> {
         self.stack.truncate(mark - 1);
     }
 
-    fn text(&mut self, len: usize) -> Result<()> {
-        let start = self.at;
-        let text = self.bytes(len)?;
-        if std::str::from_utf8(text).is_err() {
-            return Err(self.bad("a text is not UTF-8"));
-        }
-        // Both fit: a pickle is at most limits::PICKLE_BYTES long.
-        self.push(Value::Text(start as u32, len as u32))
-    }
-
-    fn str(&self, at: u32, len: u32) -> &str {
-        let text = self.pickle.get(at as usize..at as usize + len as usize);
-        text.and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
-    }
-
-    fn tuple(&mut self, from: usize) -> Result<()> {
-        let items = self.stack.get(from..).unwrap_or_default();
-        let depth = items.iter().map(|v| if let Value::Tuple(_, _, depth) = v { *depth } else { 0 }).max();
-        let depth = depth.unwrap_or(0) + 1;
-        if usize::from(depth) > limits::PICKLE_DEPTH {
-            return Err(self.bad(format!("tuples are nested deeper than {}", limits::PICKLE_DEPTH)));
-        }
-        let (start, len) = (self.arena.len() as u32, items.len());
-        self.take(len * size_of::<Value>())?;
-        self.arena.extend(self.stack.drain(from..));
-        self.push(Value::Tuple(start, len as u32, depth))
-    }
-
-    fn items(&self, value: Value) -> Option<&[Value]> {
-        let Value::Tuple(start, len, _) = value else { return None };
-        self.arena.get(start as usize..start as usize + len as usize)
-    }
-
-    fn dict(&mut self) -> Result<()> {
-        self.take(size_of::<Vec<(Value, Value)>>())?;
-        self.dicts.push(Vec::new());
-        self.push(Value::Dict(self.dicts.len() as u32 - 1))
-    }
-
-    fn set_items(&mut self, from: usize, dict: Value) -> Result<()> {
-        let items = self.stack.get(from..).unwrap_or_default();
-        let pairs = items.as_chunks::<2>();
-        if !pairs.1.is_empty() {
-            return Err(self.bad("a key has no value"));
-        }
-        let pairs: Vec<(Value, Value)> = pairs.0.iter().map(|[key, value]| (*key, *value)).collect();
-        self.take(2 * pairs.len() * size_of::<Value>())?;
-        match dict {
-            Value::Dict(index) if (index as usize) < self.dicts.len() => {
-                self.dicts[index as usize].extend(pairs);
-                Ok(())
-            }
-            _ => Err(self.bad("an item is put into what is no dictionary")),
-        }
-    }
-
-    fn memoize(&mut self, index: usize) -> Result<()> {
-        let value = *self.stack.last().ok_or_else(|| self.bad("the stack is empty"))?;
-        // Pickles number their memo from 0 without gaps.
-        if index > self.memo.len() {
-            return Err(self.bad(format!("memo {index} is filled before {}", self.memo.len())));
-        }
-        if index == self.memo.len() {
-            self.take(size_of::<Value>())?;
-            self.memo.push(value);
-        } else {
-            self.memo[index] = value;
-        }
-        Ok(())
-    }
-
-    fn recall(&mut self, index: usize) -> Result<()> {
-        let value = self.memo.get(index).copied();
-        let value = value.ok_or_else(|| self.bad(format!("memo {index} is empty")))?;
-        self.push(value)
-    }
-
-    fn global(&mut self, module: &str, name: &str) -> Result<()> {
-        let known = GLOBALS.iter().find(|(m, n, _)| *m == module && *n == name);
-        let Some((_, _, global)) = known else {
-            let what = format!(
-                "it wants to run {}, which is not part of tensors",
-                quote(&format!("{module}.{name}"))
-            );
-            let remedy =
-                "nothing was run; if you trust it, load it in Python and save its tensors as safetensors";
-            return Err(Error::unsupported(self.path, what, remedy));
-        };
-        self.push(Value::Global(*global))
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let rest = self.pickle.get(self.at..).unwrap_or_default();
-        let len = rest.iter().take(limits::NAME_BYTES as usize).position(|b| *b == b'\n');
-        let len = len.ok_or_else(|| self.bad("a name has no end"))?;
-        let line = String::from_utf8_lossy(self.bytes(len)?).into_owned();
-        self.byte()?;
-        Ok(line)
+    /// What lies under the mark: what the values above it are put into.
+    fn below(&self, mark: usize) -> Value {
+        mark.checked_sub(2).and_then(|at| self.stack.get(at)).copied().unwrap_or(Value::None)
     }
 
     /// Runs to the end and returns the result.
@@ -270,106 +149,51 @@ impl Machine<'_> {
         loop {
             let code = self.byte()?;
             match code {
-                b'.' => {
-                    let top = self.pop()?;
-                    let rest = self.pickle.len() - self.at;
-                    return if rest == 0 {
-                        Ok(top)
-                    } else {
-                        Err(self.bad(format!("{rest} bytes follow its end")))
-                    };
-                }
+                b'.' => return self.pop(),
                 0x80 => match self.byte()? {
                     2..=5 => {}
                     other => return Err(self.bad(format!("protocol {other}, wanted 2 to 5"))),
                 },
                 0x95 => drop(self.array::<8>()?), // FRAME
                 b'(' => self.push(Value::Mark)?,
+                b'0' => drop(self.pop()?),
+                b'1' => {
+                    let mark = self.mark()?;
+                    self.cut(mark);
+                }
+                b'2' => {
+                    let top = self.pop()?;
+                    self.push(top)?;
+                    self.push(top)?;
+                }
                 b'N' => self.push(Value::None)?,
                 0x88 => self.push(Value::Bool(true))?,
                 0x89 => self.push(Value::Bool(false))?,
                 b'K' | b'M' | b'J' | 0x8a => self.integer(code)?,
                 b'G' => {
-                    self.array::<8>()?;
-                    self.push(Value::Float)?;
+                    let value = f64::from_be_bytes(self.array()?);
+                    self.push(Value::Float(value))?;
                 }
-                b'X' => {
-                    let len = self.u32()? as usize;
-                    self.text(len)?;
-                }
-                0x8c => {
-                    let len = self.byte()?.into();
-                    self.text(len)?;
-                }
-                b')' => self.tuple(self.stack.len())?,
-                0x85..=0x87 => {
-                    let from = self.stack.len().checked_sub(usize::from(code - 0x84));
-                    self.tuple(from.ok_or_else(|| self.bad("the stack is empty"))?)?;
-                }
-                b't' => {
-                    let mark = self.mark()?;
-                    self.tuple(mark)?;
-                    // The mark lies under the tuple.
-                    let tuple = self.pop()?;
-                    self.cut(mark);
-                    self.push(tuple)?;
-                }
-                b']' => self.push(Value::List)?,
-                b'a' => drop(self.pop()?),
-                b'e' => {
-                    let mark = self.mark()?;
-                    self.cut(mark);
-                }
+                b'X' | 0x8c | 0x8d | b'U' | b'T' | b'C' | b'B' | 0x8e | 0x96 => self.text(code)?,
+                b')' | 0x85..=0x87 | b't' | b']' | b'a' | b'e' | 0x8f | 0x90 | 0x91 => self.sequence(code)?,
                 b'}' => self.dict()?,
-                b's' => {
-                    let from = self.stack.len().checked_sub(2).filter(|from| *from > 0);
-                    let from = from.ok_or_else(|| self.bad("the stack is empty"))?;
-                    self.set_items(from, self.stack[from - 1])?;
-                    self.stack.truncate(from);
-                }
-                b'u' => {
-                    let mark = self.mark()?;
-                    let dict = mark.checked_sub(2).and_then(|at| self.stack.get(at)).copied();
-                    self.set_items(mark, dict.unwrap_or(Value::None))?;
-                    self.cut(mark);
-                }
-                b'q' => {
-                    let index = self.byte()?.into();
-                    self.memoize(index)?;
-                }
-                b'r' => {
-                    let index = self.u32()? as usize;
-                    self.memoize(index)?;
-                }
-                0x94 => self.memoize(self.memo.len())?,
-                b'h' => {
-                    let index = self.byte()?.into();
-                    self.recall(index)?;
-                }
-                b'j' => {
-                    let index = self.u32()? as usize;
-                    self.recall(index)?;
-                }
-                b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
-                    self.global(&module, &name)?;
-                }
-                0x93 => match (self.pop()?, self.pop()?) {
-                    (Value::Text(n, n_len), Value::Text(m, m_len)) => {
-                        let (module, name) = (self.str(m, m_len).to_string(), self.str(n, n_len).to_string());
-                        self.global(&module, &name)?;
-                    }
-                    _ => return Err(self.bad("a global without a name")),
-                },
+                b's' | b'u' => self.items(code)?,
+                b'q' | b'r' | 0x94 | b'h' | b'j' => self.memory(code)?,
+                b'c' | 0x93 => self.named(code)?,
                 b'Q' => self.persistent()?,
-                b'R' => self.reduce()?,
-                // Attributes of an OrderedDict (a state dict's `_metadata`); nothing that is needed.
-                b'b' => {
-                    self.pop()?;
-                    if !matches!(self.stack.last(), Some(Value::Dict(_))) {
-                        return Err(self.bad("attributes are set on what is no dictionary"));
-                    }
+                b'R' => {
+                    let (args, function) = (self.pop()?, self.pop()?);
+                    self.call(function, args)?;
                 }
+                0x81 => {
+                    let (args, class) = (self.pop()?, self.pop()?);
+                    self.call(class, args)?;
+                }
+                0x92 => {
+                    let (_keywords, args, class) = (self.pop()?, self.pop()?, self.pop()?);
+                    self.call(class, args)?;
+                }
+                b'b' => self.build()?,
                 other => {
                     return Err(self.bad(format!("instruction {other:#04x}, which no file of tensors needs")));
                 }
@@ -397,78 +221,338 @@ impl Machine<'_> {
         self.push(Value::Int(value))
     }
 
-    /// `("storage", class, key, device, numel)`.
+    /// Texts and bytes, with a length of one, four or eight bytes in front.
+    fn text(&mut self, code: u8) -> Result<()> {
+        let len = match code {
+            0x8c | b'U' | b'C' => self.byte()?.into(),
+            b'X' | b'T' | b'B' => self.u32()? as usize,
+            _ => usize::try_from(u64::from_le_bytes(self.array()?)).unwrap_or(usize::MAX),
+        };
+        let range = self.range(len)?;
+        let is_text = std::str::from_utf8(self.heap.bytes(range)).is_ok();
+        match code {
+            b'X' | 0x8c | 0x8d if !is_text => Err(self.bad("a text is not UTF-8")),
+            // Python 2 has one type for both.
+            b'X' | 0x8c | 0x8d | b'U' | b'T' if is_text => self.push(Value::Text(range.0, range.1)),
+            _ => self.push(Value::Opaque),
+        }
+    }
+
+    /// Tuples, lists and sets (which are lists here).
+    fn sequence(&mut self, code: u8) -> Result<()> {
+        match code {
+            b')' => self.tuple(self.stack.len()),
+            0x85..=0x87 => {
+                let from = self.stack.len().checked_sub(usize::from(code - 0x84));
+                self.tuple(from.ok_or_else(|| self.bad("the stack is empty"))?)
+            }
+            b't' => {
+                let mark = self.mark()?;
+                self.tuple(mark)?;
+                // The mark lies under the tuple.
+                let tuple = self.pop()?;
+                self.cut(mark);
+                self.push(tuple)
+            }
+            b']' | 0x8f => self.list(Vec::new()),
+            b'a' => {
+                let from = self.stack.len().saturating_sub(1);
+                let list = from.checked_sub(1).and_then(|at| self.stack.get(at)).copied();
+                self.append(from, list.ok_or_else(|| self.bad("the stack is empty"))?)?;
+                self.stack.truncate(from);
+                Ok(())
+            }
+            0x91 => {
+                let mark = self.mark()?;
+                let items = self.stack.get(mark..).unwrap_or_default().to_vec();
+                self.cut(mark);
+                self.list(items)
+            }
+            _ => {
+                let mark = self.mark()?;
+                self.append(mark, self.below(mark))?;
+                self.cut(mark);
+                Ok(())
+            }
+        }
+    }
+
+    fn tuple(&mut self, from: usize) -> Result<()> {
+        let items = self.stack.get(from..).unwrap_or_default();
+        let depth = items.iter().map(|v| if let Value::Tuple(_, _, depth) = v { *depth } else { 0 }).max();
+        let depth = depth.unwrap_or(0) + 1;
+        if usize::from(depth) > limits::PICKLE_DEPTH {
+            return Err(self.bad(format!("tuples are nested deeper than {}", limits::PICKLE_DEPTH)));
+        }
+        let (start, len) = (self.heap.arena.len() as u32, items.len());
+        self.take(len * size_of::<Value>())?;
+        self.heap.arena.extend(self.stack.drain(from..));
+        self.push(Value::Tuple(start, len as u32, depth))
+    }
+
+    fn list(&mut self, items: Vec<Value>) -> Result<()> {
+        self.take(size_of::<Vec<Value>>() + items.len() * size_of::<Value>())?;
+        self.heap.lists.push(items);
+        self.push(Value::List(self.heap.lists.len() as u32 - 1))
+    }
+
+    fn append(&mut self, from: usize, list: Value) -> Result<()> {
+        let count = self.stack.len().saturating_sub(from);
+        match list {
+            Value::List(index) if (index as usize) < self.heap.lists.len() => {
+                self.take(count * size_of::<Value>())?;
+                let items = self.stack.get(from..).unwrap_or_default();
+                self.heap.lists[index as usize].extend_from_slice(items);
+                Ok(())
+            }
+            // A kind of list: what is in it is nobody's concern.
+            Value::Object(_) => Ok(()),
+            _ => Err(self.bad("an item is put into what is no list")),
+        }
+    }
+
+    fn dict(&mut self) -> Result<()> {
+        self.take(size_of::<Vec<(Value, Value)>>())?;
+        self.heap.dicts.push(Vec::new());
+        self.push(Value::Dict(self.heap.dicts.len() as u32 - 1))
+    }
+
+    fn items(&mut self, code: u8) -> Result<()> {
+        if code == b's' {
+            let from = self.stack.len().checked_sub(2).filter(|from| *from > 0);
+            let from = from.ok_or_else(|| self.bad("the stack is empty"))?;
+            self.set_items(from, self.stack[from - 1])?;
+            self.stack.truncate(from);
+        } else {
+            let mark = self.mark()?;
+            self.set_items(mark, self.below(mark))?;
+            self.cut(mark);
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, from: usize, dict: Value) -> Result<()> {
+        let items = self.stack.get(from..).unwrap_or_default();
+        let pairs = items.as_chunks::<2>();
+        if !pairs.1.is_empty() {
+            return Err(self.bad("a key has no value"));
+        }
+        let pairs: Vec<(Value, Value)> = pairs.0.iter().map(|[key, value]| (*key, *value)).collect();
+        self.take(2 * pairs.len() * size_of::<Value>())?;
+        let dict = match dict {
+            Value::Dict(index) => self.heap.dicts.get_mut(index as usize),
+            Value::Object(index) => self.heap.objects.get_mut(index as usize).map(|object| &mut object.items),
+            _ => None,
+        };
+        match dict {
+            Some(dict) => dict.extend(pairs),
+            None => return Err(self.bad("an item is put into what is no dictionary")),
+        }
+        Ok(())
+    }
+
+    fn memory(&mut self, code: u8) -> Result<()> {
+        let index = match code {
+            b'q' | b'h' => self.byte()?.into(),
+            b'r' | b'j' => self.u32()? as usize,
+            _ => self.memo.len(),
+        };
+        match code {
+            b'h' | b'j' => {
+                let value = self.memo.get(index).copied();
+                let value = value.ok_or_else(|| self.bad(format!("memo {index} is empty")))?;
+                self.push(value)
+            }
+            _ => self.memoize(index),
+        }
+    }
+
+    fn memoize(&mut self, index: usize) -> Result<()> {
+        let value = *self.stack.last().ok_or_else(|| self.bad("the stack is empty"))?;
+        // Pickles number their memo from 0 (Python 2's from 1) without gaps.
+        if index == 1 && self.memo.is_empty() {
+            self.take(size_of::<Value>())?;
+            self.memo.push(Value::None);
+        }
+        if index > self.memo.len() {
+            return Err(self.bad(format!("memo {index} is filled before {}", self.memo.len())));
+        }
+        if index == self.memo.len() {
+            self.take(size_of::<Value>())?;
+            self.memo.push(value);
+        } else {
+            self.memo[index] = value;
+        }
+        Ok(())
+    }
+
+    /// A class or function: two lines, or two texts on the stack.
+    fn named(&mut self, code: u8) -> Result<()> {
+        let class = if code == b'c' {
+            Class { module: self.line()?, name: self.line()? }
+        } else {
+            match (self.pop()?, self.pop()?) {
+                (Value::Text(n, n_len), Value::Text(m, m_len)) => {
+                    Class { module: (m, m_len), name: (n, n_len) }
+                }
+                _ => return Err(self.bad("a global without a name")),
+            }
+        };
+        let (module, name) = (self.heap.bytes(class.module), self.heap.bytes(class.name));
+        let (Ok(module), Ok(name)) = (std::str::from_utf8(module), std::str::from_utf8(name)) else {
+            return Err(self.bad("a name is not UTF-8"));
+        };
+        if heap::is_program(module, name) {
+            let what = format!(
+                "it wants to run {}, which is not part of tensors",
+                quote(&format!("{module}.{name}"))
+            );
+            let remedy =
+                "nothing was run; if you trust it, load it in Python and save its tensors as safetensors";
+            return Err(Error::unsupported(self.path, what, remedy));
+        }
+        if let Some(global) = Global::find(module, name) {
+            return self.push(Value::Global(global));
+        }
+        self.take(size_of::<Class>())?;
+        self.heap.classes.push(class);
+        self.push(Value::Class(self.heap.classes.len() as u32 - 1))
+    }
+
+    fn line(&mut self) -> Result<(u32, u32)> {
+        let rest = self.pickle.get(self.at..).unwrap_or_default();
+        let len = rest.iter().take(limits::NAME_BYTES as usize).position(|b| *b == b'\n');
+        let Some(len) = len else {
+            self.cut_short = rest.len() < limits::NAME_BYTES as usize;
+            return Err(self.bad("a name has no end"));
+        };
+        let line = self.range(len)?;
+        self.byte()?;
+        Ok(line)
+    }
+
+    /// `("storage", class, key, device, numel)`, in the format before archives with a sixth part: a view of another
+    /// storage, which was never more than planned; or `("module", class, source file, source)`.
     fn persistent(&mut self) -> Result<()> {
         let id = self.pop()?;
-        let storage = match self.items(id) {
+        let storage = match self.heap.sequence(id) {
             Some(
                 &[
-                    Value::Text(tag, tag_len),
+                    tag,
                     Value::Global(Global::Storage(dtype)),
                     Value::Text(key, key_len),
                     Value::Text(..),
                     Value::Int(numel @ 0..),
+                    ref view @ ..,
                 ],
-            ) if self.str(tag, tag_len) == "storage" => {
+            ) if self.heap.text(tag) == Some("storage") && matches!(view, [] | [Value::None]) => {
                 Storage { dtype, key: (key, key_len), numel: numel as u64 }
+            }
+            Some(&[tag, class @ Value::Class(_), ..]) if self.heap.text(tag) == Some("module") => {
+                return self.push(class);
             }
             _ => return Err(self.bad("a reference to what is no storage")),
         };
         self.take(size_of::<Storage>())?;
-        self.storages.push(storage);
-        self.push(Value::Storage(self.storages.len() as u32 - 1))
+        self.heap.storages.push(storage);
+        self.push(Value::Storage(self.heap.storages.len() as u32 - 1))
     }
 
-    fn reduce(&mut self) -> Result<()> {
-        let (args, function) = (self.pop()?, self.pop()?);
+    /// What a function, or a class, would have given for these arguments.
+    fn call(&mut self, function: Value, args: Value) -> Result<()> {
+        if let Value::Class(class) = function {
+            return self.new_object(class, args);
+        }
         let Value::Global(function) = function else { return Err(self.bad("a call of what is no function")) };
-        let items = self.items(args).ok_or_else(|| self.bad("a call without arguments"))?;
+        let items = match args {
+            Value::Tuple(..) => self.heap.sequence(args),
+            _ => None,
+        };
+        let items = items.ok_or_else(|| self.bad("a call without arguments"))?;
         match (function, items) {
             (Global::OrderedDict, []) => self.dict(),
+            (Global::OrderedDict, &[pairs]) => self.ordered_dict(pairs),
             (Global::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => self.push(*tensor),
-            (
-                Global::RebuildTensor,
-                [Value::Storage(storage), Value::Int(offset @ 0..), shape, strides, ..],
-            ) => {
-                let storage = self.storages.get(*storage as usize).copied();
-                let storage = storage.ok_or_else(|| self.bad("no such storage"))?;
-                let (offset, shape, strides) =
-                    (*offset as u64, self.numbers(*shape)?, self.numbers(*strides)?);
-                if shape.len() != strides.len() || shape.len() > limits::DIMS {
-                    return Err(self.bad(format!("a tensor of {} dimensions", shape.len())));
-                }
-                let shape = shape.into_iter().map(|d| d as usize).collect();
-                self.take(size_of::<View>() + 2 * strides.len() * size_of::<u64>())?;
-                self.tensors.push(View { storage, offset, shape, strides });
-                self.push(Value::Tensor(self.tensors.len() as u32 - 1))
+            (Global::RebuildTensor, &[storage, offset, shape, strides, ..]) => {
+                self.tensor(storage, offset, shape, strides)
             }
+            // These two are of torch's own, and no deeper than that: such a tensor isn't made of another such.
+            (Global::RebuildFromType, &[Value::Global(inner @ Global::RebuildTensor), _, args, ..])
+            | (Global::RebuildFromType, &[Value::Global(inner @ Global::RebuildParameter), _, args, ..]) => {
+                self.call(Value::Global(inner), args)
+            }
+            (Global::Reconstructor, &[Value::Class(class), ..]) => self.new_object(class, args),
             _ => Err(self.bad("a call with unusual arguments")),
         }
     }
 
+    fn new_object(&mut self, class: u32, args: Value) -> Result<()> {
+        self.take(size_of::<Object>())?;
+        self.heap.objects.push(Object { class, args, state: Value::None, items: Vec::new() });
+        self.push(Value::Object(self.heap.objects.len() as u32 - 1))
+    }
+
+    /// Python 2 hands a list of pairs over.
+    fn ordered_dict(&mut self, pairs: Value) -> Result<()> {
+        let unusual = |machine: &Self| machine.bad("a call with unusual arguments");
+        let list = self.heap.sequence(pairs).ok_or_else(|| unusual(self))?;
+        let pair = |value: &Value| match self.heap.sequence(*value) {
+            Some(&[key, value]) => Some((key, value)),
+            _ => None,
+        };
+        let count = list.len();
+        let entries = list.iter().map(pair).collect::<Option<Vec<_>>>().ok_or_else(|| unusual(self))?;
+        self.take(2 * count * size_of::<Value>())?;
+        self.dict()?;
+        if let Some(dict) = self.heap.dicts.last_mut() {
+            *dict = entries;
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self, storage: Value, offset: Value, shape: Value, strides: Value) -> Result<()> {
+        let storage = match storage {
+            Value::Storage(index) => self.heap.storages.get(index as usize).copied(),
+            _ => None,
+        };
+        let (Some(storage), Value::Int(offset @ 0..)) = (storage, offset) else {
+            return Err(self.bad("a call with unusual arguments"));
+        };
+        let (offset, shape, strides) = (offset as u64, self.numbers(shape)?, self.numbers(strides)?);
+        if shape.len() != strides.len() || shape.len() > limits::DIMS {
+            return Err(self.bad(format!("a tensor of {} dimensions", shape.len())));
+        }
+        let shape = shape.into_iter().map(|d| d as usize).collect();
+        self.take(size_of::<View>() + 2 * strides.len() * size_of::<u64>())?;
+        self.heap.tensors.push(View { storage, offset, shape, strides });
+        self.push(Value::Tensor(self.heap.tensors.len() as u32 - 1))
+    }
+
+    /// A shape or strides; `torch.Size` is a tuple in disguise.
     fn numbers(&self, value: Value) -> Result<Vec<u64>> {
-        let items = self.items(value).filter(|items| items.len() <= limits::DIMS);
+        let value = match self.heap.object(value).map(|size| self.heap.sequence(size.args)) {
+            Some(Some(&[inner])) => inner,
+            _ => value,
+        };
+        let items = self.heap.sequence(value).filter(|items| items.len() <= limits::DIMS);
         let number = |v: &Value| if let Value::Int(n @ 0..) = v { Some(*n as u64) } else { None };
         items
             .and_then(|items| items.iter().map(number).collect())
             .ok_or_else(|| self.bad("a shape or a stride is not what it should be"))
     }
 
-    /// The result as names and tensors.
-    fn named_tensors(&mut self, top: Value) -> Result<Vec<(String, View)>> {
-        let Value::Dict(index) = top else { return Err(self.bad("it holds no dictionary of tensors")) };
-        let entries = std::mem::take(&mut self.dicts[index as usize]);
-        let mut out = Vec::with_capacity(entries.len());
-        for (key, value) in entries {
-            let Value::Text(at, len) = key else { return Err(self.bad("a key is no text")) };
-            let name = self.str(at, len).to_string();
-            let Value::Tensor(tensor) = value else {
-                let what = format!("{} in it is no tensor", quote(&name));
-                return Err(Error::unsupported(self.path, what, "a flat dictionary of tensors was expected"));
-            };
-            self.take(name.len() + size_of::<(String, View)>())?;
-            out.push((name, self.tensors[tensor as usize].clone()));
+    /// Gives an object its attributes. Those of an `OrderedDict` (a state dict's `_metadata`) are nothing that is needed.
+    fn build(&mut self) -> Result<()> {
+        let state = self.pop()?;
+        match self.stack.last() {
+            Some(Value::Dict(_) | Value::Tensor(_)) => Ok(()),
+            Some(Value::Object(index)) => {
+                if let Some(object) = self.heap.objects.get_mut(*index as usize) {
+                    object.state = state;
+                }
+                Ok(())
+            }
+            _ => Err(self.bad("attributes are set on what is no object")),
         }
-        Ok(out)
     }
 }
