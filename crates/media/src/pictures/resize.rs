@@ -131,10 +131,10 @@ fn antialiased(
 /// Every row of a region resized.
 fn across(picture: &Picture, region: Region, weights: &Weights) -> Picture {
     let width = weights.first.len();
-    let mut data = Vec::with_capacity(3 * width * region.height);
-    for y in region.y..region.y + region.height {
-        let row = &picture.row(y)[3 * region.x..3 * (region.x + region.width)];
-        for x in 0..width {
+    let mut out = Picture::filled(width, region.height, [0; 3]);
+    for y in 0..region.height {
+        let row = &picture.row(region.y + y)[3 * region.x..3 * (region.x + region.width)];
+        for (x, pixel) in out.row_mut(y).chunks_exact_mut(3).enumerate() {
             let (first, weights) = weights.of(x);
             let mut sum = [HALF; 3];
             for (pixel, w) in row[3 * first..].chunks_exact(3).zip(weights) {
@@ -142,10 +142,10 @@ fn across(picture: &Picture, region: Region, weights: &Weights) -> Picture {
                     sum[c] += i32::from(pixel[c]) * w;
                 }
             }
-            data.extend(sum.map(to_byte));
+            pixel.copy_from_slice(&sum.map(to_byte));
         }
     }
-    Picture { width, height: region.height, data }
+    out
 }
 
 /// Every column resized.

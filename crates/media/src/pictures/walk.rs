@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use retune_formats::error::{Error, Result};
 
-use super::decode::is_picture_name;
+use super::decode::{EXTENSIONS, is_picture_name};
 use super::limits;
 use super::splits::{Splits, TEST, TRAIN, VAL};
 
@@ -79,6 +79,17 @@ pub fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// The file of a picture that annotations name: that one, or, if it is missing or of a kind that is not read (`.tif`),
+/// one beside it whose name differs in the ending alone.
+pub fn picture_file(path: &Path) -> Option<PathBuf> {
+    if is_picture_name(path) && path.is_file() {
+        return Some(path.to_path_buf());
+    }
+    let endings = EXTENSIONS.iter().flat_map(|ending| [ending.to_string(), ending.to_ascii_uppercase()]);
+    let twin = endings.map(|ending| path.with_extension(ending)).find(|twin| twin.is_file());
+    twin.or_else(|| path.is_file().then(|| path.to_path_buf()))
+}
+
 /// The sub-folders of a data set that is split: a training one and at least one of the others.
 pub fn split_folders(folders: &[PathBuf]) -> Option<Splits<PathBuf>> {
     let find = |names: &[&str]| {
@@ -87,4 +98,23 @@ pub fn split_folders(folders: &[PathBuf]) -> Option<Splits<PathBuf>> {
     let (val, test) = (find(VAL), find(TEST));
     let train = find(TRAIN)?;
     (val.is_some() || test.is_some()).then_some(Splits { train, val, test })
+}
+
+/// The tables of a folder: one, or one for each part (`train.csv`, `val.csv`).
+pub fn tables(files: &[PathBuf]) -> Option<Splits<PathBuf>> {
+    let is_table = |path: &&PathBuf| {
+        path.extension().is_some_and(|e| ["csv", "tsv", "jsonl"].iter().any(|t| e.eq_ignore_ascii_case(t)))
+    };
+    let tables: Vec<&PathBuf> = files.iter().filter(is_table).collect();
+    let part = |names: &[&str]| {
+        let named = |path: &&&PathBuf| {
+            path.file_stem().is_some_and(|s| names.iter().any(|n| s.eq_ignore_ascii_case(n)))
+        };
+        tables.iter().find(named).map(|path| path.to_path_buf())
+    };
+    match (part(TRAIN), &tables[..]) {
+        (Some(train), _) => Some(Splits { train, val: part(VAL), test: part(TEST) }),
+        (None, [only]) => Some(Splits::one(only.to_path_buf())),
+        (None, _) => None,
+    }
 }

@@ -202,7 +202,7 @@ fn folder(path: &Path, rules: Rules) -> Result<Splits<Annotations>, Problems> {
         let files: Vec<PathBuf> = with("xml").into_iter().cloned().collect();
         return Ok(Splits::one(voc::open_files(&files, None, rules)?));
     }
-    if let Some(found) = table::find(&listing.files) {
+    if let Some(found) = walk::tables(&listing.files) {
         return found.map(|path| table::open(&path, rules))?.with_one_vocabulary();
     }
     if !with("txt").is_empty() {

@@ -14,7 +14,7 @@ use super::super::decode;
 use super::super::labelled::table::{LABELS, PATHS, column};
 use super::super::limits;
 use super::super::problems::Problems;
-use super::super::splits::{Splits, TEST, TRAIN, VAL};
+use super::super::walk;
 use super::build::{Build, Place};
 use super::{Annotations, Rules};
 
@@ -49,7 +49,8 @@ pub fn open(path: &Path, rules: Rules) -> Result<Annotations, Problems> {
             }
         };
         let at = *index.entry(name).or_insert_with_key(|name| {
-            let file = folder.join(name);
+            let named = folder.join(name);
+            let file = walk::picture_file(&named).unwrap_or(named);
             let size =
                 decode::read_size(&file).map_err(|e| build.problems.push(place.error(e.to_string()))).ok();
             pictures.push(Rows { path: file, size, boxes: Vec::new(), origin: place.name() });
@@ -96,39 +97,24 @@ fn row(build: &mut Build, place: Place, value: &Value, rows: &mut Rows) {
     }
 }
 
-/// The tables of a folder: one, or one for each part, by their names.
-pub fn find(files: &[PathBuf]) -> Option<Splits<PathBuf>> {
-    let tables: Vec<&PathBuf> =
-        files.iter().filter(|f| ["csv", "tsv", "jsonl"].contains(&&*super::extension(f))).collect();
-    let part = |names: &[&str]| {
-        let named =
-            |f: &&&PathBuf| names.iter().any(|n| f.file_stem().is_some_and(|s| s.eq_ignore_ascii_case(n)));
-        tables.iter().find(named).map(|f| f.to_path_buf())
-    };
-    match (part(TRAIN), &tables[..]) {
-        (Some(train), _) => Some(Splits { train, val: part(VAL), test: part(TEST) }),
-        (None, [only]) => Some(Splits::one(only.to_path_buf())),
-        (None, _) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::{open as open_dir, pixels, refused, tree};
 
     #[test]
     fn a_table_as_deepforest_writes_it() {
-        let csv = "image_path,xmin,ymin,xmax,ymax,label\na.png,10,5,30.5,40,Tree\nb.png,,,,,\na.png,0,0,100,50,Dead\na.png,90,10,110,30,Tree\n";
-        let dir = tree(&[("boxes.csv", csv), ("a.png", ""), ("b.png", "")]);
+        let csv = "image_path,xmin,ymin,xmax,ymax,label\na.png,10,5,30.5,40,Tree\nb.png,,,,,\na.png,0,0,100,50,Dead\na.png,90,10,110,30,Tree\nc.tif,1,1,9,9,Tree\n";
+        let dir = tree(&[("boxes.csv", csv), ("a.png", ""), ("b.png", ""), ("c.jpg", "")]);
         let set = open_dir(&dir).train;
         assert_eq!(set.classes, ["Dead", "Tree"]);
         assert_eq!(
             pixels(&set.pictures[0].boxes),
             [[1, 10, 5, 31, 40], [0, 0, 0, 100, 50], [1, 90, 10, 100, 30]]
         );
-        assert_eq!((set.len(), set.pictures[1].boxes.len(), set.pictures[0].size), (2, 0, Some((100, 50))));
+        assert_eq!((set.len(), set.pictures[1].boxes.len(), set.pictures[0].size), (3, 0, Some((100, 50))));
         assert!(set.notes[0].contains("clipped") && set.notes[0].contains("boxes.csv:5"), "{:?}", set.notes);
         assert!(set.pictures[0].origin.ends_with("boxes.csv:2"));
+        assert!(set.pictures[2].path.ends_with("c.jpg"), "in place of c.tif");
     }
 
     #[test]

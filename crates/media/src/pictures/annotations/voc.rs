@@ -124,12 +124,11 @@ fn find_picture(xml: &Path, name: Option<&str>) -> Result<PathBuf> {
     let folder = xml.parent().unwrap_or(Path::new(""));
     let above = folder.parent().unwrap_or(folder);
     let stem = xml.file_stem().unwrap_or_default().to_string_lossy();
-    let mut names: Vec<String> =
-        name.filter(|name| !name.is_empty()).map(str::to_string).into_iter().collect();
-    names.extend(decode::EXTENSIONS.iter().map(|extension| format!("{stem}.{extension}")));
+    let names = [name.unwrap_or_default(), &*stem].map(str::to_string);
     let folders = [folder.to_path_buf(), above.join("JPEGImages"), above.join("images")];
-    let candidates = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+    let candidates = names.iter().filter(|name| !name.is_empty());
+    let mut candidates = candidates.flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    candidates.find_map(|path| walk::picture_file(&path)).ok_or_else(|| {
         let what = format!("there is no picture {}", quote(name.unwrap_or(&stem)));
         Error::missing(xml, what, "put it beside this file, or into JPEGImages/ or images/ beside its folder")
     })

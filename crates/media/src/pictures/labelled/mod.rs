@@ -76,8 +76,8 @@ struct Named {
 }
 
 impl Labelled {
-    /// Opens a data set: a folder (of class folders, perhaps within `train` and `val`; or of IDX files), or a table
-    /// (`.csv`, `.tsv`, `.json`, `.jsonl`). Every part gets the training part's classes.
+    /// Opens a data set: a folder (of class folders, perhaps within `train` and `val`; of IDX files; of tables beside
+    /// pictures), or a table (`.csv`, `.tsv`, `.json`, `.jsonl`). Every part gets the training part's classes.
     ///
     /// # Errors
     /// All problems at once: files that are missing, rows without a label, classes that the training part has not.
@@ -88,6 +88,11 @@ impl Labelled {
         let listing = walk::list(path)?;
         if let Some(found) = idx::find(&listing.files) {
             return found.map(|(images, labels)| idx::open(&images, &labels))?.with_one_vocabulary();
+        }
+        if listing.folders.is_empty()
+            && let Some(found) = walk::tables(&listing.files)
+        {
+            return found.map(|path| table::open(&path))?.with_one_vocabulary();
         }
         match walk::split_folders(&listing.folders) {
             Some(parts) => parts.map(|part| folders::open(&part))?.with_one_vocabulary(),

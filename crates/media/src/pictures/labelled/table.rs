@@ -108,6 +108,16 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_of_pictures_with_a_table_for_each_part() {
+        let dir = tempfile::tempdir().unwrap();
+        png(&dir.path().join("a.png"), 1);
+        fs::write(dir.path().join("train.csv"), "path,label\na.png,x\n").unwrap();
+        fs::write(dir.path().join("val.csv"), "path,label\na.png,x\n").unwrap();
+        let parts = Labelled::open(dir.path()).unwrap();
+        assert_eq!((parts.train.len(), parts.val.unwrap().len()), (1, 1));
+    }
+
+    #[test]
     fn all_problems_at_once_with_their_lines() {
         let dir = tempfile::tempdir().unwrap();
         png(&dir.path().join("a.png"), 1);
