@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use retune_formats::bytes::Bytes;
 use retune_formats::error::{Error, Result, quote};
+use retune_formats::labels;
 
 use super::super::boxes::LabelledBox;
 use super::super::decode::is_picture_name;
@@ -203,13 +204,7 @@ pub fn class_names(folder: &Path) -> Result<Option<Vec<String>>> {
     }
     let is_names = |f: &&PathBuf| walk::name(f) == "classes.txt" || super::extension(f) == "names";
     let Some(path) = files.iter().find(is_names) else { return Ok(None) };
-    let text = Bytes::open(path)?.read_text("class names", limits::DATA_YAML_BYTES)?;
-    let names: Vec<String> =
-        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect();
-    if names.is_empty() {
-        return Err(Error::missing(path, "it names no classes", "one name a line"));
-    }
-    Ok(Some(names))
+    labels::read(path).map(Some)
 }
 
 impl DataYaml {

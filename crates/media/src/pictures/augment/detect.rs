@@ -18,19 +18,20 @@ const SIDE_PIXELS: f32 = 2.0;
 
 /// Augments an example. `load` gives pictures and their boxes: this one's, and those of three others of `examples` if
 /// it becomes a mosaic. The picture comes in the size of `prepare`, the boxes as fractions of it.
-pub fn example<P: Borrow<(Picture, Vec<LabelledBox>)>, E>(
+pub fn example<P: Borrow<Picture>, E>(
     settings: &Augment,
     prepare: &Prepare,
     key: Key,
     examples: usize,
-    mut load: impl FnMut(usize) -> Result<P, E>,
+    mut load: impl FnMut(usize) -> Result<(P, Vec<LabelledBox>), E>,
 ) -> Result<(Picture, Vec<LabelledBox>), E> {
-    let first = load(key.example)?;
+    let (first, boxes) = load(key.example)?;
+    let first = (first.borrow(), &boxes[..]);
     let mut draws = key.draws("mosaic");
     let (mut picture, mut boxes) = if draws.chance(settings.mosaic) {
-        mosaic(settings, prepare, key, first.borrow(), || load(draws.below(examples.max(1))))?
+        mosaic(settings, prepare, key, first, || load(draws.below(examples.max(1))))?
     } else {
-        letterbox(settings, prepare, key, first.borrow())
+        letterbox(settings, prepare, key, first)
     };
     if key.draws("flip").chance(settings.flip) {
         picture.flip_horizontal();
@@ -56,7 +57,7 @@ fn letterbox(
     settings: &Augment,
     prepare: &Prepare,
     key: Key,
-    (picture, boxes): &(Picture, Vec<LabelledBox>),
+    (picture, boxes): (&Picture, &[LabelledBox]),
 ) -> (Picture, Vec<LabelledBox>) {
     if settings.scale == [1.0; 2] && settings.translate == 0.0 {
         let (out, placement) = prepare.fit(picture);
@@ -72,12 +73,12 @@ fn letterbox(
     (canvas, boxes)
 }
 
-fn mosaic<P: Borrow<(Picture, Vec<LabelledBox>)>, E>(
+fn mosaic<P: Borrow<Picture>, E>(
     settings: &Augment,
     prepare: &Prepare,
     key: Key,
-    first: &(Picture, Vec<LabelledBox>),
-    mut next: impl FnMut() -> Result<P, E>,
+    first: (&Picture, &[LabelledBox]),
+    mut next: impl FnMut() -> Result<(P, Vec<LabelledBox>), E>,
 ) -> Result<(Picture, Vec<LabelledBox>), E> {
     let mut draws = key.draws("view");
     let view = View::draw(settings, prepare, &mut draws);
@@ -88,7 +89,7 @@ fn mosaic<P: Borrow<(Picture, Vec<LabelledBox>)>, E>(
     let mut all = Vec::new();
     for quarter in 0..4 {
         let other = if quarter == 0 { None } else { Some(next()?) };
-        let (picture, boxes) = other.as_ref().map_or(first, |other| other.borrow());
+        let (picture, boxes) = other.as_ref().map_or(first, |(picture, boxes)| (picture.borrow(), boxes));
         let scale = fitting(picture, prepare);
         let (pw, ph) = (picture.width as f32 * scale, picture.height as f32 * scale);
         let (left, top) = (quarter % 2 == 0, quarter < 2);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use flate2::read::GzDecoder;
 use retune_formats::bytes::Bytes;
 use retune_formats::error::{Error, Result, quote};
+use retune_formats::labels;
 
 use super::super::limits;
 use super::super::picture::Picture;
@@ -211,10 +212,7 @@ fn class_names(path: &Path) -> Result<Option<Vec<String>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = Bytes::open(path)?.read_text("class names", limits::DATA_YAML_BYTES)?;
-    let names: Vec<String> =
-        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect();
-    Ok(Some(names))
+    labels::read(path).map(Some)
 }
 
 #[cfg(test)]
