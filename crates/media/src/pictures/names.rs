@@ -1,15 +1,27 @@
-//! "Did you mean …": the nearest of some names.
+//! Names of classes: the nearest of some ("did you mean …"), and from one list to another.
+
+use std::collections::HashMap;
+
+/// More names than this are not searched.
+const SEARCHED: usize = 2_000;
 
 /// `; did you mean "b"?`, or nothing if no name is near.
 pub fn nearest(typed: &str, known: &[String]) -> String {
     let typed = typed.to_lowercase();
-    let scored = known.iter().map(|name| (distance(&typed, &name.to_lowercase()), name));
+    let scored = known.iter().take(SEARCHED).map(|name| (distance(&typed, &name.to_lowercase()), name));
     match scored.min_by_key(|(distance, _)| *distance) {
         Some((distance, name)) if distance <= 1 + typed.chars().count() / 4 => {
             format!("; did you mean {name:?}?")
         }
         _ => String::new(),
     }
+}
+
+/// The index of each name in another list.
+pub fn translation(names: &[String], to: &[String]) -> Vec<Option<u32>> {
+    let index: HashMap<&str, u32> =
+        to.iter().enumerate().rev().map(|(i, name)| (name.as_str(), i as u32)).collect();
+    names.iter().map(|name| index.get(name.as_str()).copied()).collect()
 }
 
 /// Levenshtein's: insertions, deletions and changes of letters. Only the first 64 letters count.

@@ -16,11 +16,16 @@ pub struct Problems {
 
 impl Problems {
     pub fn push(&mut self, problem: Error) {
-        if self.list.len() < limits::PROBLEMS {
+        if !self.is_full() {
             self.list.push(problem);
         } else {
             self.more += 1;
         }
+    }
+
+    /// Is the next one only counted? Then its words need not be found.
+    pub fn is_full(&self) -> bool {
+        self.list.len() >= limits::PROBLEMS
     }
 
     /// A problem of a line of a file.

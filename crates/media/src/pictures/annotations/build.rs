@@ -101,7 +101,9 @@ impl Build {
         let what = match () {
             () if name.is_empty() => "the class is empty".into(),
             () if self.fixed => {
-                let near = super::super::names::nearest(name, &self.classes);
+                let told = self.rules == Rules::Strict && !self.problems.is_full();
+                let near =
+                    if told { super::super::names::nearest(name, &self.classes) } else { String::new() };
                 format!("the class {name:?} is not among the {} of the data set{near}", self.classes.len())
             }
             () if self.classes.len() >= limits::CLASSES => format!("more than {} classes", limits::CLASSES),

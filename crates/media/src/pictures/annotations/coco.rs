@@ -119,18 +119,14 @@ fn categories(path: &Path, mut categories: Vec<Category>) -> Result<(Vec<String>
             limits::CLASSES as u64,
         ));
     }
-    let mut names: Vec<String> = Vec::with_capacity(categories.len());
-    let mut class_of = HashMap::new();
-    for category in categories {
+    let (mut names, mut index, mut class_of) = (Vec::new(), HashMap::new(), HashMap::new());
+    for Category { id, name } in categories {
         // Roboflow writes a super-category of the same name as a class: one class for both.
-        let class = match names.iter().position(|name| *name == category.name) {
-            Some(class) => class,
-            None => {
-                names.push(category.name);
-                names.len() - 1
-            }
-        };
-        class_of.insert(category.id, class as u32);
+        let class = *index.entry(name).or_insert_with_key(|name: &String| {
+            names.push(name.clone());
+            names.len() as u32 - 1
+        });
+        class_of.insert(id, class);
     }
     Ok((names, class_of))
 }

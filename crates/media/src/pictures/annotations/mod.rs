@@ -124,11 +124,7 @@ impl Annotations {
     /// Every class that occurs and is not in the list.
     pub fn with_classes(mut self, classes: &[String]) -> Result<Annotations, Problems> {
         let mut problems = Problems::default();
-        let to: Vec<Option<u32>> = self
-            .classes
-            .iter()
-            .map(|name| classes.iter().position(|c| c == name).map(|i| i as u32))
-            .collect();
+        let to = super::names::translation(&self.classes, classes);
         let mut told = vec![false; self.classes.len()];
         for picture in &mut self.pictures {
             for b in &mut picture.boxes {
@@ -138,7 +134,11 @@ impl Annotations {
                     None if !told[old] => {
                         told[old] = true;
                         let name = &self.classes[old];
-                        let near = super::names::nearest(name, classes);
+                        let near = if problems.is_full() {
+                            String::new()
+                        } else {
+                            super::names::nearest(name, classes)
+                        };
                         problems.push(Error::unsupported(
                             Path::new(&picture.origin),
                             format!(

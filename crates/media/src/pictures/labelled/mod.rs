@@ -159,18 +159,15 @@ impl Labelled {
     /// Every label that is not in the list, once, with the place where it was met first.
     pub fn with_classes(mut self, classes: &[String]) -> Result<Labelled, Problems> {
         let mut problems = Problems::default();
-        let to: Vec<Option<u32>> = self
-            .classes
-            .iter()
-            .map(|name| classes.iter().position(|c| c == name).map(|i| i as u32))
-            .collect();
+        let to = super::names::translation(&self.classes, classes);
         let mut told = BTreeSet::new();
         for example in &mut self.examples {
             match to[example.class as usize] {
                 Some(class) => example.class = class,
                 None if told.insert(example.class) => {
                     let name = &self.classes[example.class as usize];
-                    let near = super::names::nearest(name, classes);
+                    let near =
+                        if problems.is_full() { String::new() } else { super::names::nearest(name, classes) };
                     problems.push(Error::unsupported(
                         Path::new(&example.origin),
                         format!("the class {name:?} is not among the {} that are known{near}", classes.len()),
