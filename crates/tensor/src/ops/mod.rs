@@ -19,6 +19,7 @@ pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod embedding_lora;
+pub mod given_loss;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
@@ -61,6 +62,7 @@ pub use dora::{
 pub use dropout::{DropoutRows, dropout};
 pub use embedding::embedding;
 pub use embedding_lora::embedding_lora;
+pub use given_loss::given_loss;
 pub use layer_norm::layer_norm;
 pub use linear::{LoraBranch, linear, mat};
 pub use linear_cross_entropy::{LossRows, linear_cross_entropy};
