@@ -21,6 +21,7 @@ pub use spans::{Span, is_span_scheme, spans};
 
 use crate::error::{Error, Result};
 use crate::tasks::classification::Problem;
+use crate::tasks::detection::Precisions;
 
 /// Precision, recall and their harmonic mean, each in 0..=1; 0 where there is nothing to divide by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -135,6 +136,9 @@ pub struct Metrics {
     pub mae: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub r2: Option<f64>,
+    /// Of boxes; `problem` says nothing of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detection: Option<Precisions>,
 }
 
 impl Metrics {
@@ -224,6 +228,16 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Of boxes in as many pictures.
+    pub fn of_detections(precisions: Precisions, pictures: usize) -> Metrics {
+        Metrics {
+            examples: pictures as u64,
+            classes: precisions.classes.iter().map(|class| class.class.clone()).collect(),
+            detection: Some(precisions),
+            ..Metrics::default()
+        }
+    }
+
     fn from_counts(names: &[String], counts: &Counts, truth: &[u32], predicted: &[u32]) -> Metrics {
         let classes = counts.scores(names);
         let confusion = confusion(names.len(), truth, predicted);
@@ -245,6 +259,11 @@ impl Metrics {
         self
     }
 
+    /// The metrics that it can have; the first is the one that people quote.
+    pub fn known(&self) -> &'static [Metric] {
+        if self.detection.is_some() { Metric::OF_DETECTIONS } else { Metric::of(self.problem) }
+    }
+
     /// One number of it; `None` if it does not fit the problem or is undefined (a correlation of constants).
     pub fn get(&self, metric: Metric) -> Option<f64> {
         let average = |pick: fn(&Averages) -> f64| self.averages.as_ref().map(pick);
@@ -263,12 +282,18 @@ impl Metrics {
             Metric::Mse => self.mse,
             Metric::Mae => self.mae,
             Metric::R2 => self.r2,
+            Metric::Map => self.detection.as_ref().map(|found| found.map),
+            Metric::Map50 => self.detection.as_ref().map(|found| found.map50),
         }
     }
 
     /// What `f1`, `precision` and `recall` mean without another word: of two classes the second one's (positive, yes, 1,
-    /// true come last in order); of more the macro average; of sets of labels and of spans the micro average.
+    /// true come last in order); of more the macro average; of sets of labels and of spans the micro average; of boxes
+    /// those of all classes together at the best confidence.
     fn f1(&self) -> Option<Scores> {
+        if let Some(found) = &self.detection {
+            return Some(found.best.map(|best| best.scores).unwrap_or_default());
+        }
         let averages = self.averages.as_ref()?;
         Some(match (self.problem, self.classes.as_slice()) {
             (Problem::SingleLabel, [_, second]) => second.scores,

@@ -29,12 +29,16 @@ pub enum Metric {
     Mse,
     Mae,
     R2,
+    /// Mean average precision of boxes, IoU .50 to .95.
+    Map,
+    /// At IoU .5.
+    Map50,
 }
 
 use Metric::*;
 
 /// Every metric and its name.
-const NAMES: [(Metric, &str); 14] = [
+const NAMES: [(Metric, &str); 16] = [
     (Loss, "loss"),
     (Accuracy, "accuracy"),
     (F1, "f1"),
@@ -49,10 +53,12 @@ const NAMES: [(Metric, &str); 14] = [
     (Mse, "mse"),
     (Mae, "mae"),
     (R2, "r2"),
+    (Map, "map"),
+    (Map50, "map50"),
 ];
 
 /// Names that other tools use.
-const ALIASES: [(&str, Metric); 9] = [
+const ALIASES: [(&str, Metric); 12] = [
     ("acc", Accuracy),
     ("f1_macro", MacroF1),
     ("f1_micro", MicroF1),
@@ -62,9 +68,15 @@ const ALIASES: [(&str, Metric); 9] = [
     ("spearmanr", Spearman),
     ("pearsonr", Pearson),
     ("eval_loss", Loss),
+    ("map@50", Map50),
+    ("map50_95", Map),
+    ("map@50_95", Map),
 ];
 
 impl Metric {
+    /// The metrics of boxes; the first is the one that people quote.
+    pub const OF_DETECTIONS: &[Metric] = &[Map50, Map, F1, Precision, Recall, Loss];
+
     /// As it is written.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(metric, _)| *metric == self).map_or("", |(_, name)| name)

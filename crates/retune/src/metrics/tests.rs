@@ -162,6 +162,35 @@ fn metrics_have_names() {
     );
 }
 
+/// One box of the second class, found among others.
+fn of_a_box(names: &[String]) -> Metrics {
+    use crate::tasks::detection::{BoxF, Detection, LabelledBox, Scene, mean_average_precision};
+    let bounds = BoxF { x: 0.5, y: 0.5, w: 0.5, h: 0.5 };
+    let (truths, elsewhere) = ([LabelledBox { class: 1, bounds }], BoxF { x: 0.1, ..bounds });
+    let detections = [(1, 0.9, bounds), (0, 0.8, elsewhere)].map(|(class, score, bounds)| Detection {
+        class,
+        score,
+        bounds,
+    });
+    let scene = Scene { size: (64, 64), truths: &truths, crowds: &[], detections: &detections };
+    Metrics::of_detections(mean_average_precision(names, &[scene]).unwrap(), 1)
+}
+
+#[test]
+fn boxes_have_their_own_metrics() {
+    let metrics = of_a_box(&["a", "b"].map(String::from));
+    for metric in [Metric::Map50, Metric::Map] {
+        assert!((metrics.get(metric).unwrap() - 1.0).abs() < CLOSE);
+    }
+    assert_eq!(metrics.get(Metric::F1), Some(1.0), "at the best confidence, .9");
+    assert_eq!(metrics.get(Metric::Accuracy), None);
+    assert_eq!(metrics.known()[0], Metric::Map50);
+    assert_eq!((metrics.classes[1].support, metrics.classes[0].predicted), (1, 0));
+    assert_eq!("mAP@50-95".parse::<Metric>().unwrap(), Metric::Map);
+    assert_eq!("mAP50".parse::<Metric>().unwrap(), Metric::Map50);
+    assert!(Metric::Map.higher_is_better());
+}
+
 #[test]
 fn every_metric_of_a_problem_has_a_value() {
     let names = ["a", "b"].map(String::from);
@@ -170,9 +199,10 @@ fn every_metric_of_a_problem_has_a_value() {
         Metrics::of_label_sets(&names, &[vec![0]], &[vec![0, 1]]).unwrap(),
         Metrics::of_numbers(&[1.0, 2.0], &[1.0, 3.0]).unwrap(),
         Metrics::of_tags(&names, &[vec![0, 1]], &[vec![0, 1]]).unwrap(),
+        of_a_box(&names),
     ];
     for metrics in all.map(|m| m.with_loss(0.5)) {
-        for metric in Metric::of(metrics.problem) {
+        for metric in metrics.known() {
             assert!(metrics.get(*metric).is_some(), "{metric} of {}", metrics.problem);
         }
         let text = serde_json::to_string(&metrics).unwrap();

@@ -14,8 +14,8 @@ const SIDE: f64 = 420.0;
 
 /// The chosen metric, else the one that people quote.
 pub fn chosen(data: &ReportData) -> Option<Metric> {
-    let problem = data.metrics.as_ref()?.after.problem;
-    data.metric.or_else(|| Metric::of(problem).first().copied())
+    let known = data.metrics.as_ref()?.after.known();
+    data.metric.or_else(|| known.first().copied())
 }
 
 /// A metric's value as people read it: shares in percent.
@@ -75,6 +75,8 @@ pub fn label(metric: Metric) -> &'static str {
         Metric::Mse => "mean squared error",
         Metric::Mae => "mean absolute error",
         Metric::R2 => "R²",
+        Metric::Map => "mAP@50-95",
+        Metric::Map50 => "mAP@50",
     }
 }
 
@@ -85,12 +87,14 @@ pub fn rows(data: &ReportData) -> Vec<(String, String, String)> {
         Some(value) => shown(metric, value),
         None => "–".into(),
     };
-    Metric::of(metrics.after.problem)
-        .iter()
+    (metrics.after.known().iter())
         .filter(|metric| metrics.after.get(**metric).is_some() && !is_repeated(**metric, &metrics.after))
         .map(|&metric| {
-            let name = match (metrics.after.problem, metric, metrics.after.classes.as_slice()) {
-                (Problem::SingleLabel, Metric::F1 | Metric::Precision | Metric::Recall, [_, second]) => {
+            let after = &metrics.after;
+            let name = match (after.problem, metric, after.classes.as_slice()) {
+                (Problem::SingleLabel, Metric::F1 | Metric::Precision | Metric::Recall, [_, second])
+                    if after.detection.is_none() =>
+                {
                     format!("{} of {}", label(metric), second.name)
                 }
                 _ => label(metric).to_string(),
@@ -102,6 +106,9 @@ pub fn rows(data: &ReportData) -> Vec<(String, String, String)> {
 
 /// Of one class a row the micro average is the accuracy; elsewhere F1 is one of the averages.
 fn is_repeated(metric: Metric, metrics: &Metrics) -> bool {
+    if metrics.detection.is_some() {
+        return false;
+    }
     match (metrics.problem, metrics.classes.len(), metric) {
         (Problem::SingleLabel, 2, _) => metric == Metric::MicroF1,
         (Problem::SingleLabel, ..) => {

@@ -152,6 +152,8 @@ const METRICS: &[&str] = &[
     "mse",
     "mae",
     "r2",
+    "map",
+    "map50",
 ];
 
 /// Largest count of steps, epochs and the like: what a TOML integer holds.

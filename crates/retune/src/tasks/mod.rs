@@ -2,6 +2,7 @@
 
 pub mod causal_lm;
 pub mod classification;
+pub mod detection;
 pub mod embeddings;
 pub mod masked_lm;
 pub mod record;

@@ -95,7 +95,7 @@ impl Measured {
     /// Its numbers by name, without the loss.
     pub fn scalars(&self) -> BTreeMap<String, f64> {
         let Some(metrics) = &self.metrics else { return BTreeMap::new() };
-        let known = Metric::of(metrics.problem).iter().filter(|metric| **metric != Metric::Loss);
+        let known = metrics.known().iter().filter(|metric| **metric != Metric::Loss);
         known.filter_map(|metric| Some((metric.to_string(), metrics.get(*metric)?))).collect()
     }
 }
