@@ -275,6 +275,21 @@ impl<'a> Reader<'a> {
         Ok(out)
     }
 
+    /// Passes over `size` bytes.
+    pub fn skip(&mut self, size: u64, what: &str) -> Result<()> {
+        let at = self.position();
+        let to = self.bytes.span(at, size).ok_or_else(|| {
+            self.invalid(format!("it ends at byte {} inside {what} (byte {at})", self.bytes.len()))
+        })?;
+        if to <= self.next {
+            self.at = self.buf.len() - (self.next - to) as usize;
+        } else {
+            self.buf.clear();
+            (self.next, self.at) = (to, 0);
+        }
+        Ok(())
+    }
+
     pub fn u32(&mut self, what: &str) -> Result<u32> {
         Ok(u32::from_le_bytes(self.array(what)?))
     }

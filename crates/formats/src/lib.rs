@@ -10,6 +10,7 @@ pub mod adapters;
 pub mod atomic;
 pub mod bitsandbytes;
 pub mod bytes;
+pub mod ctranslate2;
 pub mod darknet;
 pub mod delta;
 pub mod dtype;
