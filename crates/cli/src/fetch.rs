@@ -10,8 +10,10 @@
 
 pub mod archives;
 mod chatterbot;
+mod classes;
 mod client;
 mod sentiment;
+mod speech;
 mod unpack;
 
 use std::fs::{self, File};
@@ -23,12 +25,20 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use archives::Archive;
+use archives::{Archive, Package};
 
 /// Names the folder's files; written last, so a folder with it is whole.
 const MANIFEST: &str = "fetched.json";
-/// Archives whose data are turned into rows once they are unpacked.
-const ROWS: [&str; 2] = ["chatterbot", "sentiment"];
+/// Archives out of which more is made once they are unpacked: the name, one of the files that are made, what makes them.
+const MADE: &[(&str, &str, fn(&Path) -> Result<()>)] = &[
+    ("asterisk-en", "all.jsonl", speech::write_asterisk_rows),
+    ("asterisk-fr", "all.jsonl", speech::write_asterisk_rows),
+    ("chatterbot", "all.jsonl", chatterbot::write_rows),
+    ("fashion-mnist", "classes.txt", classes::write_fashion_mnist),
+    ("pocketsphinx-clips", "all.jsonl", speech::write_librivox_rows),
+    ("sentiment", "all.jsonl", sentiment::write_rows),
+    ("vgg16-tumor", "classes.txt", classes::write_indices),
+];
 pub const TEMPORARY_PREFIX: &str = ".fetching-";
 
 /// Tells how far a download is: bytes so far.
@@ -63,7 +73,7 @@ struct ManifestFile {
 /// No cache folder, no package client, no network, a hash that doesn't match, an archive without the expected files.
 pub fn fetch(archive: &Archive, on_progress: OnProgress) -> Result<Fetched> {
     let cache = cache_folder()?;
-    let folder = cache.join(format!("{}-{}", archive.name, archive.version));
+    let folder = cache.join(archive.folder());
     let path = main_path(&folder, archive);
     if folder.join(MANIFEST).is_file() {
         match verify(&folder, archive) {
@@ -81,14 +91,18 @@ pub fn fetch(archive: &Archive, on_progress: OnProgress) -> Result<Fetched> {
         .prefix(TEMPORARY_PREFIX)
         .tempdir_in(&cache)
         .with_context(|| format!("cannot write into the cache folder {}", cache.display()))?;
-    let file = client::download(archive, work.path(), on_progress)?;
-    check_archive(&file, archive)?;
     let unpacked = work.path().join("unpacked");
-    unpack::unpack(&file, archive, &unpacked)?;
-    match archive.name {
-        "chatterbot" => chatterbot::write_rows(&unpacked)?,
-        "sentiment" => sentiment::write_rows(&unpacked)?,
-        _ => {}
+    let mut done = 0;
+    for (i, package) in archive.packages.iter().enumerate() {
+        let work = work.path().join(i.to_string());
+        let file = client::download(package, &work, &|bytes| on_progress(done + bytes))?;
+        check_package(&file, package)?;
+        unpack::unpack(&file, package, &unpacked)?;
+        fs::remove_file(&file)?;
+        done += package.bytes;
+    }
+    if let Some((_, _, make)) = MADE.iter().find(|(name, ..)| *name == archive.name) {
+        make(&unpacked)?;
     }
     publish(&unpacked, &folder, archive)?;
     Ok(Fetched { path, was_cached: false })
@@ -96,7 +110,7 @@ pub fn fetch(archive: &Archive, on_progress: OnProgress) -> Result<Fetched> {
 
 /// The path of an archive that was fetched before, without any check; `None` if it wasn't.
 pub fn cached(archive: &Archive) -> Option<PathBuf> {
-    let folder = cache_folder().ok()?.join(format!("{}-{}", archive.name, archive.version));
+    let folder = cache_folder().ok()?.join(archive.folder());
     folder.join(MANIFEST).is_file().then(|| main_path(&folder, archive))
 }
 
@@ -113,14 +127,14 @@ pub fn cache_folder() -> Result<PathBuf> {
         .context("no cache folder: neither RETUNE_CACHE, XDG_CACHE_HOME nor HOME is set")
 }
 
-fn check_archive(file: &Path, archive: &Archive) -> Result<()> {
+fn check_package(file: &Path, package: &Package) -> Result<()> {
     let found = sha256_of(file)?;
-    if found != archive.sha256 {
+    if found != package.sha256 {
         bail!(
             "the downloaded {} {} is not the expected file: its sha256 is {found}, expected {}; it was deleted unopened",
-            archive.package,
-            archive.version,
-            archive.sha256
+            package.name,
+            package.version,
+            package.sha256
         );
     }
     Ok(())
@@ -134,9 +148,11 @@ fn publish(unpacked: &Path, folder: &Path, archive: &Archive) -> Result<()> {
         files.push(ManifestFile { path: name, bytes: fs::metadata(&path)?.len(), sha256: sha256_of(&path)? });
         File::open(&path)?.sync_all()?;
     }
+    let told =
+        |package: &Package| format!("{}=={} ({})", package.name, package.version, package.client.name());
     let manifest = Manifest {
-        archive: format!("{}=={} ({})", archive.package, archive.version, archive.client.name()),
-        sha256: archive.sha256.into(),
+        archive: archive.packages.iter().map(told).collect::<Vec<_>>().join(", "),
+        sha256: archive.sha256(),
         licence: archive.licence.into(),
         files,
     };
@@ -162,11 +178,13 @@ fn verify(folder: &Path, archive: &Archive) -> Result<()> {
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let manifest: Manifest =
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    if manifest.sha256 != archive.sha256 {
+    if manifest.sha256 != archive.sha256() {
         bail!("{} is of another archive", folder.display());
     }
-    if ROWS.contains(&archive.name) && !manifest.files.iter().any(|file| file.path == "all.jsonl") {
-        bail!("{} was made before its rows were", folder.display());
+    if let Some((_, made, _)) = MADE.iter().find(|(name, ..)| *name == archive.name)
+        && !manifest.files.iter().any(|file| file.path == *made)
+    {
+        bail!("{} was made before its {made} was", folder.display());
     }
     for file in &manifest.files {
         let path = folder.join(&file.path);

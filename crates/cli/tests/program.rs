@@ -36,6 +36,11 @@ fn all_unknown_flags_are_named_at_once() {
 fn fetch_lists_and_names_the_nearest() {
     let lines = retune(&["fetch", "--json"]).ok().json_lines();
     assert!(lines.iter().any(|line| line["name"] == "smollm2"));
+    let help = retune(&["fetch", "--help"]).ok().stdout;
+    assert!(
+        help.contains("vision models") && help.contains("yolov3-tiny") && help.contains("tiny "),
+        "{help}"
+    );
     retune(&["fetch", "smolm2"]).failed(2, &["did you mean \"smollm2\"?"]);
 }
 

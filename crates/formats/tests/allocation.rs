@@ -10,7 +10,7 @@ use std::path::Path;
 use peak_alloc::PeakAlloc;
 use retune_formats::peft::PeftAdapter;
 use retune_formats::records::Records;
-use retune_formats::{folder, gguf, json, safetensors, torch};
+use retune_formats::{folder, gguf, json, onnx, safetensors, torch};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -71,6 +71,25 @@ fn memory_is_bounded_by_the_file() {
         std::fs::write(&path, &bytes).unwrap();
         assert!(!law("m.bin", bytes.len(), || torch::File::open(&path)));
     }
+    let old_pth = dir.path().join("m.pth");
+    for body in [storages(20_000), b"]".repeat(1 << 20), b"cx\ny\n)\x81".repeat(100_000)] {
+        let bytes = [LEGACY_START, &body, b"t.]."].concat();
+        std::fs::write(&old_pth, &bytes).unwrap();
+        assert!(!law("m.pth", bytes.len(), || torch::File::open(&old_pth)));
+    }
+    let net = dir.path().join("m.onnx");
+    for (field, inner) in
+        [(1, &b""[..]), (5, b""), (11, b""), (1, b"\x0a\0"), (1, b"\x2a\0"), (5, b"\x3a\x02\x01\x01")]
+    {
+        let field = [&[(field << 3) | 2, inner.len() as u8][..], inner].concat();
+        let graph = field.repeat((1 << 20) / field.len());
+        let size = graph.len();
+        let size: Vec<u8> =
+            (0..4).map(|i| ((size >> (7 * i)) & 0x7f) as u8 | if i < 3 { 0x80 } else { 0 }).collect();
+        let bytes = [&b"\x3a"[..], &size, &graph].concat();
+        std::fs::write(&net, &bytes).unwrap();
+        assert!(!law("m.onnx", bytes.len(), || onnx::File::open(&net)));
+    }
     for (name, text) in [
         ("d.jsonl", "[".repeat(1 << 20)),
         ("d.json", "{".repeat(1 << 20)),
@@ -80,6 +99,18 @@ fn memory_is_bounded_by_the_file() {
         std::fs::write(&path, &text).unwrap();
         assert!(!law(name, text.len(), || Records::open(&path)?.try_for_each(|row| row.map(drop))), "{name}");
     }
+}
+
+/// What a file of PyTorch before 1.6 begins with, up to what was saved.
+const LEGACY_START: &[u8] =
+    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}.\x80\x02(";
+
+/// References to as many storages.
+fn storages(count: u32) -> Vec<u8> {
+    let one = |i: u32| {
+        [&b"(U\x07storagectorch\nByteStorage\nU\x06"[..], format!("{i:06}").as_bytes(), b"U\0K\0tQ"].concat()
+    };
+    (0..count).flat_map(one).collect()
 }
 
 /// Valid files that are as dense as the format allows: nothing but the smallest entries.

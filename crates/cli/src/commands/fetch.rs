@@ -1,5 +1,6 @@
 //! `retune fetch`: downloads one of the known archives into the cache and prints where it lies.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write, stdout};
 
 use anyhow::{Context, Result};
@@ -7,19 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::embedded;
 use crate::exit::UsageError;
-use crate::fetch::archives::{ARCHIVES, Archive, find};
+use crate::fetch::archives::{ARCHIVES, Archive, Group, find};
 use crate::fetch::{Fetched, fetch};
 use crate::style;
 
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  retune fetch                 list what can be fetched
-  retune fetch smollm2         the model of the quickstart
-  retune fetch tiny            the model inside the program; rows to train it on lie in its data/
-  retune train --model $(retune fetch smollm2) --data rows.jsonl
-
-The files go to $RETUNE_CACHE, else $XDG_CACHE_HOME/retune, else ~/.cache/retune.")]
+#[command(after_help = after_help())]
 pub struct Args {
     /// What to fetch; without it, the list is printed
     name: Option<String>,
@@ -27,6 +21,30 @@ pub struct Args {
     /// Print where it lies in the cache, without fetching or checking; an error if it isn't there
     #[arg(long, requires = "name")]
     print_path: bool,
+}
+
+/// Examples, and what there is to fetch.
+fn after_help() -> String {
+    let mut out = String::from(
+        "\
+Examples:
+  retune fetch                 list what can be fetched
+  retune fetch smollm2         the model of the quickstart
+  retune fetch tiny            the model inside the program; rows to train it on lie in its data/
+  retune train --model $(retune fetch smollm2) --data rows.jsonl
+
+What can be fetched:
+",
+    );
+    for group in Group::ALL {
+        let _ = writeln!(out, "  {}", group.title());
+        let embedded = (group == Group::TextModel).then_some((embedded::NAME, embedded::WHAT));
+        let archives = ARCHIVES.iter().filter(|archive| archive.group == group);
+        for (name, what) in embedded.into_iter().chain(archives.map(|archive| (archive.name, archive.what))) {
+            let _ = writeln!(out, "    {name:<20} {what}");
+        }
+    }
+    out + "\nThe files go to $RETUNE_CACHE, else $XDG_CACHE_HOME/retune, else ~/.cache/retune."
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
@@ -59,13 +77,13 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
 
 /// Fetches with a progress bar on stderr (plain lines if that isn't a terminal).
 pub fn fetch_with_bar(archive: &Archive) -> Result<Fetched> {
-    let bar = ProgressBar::new(archive.bytes);
+    let bar = ProgressBar::new(archive.bytes());
     bar.set_style(ProgressStyle::with_template(
         "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
     )?);
     bar.set_message(archive.name);
-    let from = archive.client.name();
-    let size = style::megabytes(archive.bytes);
+    let from = archive.clients();
+    let size = style::megabytes(archive.bytes());
     let announced = std::cell::Cell::new(false);
     let fetched = fetch(archive, &|bytes| {
         if !announced.replace(true) && !std::io::stderr().is_terminal() {
@@ -94,24 +112,27 @@ fn unknown(name: &str) -> UsageError {
 fn list(json: bool) -> Result<()> {
     let mut out = stdout().lock();
     let embedded = (embedded::NAME, embedded::WHAT, embedded::LICENCE, embedded::bytes(), embedded::cached());
-    let archives = ARCHIVES.iter().map(|archive| {
-        let Archive { name, what, licence, bytes, .. } = archive;
-        (*name, *what, *licence, *bytes, crate::fetch::cached(archive))
-    });
-    for (name, what, licence, bytes, cached) in std::iter::once(embedded).chain(archives) {
-        if json {
-            let path = cached.map(|path| path.display().to_string());
-            let line = serde_json::json!({"name": name, "what": what, "licence": licence, "bytes": bytes, "cached": path});
-            writeln!(out, "{line}")?;
-        } else {
-            let mark = if cached.is_some() { "cached" } else { "" };
-            let size = style::megabytes(bytes);
-            writeln!(
-                out,
-                "{}  {size:>8}  {mark:6}  {what}; {}",
-                style::bold(&format!("{name:<20}")),
-                style::dim(licence)
-            )?;
+    for group in Group::ALL {
+        if !json {
+            writeln!(out, "{}", style::bold(group.title()))?;
+        }
+        let archives = ARCHIVES.iter().filter(|archive| archive.group == group).map(|archive| {
+            let Archive { name, what, licence, .. } = archive;
+            (*name, *what, *licence, archive.bytes(), crate::fetch::cached(archive))
+        });
+        let embedded = (group == Group::TextModel).then(|| embedded.clone());
+        for (name, what, licence, bytes, cached) in embedded.into_iter().chain(archives) {
+            if json {
+                let path = cached.map(|path| path.display().to_string());
+                let line = serde_json::json!({"name": name, "group": group.title(), "what": what, "licence": licence,
+                    "bytes": bytes, "cached": path});
+                writeln!(out, "{line}")?;
+            } else {
+                let mark = if cached.is_some() { "cached" } else { "" };
+                let size = style::megabytes(bytes);
+                let name = style::bold(&format!("{name:<18}"));
+                writeln!(out, "  {name}  {size:>8}  {mark:6}  {what}; {}", style::dim(licence))?;
+            }
         }
     }
     Ok(())

