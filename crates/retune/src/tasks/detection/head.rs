@@ -97,11 +97,43 @@ impl Detector {
         }
     }
 
-    /// Checks the outputs' shapes; the number of pictures.
+    /// Checks the settings that would make every box nonsense.
+    ///
+    /// # Errors
+    /// Names the anchor, or says that there are no distances.
+    pub fn check_settings(&self) -> Result<()> {
+        let scales = match &self.generation {
+            Generation::Free { reg_max: 0 } => {
+                return Err(Error::Input(
+                    "the detector's reg_max is 0: a box needs distances, usually 16".into(),
+                ));
+            }
+            Generation::Free { .. } => return Ok(()),
+            Generation::Anchors { scales } => scales,
+        };
+        for (i, scale) in scales.iter().enumerate() {
+            let size = |v: f32| v.is_finite() && v > 0.0;
+            if let Some((w, h)) = scale.anchors.iter().find(|(w, h)| !size(*w) || !size(*h)) {
+                return Err(Error::Input(format!(
+                    "an anchor of scale {i} is {w} x {h}: both sides must be more than 0 pixels"
+                )));
+            }
+            if scale.anchors.is_empty() || !size(scale.scale_x_y) {
+                let (anchors, s) = (scale.anchors.len(), scale.scale_x_y);
+                return Err(Error::Input(format!(
+                    "scale {i} has {anchors} anchors and scale_x_y = {s}: both must be more than 0"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the settings and the outputs' shapes; the number of pictures.
     ///
     /// # Errors
     /// Says which output does not fit, and what it should be.
     pub fn check(&self, outputs: &[Output]) -> Result<usize> {
+        self.check_settings()?;
         if let Generation::Anchors { scales } = &self.generation
             && scales.len() != outputs.len()
         {
@@ -152,7 +184,15 @@ mod tests {
         );
         let text = detector.check(&[output(&right), output(&right)]).unwrap_err().to_string();
         assert!(text.contains("2 outputs"), "{text}");
-        let free = Detector { generation: Generation::Free { reg_max: 16 }, ..detector };
-        assert_eq!(free.columns(7), 66);
+        let free = |reg_max| Detector { generation: Generation::Free { reg_max }, ..detector.clone() };
+        assert_eq!(free(16).columns(7), 66);
+        assert!(free(0).check(&[]).unwrap_err().to_string().contains("reg_max is 0"));
+        let with =
+            |scale| Detector { generation: Generation::Anchors { scales: vec![scale] }, ..detector.clone() };
+        let flat = AnchorScale { anchors: vec![(10.0, 10.0), (10.0, 0.0)], ..AnchorScale::default() };
+        let text = with(flat).check_settings().unwrap_err().to_string();
+        assert!(text.contains("scale 0 is 10 x 0"), "{text}");
+        assert!(with(anchors(0)).check_settings().is_err());
+        assert!(with(AnchorScale { scale_x_y: 0.0, ..anchors(1) }).check_settings().is_err());
     }
 }
