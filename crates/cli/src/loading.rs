@@ -293,10 +293,7 @@ pub fn set_threads(threads: Option<u32>) -> Result<()> {
 
 /// The tokenizer and chat template of a model.
 pub fn language(files: &ModelFiles) -> Result<Language> {
-    Ok(match files {
-        ModelFiles::Folder(folder) => Language::from_folder(folder)?,
-        ModelFiles::Gguf(file) => Language::from_gguf(file)?,
-    })
+    Ok(files.language()?)
 }
 
 /// The rows of a data file as examples.

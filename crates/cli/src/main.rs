@@ -8,6 +8,7 @@ mod exit;
 mod exporting;
 mod fetch;
 mod loading;
+mod pictures;
 mod progress;
 mod prompting;
 mod room;

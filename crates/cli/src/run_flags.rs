@@ -65,6 +65,7 @@ fn flag(key: &'static Key, defaults: Option<&toml::Value>) -> Arg {
 fn heading(key: &Key) -> &'static str {
     match (key.table, key.name) {
         ("quantization", _) => "Machine",
+        ("augment", _) | (_, "image_size") => "Pictures",
         ("lora", _) => "Method lora",
         ("full", _) => "Method full",
         ("partial", _) => "Method partial",

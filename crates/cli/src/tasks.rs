@@ -5,15 +5,16 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use retune::methods::targets::nearest;
 use retune::metrics::Metric;
-use retune::models::{HeadRequest, Model, ModelFiles, TextModel};
-use retune::nn::{Pooling, Problem};
+use retune::models::{HeadRequest, ImageModel, Model, ModelFiles, Net, Reads, TextModel};
+use retune::nn::{Active, Pooling, Problem};
 use retune::run_file::{PoolingChoice, RunFile, TaskChoice};
 use retune::tasks::causal_lm::{self, CausalLm};
 use retune::tasks::classification::{
     self, ClassWeights, Classification, Examples, HELD_OUT, Label, Labels, Options, Prediction, predict,
 };
+use retune::tasks::images::{ImageCache, ImageClassification};
 use retune::tasks::masked_lm::{MaskedLm, Texts};
-use retune::tasks::trunk_cache::{Limits, TrunkCache};
+use retune::tasks::trunk_cache::{self, Limits, TrunkCache};
 use retune::tasks::{Task, TaskRecord};
 use retune::text::Language;
 use retune::train::Objective;
@@ -22,6 +23,7 @@ use retune_tensor::Params;
 
 use crate::exit::UsageError;
 use crate::loading::dataset;
+use crate::pictures::Pictured;
 use crate::style::count;
 
 /// Rows that are looked at to tell what they are.
@@ -32,6 +34,7 @@ pub enum Read {
     CausalLm,
     MaskedLm,
     Classification { train: Box<classification::Dataset>, eval: Option<Box<classification::Dataset>> },
+    Pictures(Box<Pictured>),
 }
 
 /// What a run's rows are, as its model reads them.
@@ -39,6 +42,7 @@ pub enum Data {
     CausalLm { train: Box<causal_lm::Dataset>, eval: Option<Box<causal_lm::Dataset>> },
     MaskedLm { train: Texts, eval: Option<Texts>, seed: u64 },
     Classification(Box<Classified>),
+    Pictures(Box<Pictured>),
 }
 
 /// Labelled examples.
@@ -55,7 +59,19 @@ pub struct Classified {
 /// # Errors
 /// If the data cannot be read.
 pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(Task, Option<Problem>)> {
+    let spec = retune::models::spec_of(files)?;
+    let reads_pictures = spec.reads == Reads::Pictures;
+    if choice != TaskChoice::Auto && choice.is_of_pictures() != reads_pictures {
+        let reads = if reads_pictures { "pictures" } else { "text" };
+        bail!(
+            "{}: a {} model reads {reads}, which is not what the task is about",
+            files.path().display(),
+            spec.name
+        );
+    }
     Ok(match choice {
+        TaskChoice::ImageClassification => (Task::ImageClassification, Some(Problem::SingleLabel)),
+        TaskChoice::Auto if reads_pictures => (Task::ImageClassification, Some(Problem::SingleLabel)),
         TaskChoice::TextGeneration => (Task::TextGeneration, None),
         TaskChoice::MaskedLm => (Task::MaskedLm, None),
         TaskChoice::TextClassification => (Task::TextClassification, None),
@@ -63,7 +79,7 @@ pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(T
         TaskChoice::TokenClassification => (Task::TokenClassification, Some(Problem::Tokens)),
         TaskChoice::Auto if is_labelled(data)? => (Task::TextClassification, None),
         TaskChoice::Auto => {
-            let encoder = retune::models::spec_of(files)?.name == "bert";
+            let encoder = spec.name == "bert";
             (if encoder { Task::MaskedLm } else { Task::TextGeneration }, None)
         }
     })
@@ -93,6 +109,7 @@ impl Read {
         match task {
             Task::TextGeneration => return Ok(Read::CausalLm),
             Task::MaskedLm => return Ok(Read::MaskedLm),
+            Task::ImageClassification => return Ok(Read::Pictures(Box::new(Pictured::read(run)?))),
             Task::TextClassification | Task::TokenClassification => {}
         }
         let own = own_labels(files)?.filter(|_| run.keep_head);
@@ -129,22 +146,26 @@ impl Read {
     /// # Errors
     /// If the model's configuration is damaged.
     pub fn head(&self, run: &RunFile, files: &ModelFiles) -> Result<(HeadRequest, bool)> {
-        let Read::Classification { train, .. } = self else { return Ok((HeadRequest::AsFile, false)) };
-        if run.pooling == PoolingChoice::Auto && train.problem != Problem::Tokens && was_mean_pooled(files) {
+        let (problem, names) = match self {
+            Read::Classification { train, .. } => (train.problem, &train.labels.names),
+            Read::Pictures(data) => (Problem::SingleLabel, &data.train.classes),
+            Read::CausalLm | Read::MaskedLm => return Ok((HeadRequest::AsFile, false)),
+        };
+        if run.pooling == PoolingChoice::Auto && problem != Problem::Tokens && was_mean_pooled(files) {
             eprintln!(
                 "note: {} was trained with the mean of a text's rows (1_Pooling/config.json), and its classifier here reads \
                  the first row through the pooler, as transformers' does: --pooling mean may learn faster",
                 run.model.display()
             );
         }
-        let labels = match train.problem {
+        let labels = match problem {
             Problem::Regression => vec!["LABEL_0".to_owned()],
-            _ => train.labels.names.clone(),
+            _ => names.clone(),
         };
         let own = TaskRecord::of_files(files)?.filter(TaskRecord::classifies);
         let same = own.as_ref().is_some_and(|own| {
-            own.problem == Some(train.problem) && own.labels.len() == labels.len() && {
-                own.labels == labels || train.problem == Problem::Regression
+            own.problem == Some(problem) && own.labels.len() == labels.len() && {
+                own.labels == labels || problem == Problem::Regression
             }
         });
         let keep = run.keep_head && same;
@@ -155,8 +176,14 @@ impl Read {
             PoolingChoice::Last => Some(Pooling::Last),
             PoolingChoice::Mean => Some(Pooling::Mean),
         };
-        let request =
-            HeadRequest::Classifier { problem: train.problem, labels, pooling, keep, seed: run.seed };
+        let request = HeadRequest::Classifier {
+            problem,
+            labels,
+            pooling,
+            keep,
+            seed: run.seed,
+            image_size: run.image_size(),
+        };
         Ok((request, !keep))
     }
 }
@@ -175,6 +202,21 @@ fn own_labels(files: &ModelFiles) -> Result<Option<Labels>> {
     Ok(own.filter(|own| own.problem != Some(Problem::Regression)).map(|own| Labels { names: own.labels }))
 }
 
+/// [`room`] of a model that reads text; of others what was asked for.
+pub fn room_of(net: &Net, asked: usize) -> usize {
+    net.as_text().map_or(asked, |net| room(net, asked))
+}
+
+/// The network of a task of texts.
+fn text(net: &Net) -> &dyn TextModel {
+    net.as_text().expect("texts are made for a model that reads them")
+}
+
+/// The network of a task of pictures.
+fn image(net: &Net) -> &ImageModel {
+    net.as_image().expect("pictures are read for a model that reads them")
+}
+
 /// Tokens that a text may have: what is asked for, and what the model (with its adapter) has room for.
 pub fn room(net: &dyn TextModel, asked: usize) -> usize {
     let info = net.info();
@@ -186,10 +228,17 @@ impl Data {
     ///
     /// # Errors
     /// If rows are not understood or do not fit the model.
-    pub fn new(read: Read, language: &Language, model: &Model, run: &RunFile) -> Result<Data> {
-        let net = model.net.as_ref();
+    pub fn new(read: Read, language: Option<&Language>, model: &Model, run: &RunFile) -> Result<Data> {
+        let Some(language) = language else {
+            let Read::Pictures(mut data) = read else { bail!("texts need a model that reads them") };
+            data.choose_augmentation(run, model.image()?, &model.params);
+            data.objective(model.image()?, &data.train).check()?;
+            return Ok(Data::Pictures(data));
+        };
+        let net = model.text()?;
         let asked = run.max_length as usize;
         match read {
+            Read::Pictures(_) => bail!("pictures need a model that reads them"),
             Read::CausalLm => {
                 let rows = |path: &Path| dataset(language, path, asked, run.train_on);
                 let train = rows(&run.data)?;
@@ -254,58 +303,88 @@ impl Data {
             Data::MaskedLm { .. } => Task::MaskedLm,
             Data::Classification(data) if data.train.problem == Problem::Tokens => Task::TokenClassification,
             Data::Classification(_) => Task::TextClassification,
+            Data::Pictures(_) => Task::ImageClassification,
         }
     }
 
-    /// Whether it is worth it to keep rows of a frozen trunk: masked words are others in each epoch.
-    pub fn is_cached(&self) -> bool {
-        !matches!(self, Data::MaskedLm { .. })
+    /// Bytes of a frozen trunk's rows that a run would keep; `lengths` are those of all examples.
+    pub fn kept_bytes(&self, net: &Net, params: &Params, lengths: impl Iterator<Item = usize>) -> u64 {
+        match (self, net) {
+            // Masked words are others in each epoch.
+            (Data::MaskedLm { .. }, _) => 0,
+            (Data::Pictures(data), Net::Image(net)) if data.is_cached() => {
+                ImageCache::bytes_each(net, params) * lengths.count() as u64
+            }
+            (_, Net::Text(net)) => trunk_cache::kept_bytes(net.as_ref(), params, lengths),
+            (_, Net::Image(_)) => 0,
+        }
     }
 
     /// Where rows of a frozen trunk are kept, if that is worth it.
-    pub fn cache(&self, net: &dyn TextModel, params: &Params, limits: Limits) -> Option<TrunkCache> {
-        self.is_cached().then(|| TrunkCache::new(net, params, limits)).flatten()
+    pub fn cache(&self, net: &Net, params: &Params, limits: Limits) -> Option<Kept> {
+        match (self, net) {
+            (Data::MaskedLm { .. }, _) => None,
+            (Data::Pictures(data), Net::Image(net)) => {
+                data.is_cached().then(|| ImageCache::new(net, params, limits)).flatten().map(Kept::Pictures)
+            }
+            (_, Net::Text(net)) => TrunkCache::new(net.as_ref(), params, limits).map(Kept::Texts),
+            (_, Net::Image(_)) => None,
+        }
     }
 
     /// The training rows, as the loop sees them.
     pub fn objective<'a>(
         &'a self,
-        net: &'a dyn TextModel,
+        net: &'a Net,
         seed: u64,
         checkpoint: bool,
-        cache: Option<&'a TrunkCache>,
+        cache: Option<&'a Kept>,
     ) -> Box<dyn Objective + 'a> {
         let dropout_seed = Some(seed);
+        let kept = cache.and_then(Kept::texts);
         match self {
             Data::CausalLm { train: data, .. } => {
-                Box::new(CausalLm { net, data, dropout_seed, checkpoint, cache })
+                Box::new(CausalLm { net: text(net), data, dropout_seed, checkpoint, cache: kept })
             }
             Data::MaskedLm { train: data, .. } => {
-                Box::new(MaskedLm { net, data, seed, dropout_seed, checkpoint })
+                Box::new(MaskedLm { net: text(net), data, seed, dropout_seed, checkpoint })
             }
-            Data::Classification(data) => {
-                Box::new(Classification { dropout_seed, checkpoint, cache, ..data.of(net, &data.train) })
-            }
+            Data::Classification(data) => Box::new(Classification {
+                dropout_seed,
+                checkpoint,
+                cache: kept,
+                ..data.of(text(net), &data.train)
+            }),
+            Data::Pictures(data) => Box::new(ImageClassification {
+                seed: Some(seed),
+                checkpoint,
+                cache: cache.and_then(Kept::pictures),
+                augment: data.augment.as_ref(),
+                ..data.objective(image(net), &data.train)
+            }),
         }
     }
 
     /// The held-out rows.
-    pub fn eval<'a>(
-        &'a self,
-        net: &'a dyn TextModel,
-        cache: Option<&'a TrunkCache>,
-    ) -> Option<Box<dyn Objective + 'a>> {
+    pub fn eval<'a>(&'a self, net: &'a Net, cache: Option<&'a Kept>) -> Option<Box<dyn Objective + 'a>> {
         let (dropout_seed, checkpoint) = (None, false);
+        let kept = cache.and_then(Kept::texts);
         Some(match self {
             Data::CausalLm { eval, .. } => {
-                Box::new(CausalLm { net, data: eval.as_deref()?, dropout_seed, checkpoint, cache })
+                let data = eval.as_deref()?;
+                Box::new(CausalLm { net: text(net), data, dropout_seed, checkpoint, cache: kept })
             }
             Data::MaskedLm { eval, seed, .. } => {
-                Box::new(MaskedLm { net, data: eval.as_ref()?, seed: *seed, dropout_seed, checkpoint })
+                let data = eval.as_ref()?;
+                Box::new(MaskedLm { net: text(net), data, seed: *seed, dropout_seed, checkpoint })
             }
             Data::Classification(data) => {
-                Box::new(Classification { cache, ..data.of(net, data.eval.as_ref()?) })
+                Box::new(Classification { cache: kept, ..data.of(text(net), data.eval.as_ref()?) })
             }
+            Data::Pictures(data) => Box::new(ImageClassification {
+                cache: cache.and_then(Kept::pictures),
+                ..data.objective(image(net), data.eval.as_ref()?)
+            }),
         })
     }
 
@@ -316,12 +395,15 @@ impl Data {
     pub fn retained(
         &self,
         path: &Path,
-        language: &Language,
+        language: Option<&Language>,
         model: &Model,
         run: &RunFile,
         fresh_head: bool,
     ) -> Result<Data> {
-        let (net, file) = (model.net.as_ref(), path.display());
+        let (Some(language), file) = (language, path.display()) else {
+            return self.retained_pictures(path, model, fresh_head);
+        };
+        let net = model.text()?;
         let asked = run.max_length as usize;
         match (self, is_labelled(path)?) {
             (Data::Classification(_), false) => bail!(
@@ -336,6 +418,7 @@ impl Data {
                 "{file}: this run's classifier is a new one, which knows no old task that it could forget; retain_data is \
                  for a model that has its classifier already (and keep_head = true)"
             ),
+            (Data::Pictures(_), _) => self.retained_pictures(path, model, fresh_head),
             (Data::CausalLm { .. }, false) => {
                 let data = dataset(language, path, asked, run.train_on)?;
                 CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
@@ -360,8 +443,34 @@ impl Data {
         }
     }
 
-    /// The training rows, to be measured instead.
-    pub fn measured<'a>(&'a self, net: &'a dyn TextModel) -> Box<dyn Objective + 'a> {
+    /// Pictures of an old task.
+    fn retained_pictures(&self, path: &Path, model: &Model, fresh_head: bool) -> Result<Data> {
+        let Data::Pictures(data) = self else { bail!("{}: these are no pictures", path.display()) };
+        if fresh_head {
+            bail!(
+                "{}: this run's classifier is a new one, which knows no old task that it could forget; retain_data is for a model \
+                 that has its classifier already (and keep_head = true)",
+                path.display()
+            );
+        }
+        let old = data.others(path)?;
+        old.objective(model.image()?, &old.train).check()?;
+        Ok(Data::Pictures(Box::new(old)))
+    }
+
+    /// The training rows, to be measured instead; without the adapter where that can be switched off in a pass.
+    pub fn measured<'a>(&'a self, net: &'a Net, with_adapter: bool) -> Box<dyn Objective + 'a> {
+        match self {
+            Data::Pictures(data) => {
+                let active = if with_adapter { Active::default() } else { Active::Base };
+                Box::new(ImageClassification { active, ..data.objective(image(net), &data.train) })
+            }
+            _ => self.measured_text(text(net)),
+        }
+    }
+
+    /// The training rows of a task of texts, to be measured instead.
+    pub fn measured_text<'a>(&'a self, net: &'a dyn TextModel) -> Box<dyn Objective + 'a> {
         match self {
             Data::CausalLm { train: data, .. } => {
                 Box::new(CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None })
@@ -370,6 +479,7 @@ impl Data {
                 Box::new(MaskedLm { net, data, seed: *seed, dropout_seed: None, checkpoint: false })
             }
             Data::Classification(data) => Box::new(data.of(net, &data.train)),
+            Data::Pictures(_) => unreachable!("pictures are measured by another network"),
         }
     }
 
@@ -385,6 +495,11 @@ impl Data {
             }
             (Data::Classification(data), None) => {
                 Ok(Metric::of(data.train.problem).first().copied().unwrap_or_default())
+            }
+            (Data::Pictures(_), None) => Ok(Metric::Accuracy),
+            (Data::Pictures(_), Some(metric)) => {
+                metric.check(Problem::SingleLabel).map_err(|e| UsageError(e.to_string()))?;
+                Ok(metric)
             }
             (_, None | Some(Metric::Loss)) => Ok(Metric::Loss),
             (_, Some(other)) => {
@@ -404,12 +519,20 @@ impl Data {
                 told.map(|(n, what)| format!("{} rows {what}", count(*n as u64))).collect()
             }
             Data::Classification(data) => data.train.warnings(),
+            Data::Pictures(data) => data.train.warnings.clone(),
         }
     }
 
     /// What a run of these rows says of them in one line.
     pub fn summary(&self) -> String {
         let rows = self.rows();
+        if let Data::Pictures(data) = self {
+            return format!(
+                "{} pictures, {} classes",
+                count(data.train.len() as u64),
+                data.train.classes.len()
+            );
+        }
         let pick = |name: &str| rows.iter().find(|(n, _)| n == name).map_or("0", |(_, value)| value);
         format!("{} rows, {} tokens", pick("examples"), pick("tokens in them"))
     }
@@ -436,14 +559,32 @@ impl Data {
                 ("labels", data.train.labels.listed()),
                 ("cut at max_length", n(data.train.truncated)),
             ],
+            Data::Pictures(data) => data.rows(),
         };
         let held_out = match self {
             Data::CausalLm { eval, .. } => eval.as_ref().map(|e| e.report.examples),
             Data::MaskedLm { eval, .. } => eval.as_ref().map(|e| e.examples.len()),
             Data::Classification(data) => data.eval.as_ref().map(|e| e.examples.len()),
+            Data::Pictures(data) => data.eval.as_ref().map(|e| e.len()),
         };
         rows.extend(held_out.map(|held| ("held-out examples", n(held))));
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// What is kept of a frozen trunk.
+pub enum Kept {
+    Texts(TrunkCache),
+    Pictures(ImageCache),
+}
+
+impl Kept {
+    fn texts(&self) -> Option<&TrunkCache> {
+        if let Kept::Texts(cache) = self { Some(cache) } else { None }
+    }
+
+    fn pictures(&self) -> Option<&ImageCache> {
+        if let Kept::Pictures(cache) = self { Some(cache) } else { None }
     }
 }
 
@@ -461,7 +602,7 @@ impl Classified {
     /// # Errors
     /// If the tokenizer cannot read one.
     pub fn answers(&self, model: &Model, language: &Language, max_length: usize) -> Result<Vec<String>> {
-        let net = model.net.as_ref();
+        let net = model.text()?;
         let mut texts = Vec::new();
         for row in &self.samples {
             let words = if row.words.is_empty() { vec![] } else { classification::words_of(&row.text) };

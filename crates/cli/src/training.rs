@@ -8,12 +8,11 @@ use retune::base;
 use retune::export::{self, ExportOptions};
 use retune::methods;
 use retune::metrics::Metric;
-use retune::models::{Model, ModelFiles, Snapshot, TextModel, WithoutAdapter};
+use retune::models::{Model, ModelFiles, Net, Snapshot, WithoutAdapter};
 use retune::nn::Head;
 use retune::report::{self, BeforeAfter, OnOff, ReportData, Retained};
 use retune::run_file::RunFile;
 use retune::tasks::TaskRecord;
-use retune::tasks::trunk_cache;
 use retune::tasks::trunk_cache::Limits;
 use retune::text::Language;
 use retune::train::{
@@ -28,7 +27,7 @@ use crate::progress::Progress;
 use crate::prompting::{Question, questions};
 use crate::room;
 use crate::signals::Signals;
-use crate::tasks::{Data, Read, room};
+use crate::tasks::{Data, Read, room_of};
 
 /// The files of a run's folder beside the adapter's.
 pub const RUN_FILE: &str = "run.toml";
@@ -42,7 +41,8 @@ const CHANGES_MAX: usize = 4;
 /// A base model with its head, and the rows of a run: what several runs can share.
 pub struct Base {
     model: Model,
-    language: Language,
+    /// Of a model that reads text.
+    language: Option<Language>,
     /// The head is new: before training it knows nothing.
     fresh_head: bool,
     total: usize,
@@ -63,7 +63,7 @@ impl Base {
         let read = Read::new(run, &files)?;
         let (head, fresh_head) = read.head(run, &files)?;
         let model = Model::load_with(&path, run.load_options(), &head)?;
-        let language = language(&model.files)?;
+        let language = model.net.as_text().map(|_| language(&model.files)).transpose()?;
         let total = model.params.iter().map(|(_, param)| param.elements()).sum();
         Ok(Base { model, language, fresh_head, total, read: Some(read), data: None })
     }
@@ -75,7 +75,7 @@ impl Base {
 
     /// The rows as examples for the model with its method on; those of an earlier run, if they fit as well.
     fn take_data(&mut self, run: &RunFile) -> Result<(usize, Data)> {
-        let room = room(self.model.net.as_ref(), run.max_length as usize);
+        let room = room_of(&self.model.net, run.max_length as usize);
         if let Some(known) = self.data.take().filter(|(known, _)| *known == room) {
             return Ok(known);
         }
@@ -83,7 +83,7 @@ impl Base {
             Some(read) => read,
             None => Read::new(run, &self.model.files)?,
         };
-        Ok((room, Data::new(read, &self.language, &self.model, run)?))
+        Ok((room, Data::new(read, self.language.as_ref(), &self.model, run)?))
     }
 }
 
@@ -92,7 +92,8 @@ pub struct Prepared {
     pub run: RunFile,
 
     pub model: Model,
-    pub language: Language,
+    /// Of a model that reads text.
+    pub language: Option<Language>,
     pub data: Data,
     /// Tokens of a text that the examples were made for.
     room: usize,
@@ -167,15 +168,16 @@ impl Prepared {
         let (room, data) = base.take_data(&run)?;
         let Base { model, language, fresh_head, total, .. } = base;
         let metric = data.metric(run.metric)?;
-        match data.eval(model.net.as_ref(), None) {
+        match data.eval(&model.net, None) {
             // The loss needs no word where nobody asked.
             Some(_) if run.metric.is_none() && metric == Metric::Loss => {}
             Some(_) => run.metric = Some(metric),
             None => check_no_eval(&run)?,
         }
         let retain = run.retain_data.as_deref();
-        let retain =
-            retain.map(|path| data.retained(path, &language, &model, &run, fresh_head)).transpose()?;
+        let retain = retain
+            .map(|path| data.retained(path, language.as_ref(), &model, &run, fresh_head))
+            .transpose()?;
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
         let keeps_base = false;
         Ok(Prepared {
@@ -211,10 +213,10 @@ impl Prepared {
     /// # Errors
     /// If it cannot fit.
     pub fn plan(&self) -> Result<Plan> {
-        let net = self.model.net.as_ref();
+        let net = &self.model.net;
         let objective = self.data.objective(net, self.run.seed, false, None);
         let eval = self.data.eval(net, None);
-        let retained = self.retain.as_ref().map(|data| data.measured(net));
+        let retained = self.retain.as_ref().map(|data| data.measured(net, true));
         let evaluated: Vec<&dyn Objective> =
             eval.iter().chain(&retained).map(|objective| objective.as_ref()).collect();
         let limit = available_memory(self.run.memory_limit);
@@ -239,7 +241,7 @@ impl Prepared {
 
     /// What the run takes beside the model and its passes.
     fn beside(&self, objective: &dyn Objective, eval: Option<&dyn Objective>) -> Result<Beside> {
-        let (net, params) = (self.model.net.as_ref(), &self.model.params);
+        let (net, params) = (&self.model.net, &self.model.params);
         let own = params.iter().filter(|(_, param)| param.trainable && !param.adapter);
         let own: u64 = own.map(|(_, param)| param.weight.bytes() as u64).sum();
         let generated_rows = match self.questions()? {
@@ -248,18 +250,18 @@ impl Prepared {
         };
         let lengths = [Some(objective), eval].into_iter().flatten();
         let lengths = lengths.flat_map(|texts| (0..texts.len()).map(|example| texts.rows(example)));
-        let cached = self.data.is_cached();
         Ok(Beside {
             base_copy: if self.keeps_base { own } else { 0 },
             generated_rows,
             process: process_bytes(),
-            trunk_rows: if cached { trunk_cache::kept_bytes(net, params, lengths) } else { 0 },
+            trunk_rows: self.data.kept_bytes(net, params, lengths),
         })
     }
 
     /// Rows of the longest question with its answer.
     fn generated_rows(&self, questions: &[Question]) -> Result<u64> {
-        let rows = questions.iter().map(|question| question.rows(&self.language));
+        let Some(language) = &self.language else { return Ok(0) };
+        let rows = questions.iter().map(|question| question.rows(language));
         Ok(rows.collect::<Result<Vec<usize>>>()?.into_iter().max().unwrap_or(0) as u64)
     }
 
@@ -331,7 +333,7 @@ impl Prepared {
         let questions = self.questions()?;
         let before = self.answers(&questions)?;
         let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = self;
-        let net = net.as_ref();
+        let net: &Net = net;
         settings.optimizer_budget = plan.optimizer_budget;
         // Only what is ready says what lies below the lowest trained weight: the cache comes after.
         if let Some(prepare) = attached.prepare.take() {
@@ -396,8 +398,15 @@ impl Prepared {
     fn measure_retained(&self, signals: &Signals) -> Result<Option<OnOff>> {
         let Some(data) = &self.retain else { return Ok(None) };
         let metric = self.retained_metric(data)?;
-        let measure = |net: &dyn TextModel| -> Result<f64> {
-            let objective = data.measured(net);
+        let measure = |with_adapter: bool| -> Result<f64> {
+            let off;
+            let objective = match (self.model.net.as_text(), with_adapter) {
+                (Some(net), false) => {
+                    off = WithoutAdapter(net);
+                    data.measured_text(&off)
+                }
+                _ => data.measured(&self.model.net, with_adapter),
+            };
             let mut go_on = |_| match signals.exit_code() {
                 Some(_) => Control::Stop,
                 None => Control::Continue,
@@ -415,9 +424,8 @@ impl Prepared {
                 found.metrics.as_ref().and_then(of).unwrap_or(f64::NAN)
             })
         };
-        let net = self.model.net.as_ref();
-        let on = measure(net)?;
-        let off = if self.no_off().is_none() { Some(measure(&WithoutAdapter(net))?) } else { None };
+        let on = measure(true)?;
+        let off = if self.no_off().is_none() { Some(measure(false)?) } else { None };
         Ok(Some(OnOff { on, off }))
     }
 
@@ -430,7 +438,7 @@ impl Prepared {
         let data = self.retain.as_ref();
         Retained {
             file: self.run.retain_data.as_deref().map(name_of).unwrap_or_default(),
-            rows: data.map_or(0, |data| data.measured(self.model.net.as_ref()).len() as u64),
+            rows: data.map_or(0, |data| data.measured(&self.model.net, true).len() as u64),
             metric: data.and_then(|data| self.retained_metric(data).ok()).unwrap_or_default(),
             before,
             after,
@@ -447,17 +455,20 @@ impl Prepared {
             }
             Data::MaskedLm { .. } => Samples::Questions(vec![]),
             Data::Classification(data) => Samples::Texts(data.questions()),
+            Data::Pictures(_) => Samples::Texts(vec![]),
         })
     }
 
     fn answers(&self, samples: &Samples) -> Result<Vec<String>> {
         match (samples, &self.data) {
             (Samples::Questions(all), _) => {
-                all.iter().map(|question| question.answer(&self.model, &self.language)).collect()
+                let Some(language) = &self.language else { return Ok(vec![]) };
+                all.iter().map(|question| question.answer(&self.model, language)).collect()
             }
-            (_, Data::Classification(data)) => {
-                data.answers(&self.model, &self.language, self.run.max_length as usize)
-            }
+            (_, Data::Classification(data)) => match &self.language {
+                Some(language) => data.answers(&self.model, language, self.run.max_length as usize),
+                None => Ok(vec![]),
+            },
             _ => Ok(vec![]),
         }
     }
@@ -557,7 +568,7 @@ impl Prepared {
 
     /// What was learned, for whoever uses the folder.
     fn record(&self) -> TaskRecord {
-        let room = room(self.model.net.as_ref(), self.run.max_length as usize);
+        let room = room_of(&self.model.net, self.run.max_length as usize);
         TaskRecord::of(&self.model, self.data.task(), room)
     }
 }

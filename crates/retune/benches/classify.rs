@@ -94,6 +94,7 @@ fn main() {
         pooling: None,
         keep: false,
         seed: 0,
+        image_size: None,
     };
     let model = args.text("model").unwrap_or_else(|| panic!("--model is missing\n{USAGE}"));
     let mut model =
@@ -110,9 +111,9 @@ fn main() {
     };
     let Model { params, net, .. } = &mut model;
     let limits = Limits { memory: 1 << 30, folder: None };
-    let cache = TrunkCache::new(net.as_ref(), params, limits);
+    let cache = TrunkCache::new(net.as_text().expect("text"), params, limits);
     let objective = Classification {
-        net: net.as_ref(),
+        net: net.as_text().expect("text"),
         data: &data,
         class_weights: None,
         dropout_seed: Some(run.seed),

@@ -106,7 +106,7 @@ fn run(args: &Args, path: &Path) -> Value {
 /// Tokens a second of a prompt, and of `tokens` greedy tokens behind it.
 fn once(model: &Model, prompt: &[u32], tokens: usize) -> (f64, f64) {
     let (sampling, random) = (Sampling::default(), Stream::new(0, 0));
-    let mut cache = model.net.new_cache(prompt.len() + tokens, Active::default());
+    let mut cache = model.net.as_text().expect("text").new_cache(prompt.len() + tokens, Active::default());
     let start = Instant::now();
     let mut logits = next_logits(model, prompt, &mut cache).unwrap_or_else(|e| panic!("{e}"));
     let prompt_s = start.elapsed().as_secs_f64();

@@ -280,7 +280,7 @@ impl Trainer {
         let start = Instant::now();
         let mut gradients = Gradients::new();
         let (loss, forward) = {
-            let (params, net) = (&self.model.params, &self.model.net);
+            let (params, net) = (&self.model.params, self.model.net.as_text().expect("text"));
             let tape = Tape::new(params);
             let hidden = net.hidden(&tape, &TextInput::new(&batch.ids, &batch.segments), &self.pass);
             let head = tape.weight(net.language_model().expect("a language model").linear.weight);

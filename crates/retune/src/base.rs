@@ -53,7 +53,7 @@ impl BaseIdentity {
         let loaded = quantised_while_loading(model).map(str::to_string);
         Ok(BaseIdentity {
             path: model.files.path().display().to_string(),
-            model_type: model.net.info().model_type,
+            model_type: model.net.model_type(),
             quantised: loaded.or_else(|| origin.as_ref()?.quantised.clone()),
             exported_from: origin.and_then(|own| own.exported_from),
             blake3,

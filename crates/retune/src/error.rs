@@ -12,6 +12,9 @@ pub enum Error {
     /// A tokenizer or a chat template.
     #[error(transparent)]
     Text(#[from] crate::text::Error),
+    /// A data set of pictures.
+    #[error("{0}")]
+    Pictures(#[from] retune_media::pictures::Problems),
     /// The model's configuration is incomplete, inconsistent or not supported.
     #[error("{path}: {what}")]
     Model { path: PathBuf, what: String },

@@ -219,7 +219,7 @@ fn write_in_folder(
     let staging = Staging::open(dir, &model.files, options.overwrite)?;
     atomic::check_space(staging.path(), plan.space())?;
     let mut notes = plan.notes(model);
-    let texts = texts::write(&model.files, model.net.info().context_length, staging.path(), &mut notes)?;
+    let texts = texts::write(&model.files, model.text()?.info().context_length, staging.path(), &mut notes)?;
     let config = config::model(model, &plan, texts.as_ref())?;
     let done = plan.write(model, staging.path(), progress)?;
     let (is_base, exact) = (plan.selection.is_base(), done.is_exact());

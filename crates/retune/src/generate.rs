@@ -91,7 +91,7 @@ pub fn next_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Result<Te
     check_rows(model, ids, cache)?;
     let mut hidden = Tensor::zeros(1, 1);
     for chunk in ids.chunks(PROMPT_CHUNK) {
-        hidden = model.net.hidden_cached(&model.params, chunk, cache);
+        hidden = model.text()?.hidden_cached(&model.params, chunk, cache);
     }
     let last = Tensor::from_slice(1, hidden.cols(), hidden.row(hidden.rows() - 1));
     logits_of(model, last, cache.active.clone())
@@ -114,20 +114,19 @@ pub fn next_logits_each(model: &Model, ids: &[u32], caches: Vec<&mut KvCache>) -
     let caches = Caches::new(caches);
     let active = caches.active();
     let segments = Segments::from_lengths(&vec![1; ids.len()]);
-    let hidden = model.net.hidden_cached_each(&model.params, ids, &segments, caches);
+    let hidden = model.text()?.hidden_cached_each(&model.params, ids, &segments, caches);
     logits_of(model, hidden, active)
 }
 
 fn check_rows(model: &Model, ids: &[u32], cache: &KvCache) -> Result<()> {
     model.check_ids(ids)?;
-    let before = if cache.len == 0 { model.net.virtual_rows(cache.active.of(0)) } else { cache.len };
+    let before = if cache.len == 0 { model.text()?.virtual_rows(cache.active.of(0)) } else { cache.len };
     if ids.is_empty() || before + ids.len() > cache.capacity {
         let what = format!("{} tokens do not fit behind {} of {}", ids.len(), cache.len, cache.capacity);
         return Err(Error::Input(what));
     }
-    if !model.net.info().decoder {
-        let what =
-            format!("a {} model reads text both ways: it cannot generate", model.net.info().model_type);
+    if !model.text()?.info().decoder {
+        let what = format!("a {} model reads text both ways: it cannot generate", model.net.model_type());
         return Err(Error::Input(what));
     }
     Ok(())
@@ -138,7 +137,7 @@ fn logits_of(model: &Model, last: Tensor, active: Active) -> Result<Tensor> {
     let tape = Tape::inference(&model.params);
     let pass = Pass { active, ..Pass::default() };
     let rows = Rows::new(Segments::from_lengths(&vec![1; last.rows()]), &pass);
-    let logits = language_model(model.net.as_ref())?.forward(&tape, &rows, &Var::constant(last));
+    let logits = language_model(model.text()?)?.forward(&tape, &rows, &Var::constant(last));
     model.check_weights()?;
     Ok(logits.value().clone())
 }
@@ -166,7 +165,8 @@ impl<'a> Text<'a> {
         on_text: Box<dyn FnMut(&str) -> bool + 'a>,
     ) -> Result<(Text<'a>, Option<Finish>)> {
         let slot = active.of(0);
-        let context = model.net.info().context_length.saturating_sub(model.net.virtual_positions(slot));
+        let context =
+            model.text()?.info().context_length.saturating_sub(model.text()?.virtual_positions(slot));
         if prompt.is_empty() {
             return Err(Error::Input("the prompt is empty: there is nothing to continue".into()));
         }
@@ -175,7 +175,7 @@ impl<'a> Text<'a> {
             return Err(Error::Input(what));
         }
         let room = prompt.len().saturating_add(sampling.max_tokens).min(context);
-        let mut cache = model.net.new_cache(room, active);
+        let mut cache = model.text()?.new_cache(room, active);
         let started = Instant::now();
         let logits = next_logits(model, prompt, &mut cache)?;
         let mut text = Text {

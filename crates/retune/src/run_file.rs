@@ -6,6 +6,7 @@
 mod change;
 pub mod keys;
 mod lora;
+mod pictures;
 mod prompts;
 mod read;
 mod write;
@@ -19,6 +20,7 @@ use crate::metrics::Metric;
 use crate::models::{LoadOptions, Quantisation, StorageChoice};
 
 pub use lora::{Ia3, LoraBias};
+pub use pictures::{Augment, AugmentPreset};
 pub use prompts::{
     Adapter, Architecture, Prefix, PrefixInit, Prompt, PromptEncoder, PromptTuningInit, ScalingSetting,
 };
@@ -66,6 +68,9 @@ pub struct RunFile {
     /// The share of the training rows that is held out where `eval_data` is not given; `None`: the task's own.
     pub eval_share: Option<f64>,
 
+    /// Side of the pictures, in pixels; `None`: as the model says.
+    pub image_size: Option<u32>,
+
     /// The names of the classes; `None`: those of the data.
     pub labels: Option<Vec<String>>,
     pub pooling: PoolingChoice,
@@ -100,6 +105,8 @@ pub struct RunFile {
     pub on_nan: OnNan,
 
     pub quantization: Quantization,
+
+    pub augment: Augment,
 
     pub lora: Lora,
 
@@ -137,6 +144,7 @@ impl Default for RunFile {
             max_length: 1024,
             train_on: TrainOn::Answers,
             eval_share: None,
+            image_size: None,
             labels: None,
             pooling: PoolingChoice::Auto,
             class_weights: "even".into(),
@@ -155,6 +163,7 @@ impl Default for RunFile {
             auto: false,
             on_nan: OnNan::Skip,
             quantization: Quantization::default(),
+            augment: Augment::default(),
             lora: Lora::default(),
             full: Full::default(),
             partial: Partial::default(),
@@ -180,6 +189,11 @@ impl RunFile {
         };
         let streamed = self.weights == Weights::Streamed;
         LoadOptions { storage, streamed, in_file: false, keep_modules: keep_modules.clone() }
+    }
+
+    /// Height and width of the pictures, if they are given.
+    pub fn image_size(&self) -> Option<(usize, usize)> {
+        self.image_size.map(|side| (side as usize, side as usize))
     }
 
     /// The learning rate to train with: the one given, or the method's own default.
@@ -267,6 +281,7 @@ pub enum TaskChoice {
     TokenClassification,
     Regression,
     MaskedLm,
+    ImageClassification,
 }
 
 impl TaskChoice {
@@ -278,7 +293,13 @@ impl TaskChoice {
         "token-classification",
         "regression",
         "masked-lm",
+        "image-classification",
     ];
+
+    /// Is it about pictures?
+    pub fn is_of_pictures(self) -> bool {
+        self == TaskChoice::ImageClassification
+    }
 }
 
 /// Which of a text's rows a classifier reads.

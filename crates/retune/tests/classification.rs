@@ -59,7 +59,7 @@ fn loss(task: &Classification, model: &Model, batch: &[usize], denominator: f64)
 }
 
 fn task<'a>(model: &'a Model, data: &'a Examples, weights: Option<&'a [f32]>) -> Classification<'a> {
-    let net = model.net.as_ref();
+    let net = model.net.as_text().expect("text");
     Classification { net, data, class_weights: weights, dropout_seed: None, checkpoint: false, cache: None }
 }
 
@@ -111,14 +111,22 @@ fn class_weights_weigh_rows_and_the_denominator() {
 fn sets_and_numbers_have_their_losses() {
     let open = |problem, labels: usize| {
         let labels = (0..labels).map(|i| format!("L{i}")).collect();
-        let head = HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed: 5 };
+        let head = HeadRequest::Classifier {
+            problem,
+            labels,
+            pooling: None,
+            keep: false,
+            seed: 5,
+            image_size: None,
+        };
         Model::load_with(&data("parity/bert_base"), StorageChoice::F32, &head).unwrap()
     };
     let mut rows = examples("bert_full", Problem::MultiLabel, 4);
     let model = open(Problem::MultiLabel, 4);
     rows.examples.iter_mut().enumerate().for_each(|(i, e)| e.label = Label::Many(vec![i as u32 % 4]));
     let of_all: Vec<&Tokens> = rows.examples.iter().map(|e| &e.tokens).collect();
-    let (z, _) = logits(model.net.as_ref(), &model.params, &of_all, Default::default()).unwrap();
+    let (z, _) =
+        logits(model.net.as_text().expect("text"), &model.params, &of_all, Default::default()).unwrap();
     let bce = |z: f32, t: f32| -> f64 {
         let (z, t) = (f64::from(z), f64::from(t));
         z.max(0.0) - z * t + (-z.abs()).exp().ln_1p()
@@ -133,7 +141,8 @@ fn sets_and_numbers_have_their_losses() {
     let model = open(Problem::Regression, 1);
     rows.examples.iter_mut().enumerate().for_each(|(i, e)| e.label = Label::Value(i as f32 - 1.5));
     let of_all: Vec<&Tokens> = rows.examples.iter().map(|e| &e.tokens).collect();
-    let (z, _) = logits(model.net.as_ref(), &model.params, &of_all, Default::default()).unwrap();
+    let (z, _) =
+        logits(model.net.as_text().expect("text"), &model.params, &of_all, Default::default()).unwrap();
     let want: f32 = (0..4).map(|i| (z.row(i)[0] - (i as f32 - 1.5)).powi(2)).sum::<f32>() / 4.0;
     let numbers = task(&model, &rows, None);
     numbers.check().unwrap();
@@ -165,7 +174,7 @@ fn a_batch_of_several_adapters_answers_as_each_alone() {
     let texts: Vec<Tokens> =
         examples("bert_full", Problem::SingleLabel, 3).examples.into_iter().map(|e| e.tokens).collect();
     let slots = [Some(1), None, Some(0), Some(1)];
-    let net = model.net.as_ref();
+    let net = model.net.as_text().expect("text");
     let say = |texts: &[Tokens], slots: &[Option<usize>], batch| {
         predict(net, &model.params, texts, slots, batch, &mut |_| true).unwrap().unwrap()
     };

@@ -44,6 +44,7 @@ fn bases(folder: &Path) -> Vec<Base> {
         pooling: None,
         keep: true,
         seed: 3,
+        image_size: None,
     };
     let mut all = Vec::new();
     for (name, path, head) in [
@@ -109,7 +110,7 @@ impl Texts {
     fn forward<'p>(&self, tape: &Tape<'p>, model: &'p Model, active: Active) -> (Var, Segments) {
         let (ids, segments) = self.segments();
         let pass = Pass { active, ..Pass::default() };
-        let hidden = model.net.hidden(tape, &TextInput::new(&ids, &segments), &pass);
+        let hidden = model.net.as_text().expect("text").hidden(tape, &TextInput::new(&ids, &segments), &pass);
         let logits = match model.net.head() {
             Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
             Head::Classifier(head) => head.forward(tape, &hidden),

@@ -101,7 +101,7 @@ fn logits(base: &str, adapter: &Path) -> Vec<f32> {
     let segments = retune_tensor::Segments::from_lengths(&[4, 5]);
     let tape = retune_tensor::Tape::inference(&model.params);
     let input = retune::models::TextInput::new(&ids, &segments);
-    let hidden = model.net.hidden(&tape, &input, &retune::nn::Pass::default());
+    let hidden = model.net.as_text().expect("text").hidden(&tape, &input, &retune::nn::Pass::default());
     match model.net.head() {
         retune::nn::Head::LanguageModel(head) => head.forward(&tape, &hidden.rows, &hidden.x),
         retune::nn::Head::Classifier(head) => head.forward(&tape, &hidden),

@@ -39,7 +39,7 @@ fn a_file_gives_the_folders_logits() {
     for (name, folder) in models() {
         let model = load(&folder, StorageChoice::F32);
         let mut inputs = Inputs::read(&data("parity/llama_base_full/inputs.safetensors"));
-        let vocab = model.net.info().vocab_size as u32;
+        let vocab = model.net.as_text().expect("text").info().vocab_size as u32;
         inputs.ids.iter_mut().for_each(|id| *id %= vocab);
         let want = logits(&model, &inputs);
         let out = dir.path().join(format!("{}.gguf", name.replace('/', "-")));
@@ -175,7 +175,7 @@ fn a_tokenizer_goes_there_and_back() {
     assert_eq!(metadata.u32("general.file_type").expect("type"), 1);
     assert_eq!(
         metadata.array_str("tokenizer.ggml.tokens").expect("tokens").len(),
-        model.net.info().vocab_size
+        model.net.as_text().expect("text").info().vocab_size
     );
 }
 

@@ -166,7 +166,11 @@ fn accumulation_is_one_batch() {
                     ..Pass::default()
                 };
                 let tape = Tape::new(&model.params);
-                let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), &pass);
+                let hidden = model.net.as_text().expect("text").hidden(
+                    &tape,
+                    &TextInput::new(&inputs.ids, &inputs.segments),
+                    &pass,
+                );
                 let head = lm_head(&model);
                 let x = head.transform(&tape, &hidden.rows, &hidden.x);
                 let head = tape.weight(head.linear.weight);

@@ -146,8 +146,11 @@ impl Objective for Texts<'_> {
     ) -> Result<Var, ObjectiveError> {
         let texts: Vec<Vec<u32>> = batch.iter().map(|&i| texts()[i].clone()).collect();
         let inputs = pack(&texts, denominator as f32);
-        let hidden =
-            self.0.net.hidden(tape, &TextInput::new(&inputs.ids, &inputs.segments), &Pass::default());
+        let hidden = self.0.net.as_text().expect("text").hidden(
+            tape,
+            &TextInput::new(&inputs.ids, &inputs.segments),
+            &Pass::default(),
+        );
         Ok(head_loss(tape, self.0, &hidden, &inputs.labels))
     }
 }
@@ -175,7 +178,11 @@ fn head_loss(tape: &Tape, model: &Model, hidden: &Hidden, labels: &LossRows) -> 
 
 fn outputs_with(model: &Model, inputs: &Inputs, pass: &Pass) -> Tensor {
     let tape = Tape::inference(&model.params);
-    let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), pass);
+    let hidden = model.net.as_text().expect("text").hidden(
+        &tape,
+        &TextInput::new(&inputs.ids, &inputs.segments),
+        pass,
+    );
     head_of(&tape, model, &hidden).value().clone()
 }
 
@@ -202,8 +209,11 @@ fn train(model: &mut Model) -> (f32, f32) {
     let mut moments = BTreeMap::new();
     for step in 1..=4 {
         let tape = Tape::new(&model.params);
-        let hidden =
-            model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), &Pass::default());
+        let hidden = model.net.as_text().expect("text").hidden(
+            &tape,
+            &TextInput::new(&inputs.ids, &inputs.segments),
+            &Pass::default(),
+        );
         let loss = head_loss(&tape, model, &hidden, &inputs.labels);
         losses.push(loss.value().data()[0]);
         let mut gradients = retune_tensor::Gradients::new();
@@ -490,6 +500,7 @@ fn classifiers_are_trained_and_saved() {
         pooling: None,
         keep: true,
         seed: 1,
+        image_size: None,
     };
     let base =
         || Model::load_with(&data("llama_variants/qwen2"), StorageChoice::F32, &request).expect("model");
@@ -531,7 +542,7 @@ fn dataset() -> Dataset {
 fn trained_bits(model: &mut Model, cache: Option<&TrunkCache>) -> (Vec<Vec<u32>>, u32) {
     let data = dataset();
     let Model { params, net, .. } = model;
-    let net = net.as_ref();
+    let net = net.as_text().expect("text");
     let mut moments = BTreeMap::new();
     let mut step = 0;
     for epoch in 0..3u64 {
@@ -585,8 +596,9 @@ fn the_trunk_cache_changes_no_bit() {
                 let mut model = start();
                 let whole = memory > 2500 || folder.is_some();
                 let limits = Limits { memory, folder };
-                let cache = TrunkCache::new(model.net.as_ref(), &model.params, limits.clone())
-                    .unwrap_or_else(|| panic!("{} on {base}: the trunk is frozen", case.name));
+                let cache =
+                    TrunkCache::new(model.net.as_text().expect("text"), &model.params, limits.clone())
+                        .unwrap_or_else(|| panic!("{} on {base}: the trunk is frozen", case.name));
                 assert!(
                     plain == trained_bits(&mut model, Some(&cache)),
                     "{} on {base}, {limits:?}",
@@ -605,7 +617,7 @@ fn a_trained_trunk_is_not_cached() {
     for method in ["full", "lora", "sparse"] {
         let mut model = load(&data("parity/llama_base_full"), StorageChoice::F32);
         attach(&mut model, &RunFile { method: method.into(), ..RunFile::default() });
-        let cache = TrunkCache::new(model.net.as_ref(), &model.params, Limits::default());
+        let cache = TrunkCache::new(model.net.as_text().expect("text"), &model.params, Limits::default());
         assert!(cache.is_none(), "{method}");
     }
 }
@@ -621,20 +633,27 @@ fn pooled_rows_are_kept() {
             pooling: Some(pooling),
             keep: false,
             seed: 1,
+            image_size: None,
         };
         for base in ["llama_variants/qwen2", "parity/bert_base"] {
             let mut model = Model::load_with(&data(base), StorageChoice::F32, &request).expect("model");
             attach(&mut model, &RunFile { method: "head".into(), ..RunFile::default() });
             let Head::Classifier(head) = model.net.head() else { panic!("a classifier") };
             let limits = Limits { memory: 1 << 20, folder: None };
-            let cache = TrunkCache::new(model.net.as_ref(), &model.params, limits).expect("frozen");
+            let cache =
+                TrunkCache::new(model.net.as_text().expect("text"), &model.params, limits).expect("frozen");
             let each: Vec<Text> =
                 texts.iter().map(|ids| Text { ids: &ids[..ids.len().min(9)], token_types: &[] }).collect();
             for batch in [&each[..], &each[1..3], &each[..1]] {
                 let logits = |cache| {
                     let tape = Tape::inference(&model.params);
-                    let hidden =
-                        trunk_cache::hidden(cache, &tape, model.net.as_ref(), batch, &Pass::default());
+                    let hidden = trunk_cache::hidden(
+                        cache,
+                        &tape,
+                        model.net.as_text().expect("text"),
+                        batch,
+                        &Pass::default(),
+                    );
                     let rows = hidden.rows.segments.rows();
                     (bits(head.forward(&tape, &hidden).value()), rows)
                 };

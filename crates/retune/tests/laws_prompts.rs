@@ -128,7 +128,7 @@ fn labels(model: &Model, texts: &[Vec<u32>], denominator: f32) -> LossRows {
         labels.targets.push(target);
         labels.weights.push(1.0);
     };
-    let n = model.net.prompt_rows(Some(0));
+    let n = model.net.as_text().expect("text").prompt_rows(Some(0));
     let mut row = 0;
     for (example, text) in texts.iter().enumerate() {
         row += n;
@@ -144,7 +144,7 @@ fn labels(model: &Model, texts: &[Vec<u32>], denominator: f32) -> LossRows {
 fn outputs<'p>(model: &'p Model, tape: &Tape<'p>, texts: &[Vec<u32>], pass: &Pass) -> Var {
     let ids: Vec<u32> = texts.concat();
     let segments = Segments::from_lengths(&texts.iter().map(Vec::len).collect::<Vec<_>>());
-    let hidden = model.net.hidden(tape, &TextInput::new(&ids, &segments), pass);
+    let hidden = model.net.as_text().expect("text").hidden(tape, &TextInput::new(&ids, &segments), pass);
     match model.net.head() {
         Head::Classifier(head) => head.forward(tape, &hidden),
         Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
@@ -339,12 +339,12 @@ fn gradients_are_right() {
 #[test]
 fn cached_is_uncached() {
     each(0.0, |name, _, mut model, _| {
-        if !model.net.info().decoder {
+        if !model.net.as_text().expect("text").info().decoder {
             return;
         }
         stir(&mut model);
         let text = texts().remove(2);
-        let mut cache = model.net.new_cache(text.len(), Active::Slot(0));
+        let mut cache = model.net.as_text().expect("text").new_cache(text.len(), Active::Slot(0));
         let mut cuts = vec![0, 5];
         cuts.extend(6..=text.len());
         for cut in cuts.windows(2) {
@@ -352,7 +352,11 @@ fn cached_is_uncached() {
             let all = values(&model, &[text[..cut[1]].to_vec()]);
             close(&format!("{name}: {} tokens", cut[1]), got.data(), all.row(all.rows() - 1), 1e-5);
         }
-        assert_eq!(cache.len, text.len() + model.net.virtual_rows(Some(0)), "{name}");
+        assert_eq!(
+            cache.len,
+            text.len() + model.net.as_text().expect("text").virtual_rows(Some(0)),
+            "{name}"
+        );
     });
 }
 

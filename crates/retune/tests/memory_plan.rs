@@ -229,9 +229,9 @@ impl Case {
 
 /// The plan of a model with its method on; the limit is what a user would give.
 fn planned(case: &Case, model: &Model, attached: &Attached, limit: Option<u64>) -> Result<Plan, Error> {
-    let texts = case.texts(model.net.as_ref(), false);
+    let texts = case.texts(model.net.as_text().expect("text"), false);
     for purpose in [Purpose::Training { checkpointing: false }, Purpose::Evaluation] {
-        let dry_run = DryRun::of(model.net.as_ref(), &model.params, purpose);
+        let dry_run = DryRun::of(&model.net, &model.params, purpose);
         assert!(
             dry_run.is_exact(),
             "{} on {} takes another path with another size",
@@ -278,7 +278,7 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
     HEAP.reset_peak_usage();
     let (case, plan) = (&case_now, plan.unwrap());
     let Model { params, net, .. } = &mut model;
-    let texts = case.texts(net.as_ref(), plan.checkpointing);
+    let texts = case.texts(net.as_text().expect("text"), plan.checkpointing);
     if let Some(prepare) = attached.prepare.take() {
         prepare(params, &texts).unwrap();
     }

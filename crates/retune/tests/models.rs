@@ -26,7 +26,14 @@ fn parity(name: &str) -> std::path::PathBuf {
 
 fn classifier(labels: &[&str], pooling: Option<Pooling>, keep: bool) -> HeadRequest {
     let labels = labels.iter().map(|label| label.to_string()).collect();
-    HeadRequest::Classifier { problem: Problem::SingleLabel, labels, pooling, keep, seed: 3 }
+    HeadRequest::Classifier {
+        problem: Problem::SingleLabel,
+        labels,
+        pooling,
+        keep,
+        seed: 3,
+        image_size: None,
+    }
 }
 
 fn load_with(path: &Path, head: &HeadRequest) -> Model {
@@ -91,7 +98,7 @@ fn keep(name: &str, dir: &Path, model: &Model, case: &str) {
 /// The last rows of the trunk.
 fn rows_of(model: &Model, batch: &Batch) -> Tensor {
     let tape = Tape::inference(&model.params);
-    model.net.hidden(&tape, &batch.input(), &Pass::default()).x.value().clone()
+    model.net.as_text().expect("text").hidden(&tape, &batch.input(), &Pass::default()).x.value().clone()
 }
 
 fn batch(case: &str, decoder: bool) -> Batch {
@@ -377,7 +384,7 @@ fn generation_with_a_cache_is_generation_without() {
             put_prompt(&mut model, prompt);
         }
         let head = lm_head(&model);
-        let mut cache = model.net.new_cache(ids.len(), Active::Slot(0));
+        let mut cache = model.net.as_text().expect("text").new_cache(ids.len(), Active::Slot(0));
         let mut done = 0;
         for n in [7, 1, 1, 12, 1, 1] {
             let got = next_logits(&model, &ids[done..done + n], &mut cache).expect("logits");
@@ -385,7 +392,8 @@ fn generation_with_a_cache_is_generation_without() {
             let segments = Segments::from_lengths(&[done]);
             let tape = Tape::inference(&model.params);
             let input = TextInput::new(&ids[..done], &segments);
-            let Hidden { x, rows } = model.net.hidden(&tape, &input, &Pass::default());
+            let Hidden { x, rows } =
+                model.net.as_text().expect("text").hidden(&tape, &input, &Pass::default());
             let all = head.forward(&tape, &rows, &x);
             close("logits", got.data(), all.value().row(all.rows() - 1), 1e-5);
         }
@@ -398,17 +406,26 @@ fn generation_with_a_cache_is_generation_without() {
 fn positions_have_an_end() {
     for (base, context) in [("gpt2_base", 128), ("bert_base", 64), ("roberta_full", 40)] {
         let mut model = load(&parity(base), StorageChoice::F32);
-        assert_eq!(model.net.info().context_length, context);
-        check_ids(model.net.as_ref(), &vec![3; context]).expect("fits");
+        assert_eq!(model.net.as_text().expect("text").info().context_length, context);
+        check_ids(model.net.as_text().expect("text"), &vec![3; context]).expect("fits");
         let segments = Segments::from_lengths(&[context]);
         let ids = vec![3; context];
-        model.net.lower(&model.params, &TextInput::new(&ids, &segments), 0, &Pass::default());
-        let error = check_ids(model.net.as_ref(), &vec![3; context + 1]).expect_err("too long").to_string();
+        model.net.as_text().expect("text").lower(
+            &model.params,
+            &TextInput::new(&ids, &segments),
+            0,
+            &Pass::default(),
+        );
+        let error = check_ids(model.net.as_text().expect("text"), &vec![3; context + 1])
+            .expect_err("too long")
+            .to_string();
         assert!(error.contains(&format!("the {context} positions")), "{error}");
         put_prompt(&mut model, 3);
-        let error = check_ids(model.net.as_ref(), &vec![3; context]).expect_err("too long").to_string();
+        let error = check_ids(model.net.as_text().expect("text"), &vec![3; context])
+            .expect_err("too long")
+            .to_string();
         assert!(error.contains(&format!("max_length to {} or less", context - 3)), "{error}");
-        let cache = model.net.new_cache(10 * context, Active::Slot(0));
+        let cache = model.net.as_text().expect("text").new_cache(10 * context, Active::Slot(0));
         assert_eq!(cache.capacity, context);
     }
 }

@@ -84,7 +84,7 @@ fn a_prefix_without_positions_works_with_a_cache() {
         let (case, model, _) = check_logits(name);
         let all = case.logits(&model, &Pass::default());
         let range = case.segments.range(0);
-        let mut cache = model.net.new_cache(range.len(), Active::Slot(0));
+        let mut cache = model.net.as_text().expect("text").new_cache(range.len(), Active::Slot(0));
         for row in range.clone() {
             let ids = &case.ids[row..row + 1];
             let logits = retune::generate::next_logits(&model, ids, &mut cache).expect("logits");

@@ -40,6 +40,7 @@ fn classes(n: usize) -> HeadRequest {
         pooling: None,
         keep: false,
         seed: 9,
+        image_size: None,
     }
 }
 
@@ -108,7 +109,7 @@ fn check_merge(model: &Model, texts: &Texts, head: &HeadRequest, want: &Tensor) 
     write_folder(model, &folder, &options).unwrap_or_else(|e| panic!("{e}"));
     let keep = match head.clone() {
         HeadRequest::Classifier { problem, labels, pooling, seed, .. } => {
-            HeadRequest::Classifier { problem, labels, pooling, keep: true, seed }
+            HeadRequest::Classifier { problem, labels, pooling, keep: true, seed, image_size: None }
         }
         other => other,
     };

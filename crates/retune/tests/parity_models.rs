@@ -38,10 +38,15 @@ fn check_hidden(model: &Model, batch: &Batch, folder: &Path) {
     let blocks = model.net.blocks();
     for index in 0..=blocks {
         let want = reference_rows(&file, &format!("hidden_{index}"), batch, false);
-        let hidden = model.net.lower(&model.params, &batch.input(), index, &Pass::default());
+        let hidden =
+            model.net.as_text().expect("text").lower(&model.params, &batch.input(), index, &Pass::default());
         let tape = Tape::inference(&model.params);
         // transformers gives the last rows as they come out of the trunk.
-        let x = if index == blocks { model.net.finish(&tape, &hidden.x) } else { hidden.x };
+        let x = if index == blocks {
+            model.net.as_text().expect("text").finish(&tape, &hidden.x)
+        } else {
+            hidden.x
+        };
         close(&format!("hidden {index}"), x.value().data(), &want, TOLERANCE);
     }
 }
@@ -59,7 +64,7 @@ fn noise(name: &str, len: usize) -> Range<usize> {
 fn reference(file: &safetensors::File, name: &str, param: &Param) -> Vec<f32> {
     let info = file.get(name).expect(name);
     let want = file.read_f32(name).expect(name);
-    if !param.transposed {
+    if param.layout != retune_tensor::Layout::Turned {
         return want;
     }
     let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -89,7 +94,7 @@ fn check_step(name: &str, got: &Tensor, want: &[f32], gradient: &[f32]) {
 
 /// Everything that a case says. `losses` limits how many losses are compared.
 fn check(model: &mut Model, folder: &Path, losses: usize) {
-    let shifted = model.net.info().decoder;
+    let shifted = model.net.as_text().expect("text").info().decoder;
     let batch = Batch::read(&folder.join("inputs.safetensors"), shifted);
     check_logits_of(model, &batch, folder);
     check_hidden(model, &batch, folder);
@@ -183,6 +188,7 @@ fn classifier(n: usize) -> HeadRequest {
         pooling: None,
         keep: true,
         seed: 0,
+        image_size: None,
     }
 }
 

@@ -76,7 +76,9 @@ fn base(case: &str) -> Option<Model> {
     let labels = ["a", "b", "c"].map(String::from).to_vec();
     let problem = Problem::SingleLabel;
     let request = match kind {
-        "minilm" => HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed: 1 },
+        "minilm" => {
+            HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed: 1, image_size: None }
+        }
         _ => HeadRequest::AsFile,
     };
     Some(Model::load_with(&folder, StorageChoice::F32, &request).unwrap_or_else(|e| panic!("{e}")))

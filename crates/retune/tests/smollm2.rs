@@ -51,7 +51,7 @@ fn logits_and_losses() {
     for prompt in prompts() {
         let ids = ids(&prompt["ids"]);
         let all = retune::tasks::causal_lm::logits(
-            model.net.as_ref(),
+            model.net.as_text().expect("text"),
             &model.params,
             &ids,
             &Segments::from_lengths(&[ids.len()]),
@@ -77,7 +77,7 @@ fn logits_and_losses() {
             assert!((got - f64::from(want)).abs() < 2e-3, "token {i}: loss {got} instead of {want}");
         }
         // The cached path must agree with the packed one.
-        let mut cache = model.net.new_cache(ids.len(), Active::default());
+        let mut cache = model.net.as_text().expect("text").new_cache(ids.len(), Active::default());
         next_logits(&model, &ids[..ids.len() - 1], &mut cache).expect("prompt");
         let one = next_logits(&model, &ids[ids.len() - 1..], &mut cache).expect("last");
         close("cached logits", one.data(), last, 1e-4);
@@ -126,7 +126,8 @@ fn a_fresh_lora_changes_nothing_and_survives_the_disk() {
     let ids = ids(&prompt["ids"]);
     let segments = Segments::from_lengths(&[ids.len()]);
     let logits = |model: &Model| {
-        retune::tasks::causal_lm::logits(model.net.as_ref(), &model.params, &ids, &segments).expect("logits")
+        retune::tasks::causal_lm::logits(model.net.as_text().expect("text"), &model.params, &ids, &segments)
+            .expect("logits")
     };
     let base = logits(&model);
     let config = LoraConfig { r: 8, target_modules: Some(Modules::AllLinear), ..LoraConfig::default() };

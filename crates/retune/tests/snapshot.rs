@@ -18,7 +18,9 @@ fn open(path: &Path, classifier: bool) -> Model {
     let labels = vec!["no".to_owned(), "yes".to_owned()];
     let problem = Problem::SingleLabel;
     let request = match classifier {
-        true => HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed: 3 },
+        true => {
+            HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed: 3, image_size: None }
+        }
         false => HeadRequest::AsFile,
     };
     Model::load_with(path, StorageChoice::F32, &request).unwrap_or_else(|e| panic!("{e}"))
@@ -51,7 +53,7 @@ fn a_reset_model_is_the_base_after_every_method() {
     for &(base, classifier) in BASES {
         let path = data(base);
         let mut model = open(&path, classifier);
-        let (before, parameters) = (bits(&model, model.net.as_ref()), model.params.len());
+        let (before, parameters) = (bits(&model, model.net.as_text().expect("text")), model.params.len());
         let snapshot = model.snapshot();
         let mut attached = 0;
         for spec in METHODS {
@@ -64,19 +66,22 @@ fn a_reset_model_is_the_base_after_every_method() {
                 assert!(on.trainable > 0);
                 // What only data make ready is not ready here, and then nothing depends on it.
                 shake(&mut model);
-                let after = bits(&model, model.net.as_ref());
+                let after = bits(&model, model.net.as_text().expect("text"));
                 assert!(after != before || on.prepare.is_some(), "{} on {base} changes nothing", spec.name);
                 if !model.params.iter().any(|(_, p)| p.trainable && !p.adapter) {
-                    let off = bits(&model, &WithoutAdapter(model.net.as_ref()));
+                    let off = bits(&model, &WithoutAdapter(model.net.as_text().expect("text")));
                     assert_eq!(off, before, "{} on {base}, switched off", spec.name);
                 }
             }
             model.reset(&snapshot);
             let what = format!("{} on {base}: {:?}", spec.name, on.err());
             assert_eq!(model.params.len(), parameters, "{what}");
-            assert!(model.adapters.is_empty() && model.net.virtual_rows(Some(0)) == 0, "{what}");
+            assert!(
+                model.adapters.is_empty() && model.net.as_text().expect("text").virtual_rows(Some(0)) == 0,
+                "{what}"
+            );
             assert_eq!(model.params.trainable().len(), snapshot_trainable(&path, classifier), "{what}");
-            assert!(bits(&model, model.net.as_ref()) == before, "{what}");
+            assert!(bits(&model, model.net.as_text().expect("text")) == before, "{what}");
         }
         assert!(attached + 1 >= METHODS.len(), "only {attached} of {} methods on {base}", METHODS.len());
     }
@@ -92,10 +97,10 @@ fn an_adapter_that_was_there_stays() {
     let run = RunFile { method: "lora".into(), ..RunFile::default() };
     (methods::find("lora").unwrap().attach)(&mut model, &run).unwrap();
     shake(&mut model);
-    let (before, snapshot) = (bits(&model, model.net.as_ref()), model.snapshot());
+    let (before, snapshot) = (bits(&model, model.net.as_text().expect("text")), model.snapshot());
     shake(&mut model);
-    assert_ne!(bits(&model, model.net.as_ref()), before);
+    assert_ne!(bits(&model, model.net.as_text().expect("text")), before);
     model.reset(&snapshot);
-    assert!(bits(&model, model.net.as_ref()) == before);
+    assert!(bits(&model, model.net.as_text().expect("text")) == before);
     assert_eq!(model.adapters.len(), 1);
 }

@@ -91,8 +91,8 @@ fn worked(mut model: Model) -> Vec<Vec<u32>> {
     }
     all.extend(model.params.trainable().iter().map(|id| bits(&model.params.get(*id).weight.to_tensor())));
     all.push(bits(&logits(&model, &inputs)));
-    if model.net.info().decoder {
-        let mut cache = model.net.new_cache(12, Active::default());
+    if model.net.as_text().expect("text").info().decoder {
+        let mut cache = model.net.as_text().expect("text").new_cache(12, Active::default());
         for ids in [&[3, 4, 5, 6, 7, 8, 9][..], &[10], &[11]] {
             all.push(bits(&next_logits(&model, ids, &mut cache).expect("logits")));
         }
@@ -233,7 +233,7 @@ fn trained(path: &Path, steps: u64, happens: &mut dyn FnMut()) -> (Result<(), tr
     let mut model = open_model(path, StorageChoice::AsIs, true);
     attach(&mut model);
     let Model { params, net, .. } = &mut model;
-    let objective = Same { net: net.as_ref(), inputs: inputs() };
+    let objective = Same { net: net.as_text().expect("text"), inputs: inputs() };
     let settings = TrainSettings { steps: Some(steps), warmup: 0.0, ..TrainSettings::default() };
     let outcome = train::train(params, &objective, None, &settings, None, &mut |event| {
         if matches!(event, Event::Step { step: 1, .. }) {
@@ -291,7 +291,7 @@ fn inference_tells_of_a_file_that_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = made(&llama("bfloat16"), Some("nf4"), &folder.path().join("llama"));
     let model = open_model(&path, StorageChoice::AsIs, true);
-    let mut cache = model.net.new_cache(12, Active::default());
+    let mut cache = model.net.as_text().expect("text").new_cache(12, Active::default());
     next_logits(&model, &[1, 2, 3], &mut cache).expect("logits");
     OpenOptions::new().write(true).open(path.join("model.safetensors")).unwrap().set_len(100).unwrap();
     let said =

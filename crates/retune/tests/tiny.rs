@@ -60,7 +60,7 @@ fn run(
     out: Option<&RunFolder>,
     stop: Option<u64>,
 ) -> Outcome {
-    let net = model.net.as_ref();
+    let net = model.net.as_text().expect("text");
     let objective = CausalLm { net, data, dropout_seed: Some(1), checkpoint: false, cache: None };
     let eval = eval.map(|data| CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None });
     let eval = eval.as_ref().map(|eval| eval as &dyn retune::train::Objective);
@@ -78,7 +78,7 @@ fn bits(model: &Model, language: &Language) -> Vec<u32> {
     let ids =
         language.tokenizer.encode("What are you, and why are you so nervous?", Special::AsText).unwrap();
     let segments = Segments::from_lengths(&[ids.len()]);
-    let logits = logits(model.net.as_ref(), &model.params, &ids, &segments).unwrap();
+    let logits = logits(model.net.as_text().expect("text"), &model.params, &ids, &segments).unwrap();
     logits.data().iter().map(|x| x.to_bits()).collect()
 }
 
@@ -105,7 +105,7 @@ fn answer(model: &Model, language: &Language, temperature: f32, seed: u64) -> Ve
 #[test]
 fn the_files_are_a_model_with_its_language_and_data() {
     let (model, language) = base();
-    let info = model.net.info();
+    let info = model.net.as_text().expect("text").info();
     assert_eq!(info.vocab_size, language.tokenizer.vocab_size());
     assert_eq!(model.params.iter().map(|(_, p)| p.elements()).sum::<usize>(), 918_656);
     let text = "Words, 2024 and Ünïcode: <|im_end|>";

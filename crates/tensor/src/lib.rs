@@ -7,6 +7,7 @@
 
 pub mod grid;
 pub mod kernel;
+pub mod layout;
 pub mod memory;
 pub mod ops;
 pub mod params;
@@ -17,6 +18,7 @@ pub mod tape;
 pub mod tensor;
 
 pub use grid::{Grid, Window};
+pub use layout::Layout;
 pub use params::{Param, ParamId, Params, Weight};
 pub use segments::Segments;
 pub use tape::{Gradients, Tape, Var, WeightVar};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::layout::Layout;
 use crate::storage::{Storage, pin};
 use crate::tensor::Tensor;
 
@@ -66,15 +67,18 @@ pub fn decode_all(storage: &dyn Storage) -> Tensor {
     tensor
 }
 
-/// One named parameter. `shape` is the shape in files; the weight sees it as `[shape[0], product of the rest]`.
+/// One named parameter. `shape` is the shape in files (turned, where [`Layout::Turned`]); the weight sees it as `[shape[0], product of the
+/// rest]`.
 #[derive(Clone)]
 pub struct Param {
     pub name: String,
     pub shape: Vec<usize>,
     pub weight: Weight,
     pub trainable: bool,
-    /// Files hold it as `[cols, rows]` (transformers' `Conv1D`).
-    pub transposed: bool,
+    /// The order of its values in files.
+    pub layout: Layout,
+    /// A running statistic or the like: no method trains it.
+    pub buffer: bool,
     /// It belongs to an adapter, not to the base.
     pub adapter: bool,
 }
@@ -82,6 +86,14 @@ pub struct Param {
 impl Param {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Its shape in files.
+    pub fn file_shape(&self) -> Vec<usize> {
+        match self.layout {
+            Layout::Turned => self.shape.iter().rev().copied().collect(),
+            _ => self.shape.clone(),
+        }
     }
 }
 
@@ -118,7 +130,15 @@ impl Params {
         let previous = self.by_name.insert(name.clone(), id);
         assert!(previous.is_none(), "parameter {name} was added twice");
         let shape = shape.to_vec();
-        self.list.push(Param { name, shape, weight, trainable, transposed: false, adapter: false });
+        self.list.push(Param {
+            name,
+            shape,
+            weight,
+            trainable,
+            layout: Layout::Rows,
+            buffer: false,
+            adapter: false,
+        });
         id
     }
 

@@ -13,7 +13,6 @@ use retune::tasks::causal_lm::{CausalLm, Dataset};
 use retune::tasks::classification::{self, Classification, Examples, Labels, Options};
 use retune::tasks::masked_lm::{MaskedLm, Texts};
 use retune::tasks::{Task, TaskRecord};
-use retune::text::Language;
 pub use retune::train::Measured;
 use retune::train::{Control, Objective, measure};
 use retune_formats::records::Records;
@@ -21,6 +20,7 @@ use serde_json::Value;
 
 use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language, tell_streamed};
+use crate::pictures::Pictured;
 use crate::signals::Signals;
 use crate::style::{bold, count, dim, printable};
 use crate::tasks::room;
@@ -96,8 +96,7 @@ fn measured(
     json: bool,
     signals: &Signals,
 ) -> Result<()> {
-    let language = language(&model.files)?;
-    let data = args.passes.rows(&args.data, model, record, &language)?;
+    let data = args.passes.rows(&args.data, model, record)?;
     let measured = args.passes.measure(&data, model, signals)?;
     tell_streamed(model, json);
     if !json {
@@ -125,18 +124,17 @@ pub enum Rows {
     Causal(Dataset),
     Masked(Texts),
     Labelled(Examples),
+    Pictures(Box<Pictured>),
 }
 
 impl PassArgs {
     /// The rows, as the model's task reads them.
-    pub fn rows(
-        &self,
-        data: &Path,
-        model: &Model,
-        record: Option<&TaskRecord>,
-        language: &Language,
-    ) -> Result<Rows> {
-        let net = model.net.as_ref();
+    pub fn rows(&self, data: &Path, model: &Model, record: Option<&TaskRecord>) -> Result<Rows> {
+        if let Some(net) = model.net.as_image() {
+            return Ok(Rows::Pictures(Box::new(Pictured::for_model(data, net)?)));
+        }
+        let language = &language(&model.files)?;
+        let net = model.text()?;
         let asked = self.max_length.map(|n| n as usize).or(record.map(|record| record.max_length));
         let asked = asked.unwrap_or(MAX_LENGTH);
         if let Head::Classifier(head) = net.head() {
@@ -163,7 +161,7 @@ impl PassArgs {
 
     /// Measures a model on rows, with a bar on a terminal.
     pub fn measure(&self, rows: &Rows, model: &Model, signals: &Signals) -> Result<Measured> {
-        let objective = rows.objective(model);
+        let objective = rows.objective(model)?;
         let bar = if std::io::stderr().is_terminal() {
             ProgressBar::new(objective.len() as u64)
         } else {
@@ -187,20 +185,25 @@ fn masked<'a>(net: &'a dyn TextModel, data: &'a Texts) -> MaskedLm<'a> {
 }
 
 impl Rows {
-    fn objective<'a>(&'a self, model: &'a Model) -> Box<dyn Objective + 'a> {
-        let net = model.net.as_ref();
-        match self {
+    fn objective<'a>(&'a self, model: &'a Model) -> Result<Box<dyn Objective + 'a>> {
+        if let Rows::Pictures(data) = self {
+            return Ok(Box::new(data.objective(model.image()?, &data.train)));
+        }
+        let net = model.text()?;
+        Ok(match self {
             Rows::Causal(data) => {
                 Box::new(CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None })
             }
             Rows::Masked(data) => Box::new(masked(net, data)),
             Rows::Labelled(data) => Box::new(classified(net, data)),
-        }
+            Rows::Pictures(_) => unreachable!("they were measured above"),
+        })
     }
 
     /// The ids of each row, and its token types.
     pub fn texts(&self) -> Vec<(&[u32], &[u32])> {
         match self {
+            Rows::Pictures(_) => Vec::new(),
             Rows::Causal(data) => data.examples.iter().map(|e| (&e.ids[..], &[][..])).collect(),
             Rows::Masked(data) => {
                 data.examples.iter().map(|e| (&e.tokens.ids[..], &e.tokens.token_types[..])).collect()
@@ -243,6 +246,7 @@ impl Rows {
             Rows::Causal(data) => data.report.warnings(),
             Rows::Masked(_) => Vec::new(),
             Rows::Labelled(data) => data.warnings(),
+            Rows::Pictures(data) => data.train.warnings.clone(),
         }
     }
 
@@ -254,6 +258,7 @@ impl Rows {
                 (data.examples.len(), data.examples.iter().map(|e| e.tokens.ids.len()).sum(), None)
             }
             Rows::Labelled(data) => (data.examples.len(), data.tokens, None),
+            Rows::Pictures(data) => (data.train.len(), 0, None),
         }
     }
 

@@ -38,7 +38,7 @@ pub struct Args {
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let batch = Batch::read(&args.ids)?;
     let model = args.model.load()?;
-    let vocab = model.net.info().vocab_size;
+    let vocab = model.text()?.info().vocab_size;
     let size = (batch.shape.0 * batch.shape.1) as u64 * vocab as u64;
     if size > LOGITS_MAX {
         bail!(
@@ -104,7 +104,7 @@ impl Batch {
     /// Row-major over (rows, columns, vocabulary); zero at padding.
     fn logits(&self, model: &Model) -> Result<Vec<f32>> {
         let segments = Segments::from_lengths(&self.lengths);
-        let packed = causal_lm::logits(model.net.as_ref(), &model.params, &self.ids, &segments)?;
+        let packed = causal_lm::logits(model.text()?, &model.params, &self.ids, &segments)?;
         let vocab = packed.cols();
         let mut padded = vec![0.0; self.shape.0 * self.shape.1 * vocab];
         for (row, &place) in packed.data().chunks_exact(vocab).zip(&self.places) {

@@ -14,7 +14,7 @@ use retune::tasks::TaskRecord;
 use super::eval::{Measured, PassArgs, Rows};
 use crate::exit::{Ended, UsageError};
 use crate::exporting::OutputArgs;
-use crate::loading::{MachineArgs, ModelArgs, language};
+use crate::loading::{MachineArgs, ModelArgs};
 use crate::signals::Signals;
 use crate::style::{bold, count};
 
@@ -155,7 +155,7 @@ struct Verified {
 
 fn verify(args: &Args, data: &Path, model: &Model, record: Option<&TaskRecord>) -> Result<Verified> {
     let signals = Signals::catch()?;
-    let rows = args.passes.rows(data, model, record, &language(&model.files)?)?;
+    let rows = args.passes.rows(data, model, record)?;
     let head = record.map_or(HeadRequest::AsFile, TaskRecord::head);
     let written = Model::load_with(args.output.path(), StorageChoice::AsIs, &head)?;
     let mut difference = Difference::default();

@@ -1,4 +1,6 @@
-//! `retune predict`: the labels of texts with their probabilities, tagged words, numbers, or embeddings.
+//! `retune predict`: the labels of texts and pictures with their probabilities, tagged words, numbers, embeddings, boxes.
+
+mod pictures;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write, stdout};
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use retune::metrics::{is_span_scheme, spans};
-use retune::models::{HeadRequest, Model, ModelFiles};
+use retune::models::{HeadRequest, Model, ModelFiles, Reads, spec_of};
 use retune::nn::{Head, Problem};
 use retune::tasks::TaskRecord;
 use retune::tasks::classification::{Labels, Prediction, Tagged, Tokens, predict, read_texts, words_of};
@@ -37,6 +39,7 @@ Examples:
   retune predict --model minilm --adapter sentiment --data texts.txt --out labels.jsonl
   retune predict --model minilm --adapter sentiment --adapter topic --data rows.jsonl --json
   retune predict --model minilm --task embed --data texts.txt --out vectors.safetensors
+  retune predict --model vgg16.pth --adapter flowers --image photo.jpg --image more/
 
 Data is .jsonl, .json, .csv, .tsv (text, or a pair such as text_a and text_b; tokens) or .txt (a text a paragraph). A row's
 \"adapter\" names the --adapter that it goes through, \"base\" none; without it, the last one. They share batches.")]
@@ -48,9 +51,12 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     text: Vec<String>,
 
-    /// A file of texts
+    /// A file of texts; of models that read pictures, a folder or table of them
     #[arg(long, value_name = "PATH", conflicts_with = "text")]
     data: Option<PathBuf>,
+
+    #[command(flatten)]
+    pictures: pictures::PictureArgs,
 
     /// Labels as trained, or the embeddings of the texts (mean of the last rows, of length 1)
     #[arg(long, value_name = "label|embed", default_value = "label", value_parser = ["label", "embed"])]
@@ -96,6 +102,11 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     }
     let signals = Signals::catch()?;
     set_threads(args.model.machine.threads)?;
+    let files = args.model.files()?;
+    if spec_of(&files)?.reads == Reads::Pictures {
+        return pictures::run(args, &files, json, &signals);
+    }
+    args.pictures.refuse(&args.model.model)?;
     let asked = args.asked()?;
     if args.task == "embed" {
         return args.embed(&asked, json, &signals);
@@ -206,17 +217,11 @@ impl Args {
             let length = self.max_length.map_or(group.record.max_length, |n| n as usize);
             let (texts, words) = tokens(&model, &language, &asks, length, &slots)?;
             let start = bar.position();
-            let found = predict(
-                model.net.as_ref(),
-                &model.params,
-                &texts,
-                &slots,
-                self.batch as usize,
-                &mut |done| {
+            let found =
+                predict(model.text()?, &model.params, &texts, &slots, self.batch as usize, &mut |done| {
                     bar.set_position(start + done as u64);
                     signals.exit_code().is_none()
-                },
-            )?;
+                })?;
             model.check_weights()?;
             tell_streamed(&model, json);
             let Some(found) = found else {
@@ -292,11 +297,10 @@ impl Args {
         let length = self.max_length.map_or(MAX_LENGTH, |n| n as usize);
         let (texts, _) = tokens(&model, &language, &asks, length, &slots)?;
         let bar = bar(asked.len());
-        let vectors =
-            embed(model.net.as_ref(), &model.params, &texts, &slots, self.batch as usize, &mut |done| {
-                bar.set_position(done as u64);
-                signals.exit_code().is_none()
-            });
+        let vectors = embed(model.text()?, &model.params, &texts, &slots, self.batch as usize, &mut |done| {
+            bar.set_position(done as u64);
+            signals.exit_code().is_none()
+        });
         bar.finish_and_clear();
         model.check_weights()?;
         tell_streamed(&model, json);
@@ -331,7 +335,7 @@ fn tokens(
     length: usize,
     slots: &[Option<usize>],
 ) -> Result<(Vec<Tokens>, Vec<Vec<Range<usize>>>)> {
-    let net = model.net.as_ref();
+    let net = model.text()?;
     let tags = matches!(net.head(), Head::Classifier(head) if head.problem == Problem::Tokens);
     let longest = slots.iter().map(|slot| net.virtual_rows(*slot)).max().unwrap_or(0);
     let length = room(net, length).min(net.info().context_length.saturating_sub(longest)).max(2);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::eval::{Measured, PassArgs, Rows};
 use crate::exit::UsageError;
 use crate::exporting::{OutputArgs, losses_json, show_losses};
-use crate::loading::{head_for, language, set_threads};
+use crate::loading::{head_for, set_threads};
 use crate::signals::Signals;
 use crate::style::{bold, megabytes};
 
@@ -76,7 +76,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         Some(data) => {
             let signals = Signals::catch()?;
             let model = Model::load_with(&path, StorageChoice::AsIs, &head)?;
-            let rows = args.passes.rows(data, &model, record.as_ref(), &language(&model.files)?)?;
+            let rows = args.passes.rows(data, &model, record.as_ref())?;
             let before = args.passes.measure(&rows, &model, &signals)?;
             drop(model);
             let model = Model::load_with(args.output.path(), StorageChoice::AsIs, &head)?;

@@ -196,7 +196,7 @@ impl Sweep<'_> {
         for trial in &self.trials {
             match self.bench.prepare(&trial.run) {
                 Ok(prepared) => {
-                    if prepared.data.eval(prepared.model.net.as_ref(), None).is_none() {
+                    if prepared.data.eval(&prepared.model.net, None).is_none() {
                         let what = "a sweep compares runs on rows that they were not trained on, and there are none: give \
                                     --eval-data FILE or --eval-share 0.1";
                         return Err(UsageError(what.into()).into());

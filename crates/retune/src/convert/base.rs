@@ -4,7 +4,6 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
-use crate::models::config::Config;
 use crate::models::llama::LlamaConfig;
 
 /// The facts of a base model.
@@ -31,8 +30,8 @@ impl Base {
         let model_type = files.model_type()?;
         let frequencies = frequencies(&files, &model_type)?;
         let (layers, hidden_size, heads, head_dim) = match &files {
-            ModelFiles::Folder(folder) => {
-                let config = Config { path: path.join("config.json"), value: folder.config() };
+            ModelFiles::Folder(_) | ModelFiles::Image(_) => {
+                let config = files.config()?;
                 let any = |keys: [&str; 3]| {
                     let found = keys.iter().find(|key| config.get(key).is_some());
                     config.size(found.unwrap_or(&keys[0]), 1 << 20)
@@ -112,11 +111,8 @@ fn frequencies(files: &ModelFiles, model_type: &str) -> Result<Option<Vec<f32>>>
         return Ok(None);
     }
     let config = match files {
-        ModelFiles::Folder(folder) => {
-            let path = folder.path().join("config.json");
-            LlamaConfig::from_json(&Config { path, value: folder.config() })?
-        }
         ModelFiles::Gguf(file) => LlamaConfig::from_gguf(file)?,
+        _ => LlamaConfig::from_json(&files.config()?)?,
     };
     Ok(Some(crate::models::llama::frequencies(&config)))
 }

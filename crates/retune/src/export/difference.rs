@@ -30,12 +30,13 @@ impl Difference {
     /// # Errors
     /// If an id is outside a vocabulary, or a model has no head.
     pub fn add(&mut self, a: &Model, b: &Model, ids: &[u32], token_types: &[u32]) -> Result<()> {
-        let most = if a.net.info().decoder && a.net.language_model().is_some() { ROWS } else { ids.len() };
+        let most =
+            if a.text()?.info().decoder && a.net.language_model().is_some() { ROWS } else { ids.len() };
         let ids = &ids[..ids.len().min(most)];
         let token_types = token_types.get(..ids.len()).unwrap_or_default();
         let segments = Segments::from_lengths(&[ids.len()]);
         let input = TextInput { token_types, ..TextInput::new(ids, &segments) };
-        let (a, b) = (logits(a.net.as_ref(), &a.params, &input)?, logits(b.net.as_ref(), &b.params, &input)?);
+        let (a, b) = (logits(a.text()?, &a.params, &input)?, logits(b.text()?, &b.params, &input)?);
         // A soft prompt's rows stand in front.
         let rows = a.rows().min(b.rows());
         let (a0, b0) = (a.rows() - rows, b.rows() - rows);

@@ -82,7 +82,7 @@ impl<'a> Plan<'a> {
         }
         let source = match &model.files {
             ModelFiles::Gguf(file) => Some(file.as_ref()),
-            ModelFiles::Folder(_) => None,
+            ModelFiles::Folder(_) | ModelFiles::Image(_) => None,
         };
         let mut plan = Plan {
             selection: Selection::new(model, options),
@@ -201,7 +201,7 @@ impl<'a> Plan<'a> {
             return Ok(());
         }
         let language = model.files.language()?;
-        self.metadata.extend(language.gguf_entries(model.net.info().vocab_size)?);
+        self.metadata.extend(language.gguf_entries(model.text()?.info().vocab_size)?);
         Ok(())
     }
 

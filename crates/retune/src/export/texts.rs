@@ -25,6 +25,7 @@ pub fn write(
             copy_texts(folder.path(), out, notes)?;
             return Ok(None);
         }
+        ModelFiles::Image(_) => return Ok(None),
         ModelFiles::Gguf(file) => file,
     };
     if file.metadata().get("tokenizer.ggml.model").is_none() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use retune_tensor::params::Param;
 use retune_tensor::storage::pin;
-use retune_tensor::{ParamId, Params, Tensor};
+use retune_tensor::{Layout, ParamId, Params, Tensor};
 
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -82,6 +82,8 @@ pub enum Order {
     AsIs,
     /// Columns as rows: transformers' `Conv1D` in a folder.
     Turned,
+    /// Each row channel by channel, each of them so many lines and columns: a convolution's kernel.
+    Kernel(usize, usize),
     /// The rows of each head of this size with its two halves interleaved: llama.cpp's queries and keys.
     Interleaved(usize),
 }
@@ -145,6 +147,17 @@ impl Values<'_> {
                     _ => row0 + i,
                 };
                 match (&whole, order) {
+                    (_, Order::Kernel(h, w)) => {
+                        let mut own = vec![0.0; cols];
+                        match &whole {
+                            Some(whole) => own.copy_from_slice(whole.row(row)),
+                            None => storage.decode(row, 0, &mut own),
+                        }
+                        let layout = Layout::Kernel(h, w);
+                        for (c, value) in own.iter().enumerate() {
+                            out[layout.to_file((0, c), (1, cols))] = *value;
+                        }
+                    }
                     (Some(whole), Order::Turned) => {
                         out.iter_mut().enumerate().for_each(|(r, x)| *x = whole.row(r)[row]);
                     }

@@ -9,8 +9,8 @@ use retune_formats::bitsandbytes::QuantizationConfig;
 use retune_formats::json::to_python_text;
 use retune_formats::source::Data;
 use retune_formats::{Dtype, Error as FormatError, TensorOut, atomic, safetensors};
-use retune_tensor::Params;
 use retune_tensor::storage::Code4;
+use retune_tensor::{Layout, Params};
 use serde_json::{Map, Value, json};
 
 use super::config::torch_name;
@@ -78,8 +78,11 @@ impl<'a> Plan<'a> {
                     _ => Encoding::Dense(plain),
                 };
                 // What bitsandbytes quantises lies as [out, in] whatever it was.
-                let turned = values.param.transposed && !encoding.is_quantised();
-                let order = if turned { Order::Turned } else { Order::AsIs };
+                let order = match values.param.layout {
+                    Layout::Turned if !encoding.is_quantised() => Order::Turned,
+                    Layout::Kernel(h, w) => Order::Kernel(h, w),
+                    _ => Order::AsIs,
+                };
                 let (rows, cols) = values.size(order);
                 let bytes = encoding.bytes(rows, cols);
                 Ok(Item { values: values.clone(), encoding, order, bytes, plain })
@@ -246,7 +249,13 @@ impl Item<'_> {
         TensorOut {
             name: self.values.name.clone(),
             dtype: self.encoding.dtype().unwrap_or(Dtype::F32),
-            shape: if self.values.param.shape.len() == 1 { vec![cols] } else { vec![rows, cols] },
+            shape: match (self.order, self.values.param.shape.len()) {
+                (_, 1) => vec![cols],
+                (Order::AsIs | Order::Kernel(..), 3..) | (Order::Kernel(..), _) => {
+                    self.values.param.shape.clone()
+                }
+                _ => vec![rows, cols],
+            },
             data: streamed(&self.values, self.encoding, self.order, params, tally),
         }
     }

@@ -64,7 +64,7 @@ fn hub_site(at: &SubLayer) -> String {
 /// # Errors
 /// If there is none.
 fn places(model: &mut Model, bn: &BnConfig) -> Result<Vec<Place>> {
-    let (layers, kind) = (model.net.blocks(), model.net.info().model_type);
+    let (layers, kind) = (model.net.blocks(), model.net.model_type());
     if let Some(odd) = bn.leave_out.iter().find(|layer| **layer >= layers) {
         let what = format!("leave_out names layer {odd}, but this model has {layers}, counted from 0");
         return Err(Error::Method(what));
@@ -100,10 +100,9 @@ fn places(model: &mut Model, bn: &BnConfig) -> Result<Vec<Place>> {
 pub fn attach(model: &mut Model, settings: &run_file::Adapter, run: &RunFile) -> Result<Attached> {
     let bn = config_of(settings);
     bottleneck::check(&bn)?;
-    let info = model.net.info();
     let class = files::model_class(&model.net.config_json());
     let method = HubMethod::Bottleneck(bn);
-    let config = HubConfig::new(NAME, &info.model_type, &class, info.hidden_size, method);
+    let config = HubConfig::new(NAME, &model.net.model_type(), &class, model.net.hidden_size(), method);
     let head = files::Head::of(model, &config);
     put(model, 0, config, head, &mut Fresh { seed: run.seed })
 }

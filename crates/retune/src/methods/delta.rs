@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use retune_tensor::ops::SparsePattern;
-use retune_tensor::{Param, ParamId, Params, Tensor, Weight};
+use retune_tensor::{Layout, Param, ParamId, Params, Tensor, Weight};
 use serde::Serialize;
 
 use super::folder::{self, Change, Values};
@@ -94,12 +94,8 @@ pub(super) fn save(
 
 /// A parameter's values as its file holds them.
 pub(super) fn dense(param: &Param) -> Change {
-    let values = param.weight.to_tensor();
-    let (values, shape) = match param.transposed {
-        true => (values.transposed(), param.shape.iter().rev().copied().collect()),
-        false => (values, param.shape.clone()),
-    };
-    Change { name: param.name.clone(), shape, values: Values::Dense(values.data().to_vec()) }
+    let values = param.layout.values_to_file(&param.weight.to_tensor());
+    Change { name: param.name.clone(), shape: param.file_shape(), values: Values::Dense(values) }
 }
 
 /// Where a tensor of a delta goes.
@@ -120,7 +116,9 @@ struct Planned {
     place: Place,
     /// Of the parameter as the model sees it: `[rows, cols]`.
     shape: (usize, usize),
-    transposed: bool,
+    /// Its shape and order in files.
+    file_shape: Vec<usize>,
+    layout: Layout,
     /// What the new values replace; `None` for a bias that is added.
     base: Option<ParamId>,
     parts: Vec<(f32, Change)>,
@@ -165,14 +163,10 @@ fn add_to_plan(
     let fail = |what: String| Error::Adapter { path: source.path.clone(), what };
     let sparse = matches!(change.values, Values::Sparse { .. });
     let found = find(model, &change.name, slot, sparse).map_err(&fail)?;
-    let (rows, cols) = found.shape;
-    let file_shape = |p: &Planned| if p.transposed { (cols, rows) } else { (rows, cols) };
-    let (outer, inner) = file_shape(&found);
-    let stored = if outer == 1 && change.shape.len() == 1 { vec![inner] } else { vec![outer, inner] };
-    if change.shape != stored {
+    if change.shape != found.file_shape {
         let what = format!(
-            "tensor \"{}\" is {:?}, this model has {stored:?}. Is it for another base?",
-            change.name, change.shape
+            "tensor \"{}\" is {:?}, this model has {:?}. Is it for another base?",
+            change.name, change.shape, found.file_shape
         );
         return Err(fail(what));
     }
@@ -190,9 +184,13 @@ fn add_to_plan(
 
 /// Finds where a tensor of this name goes.
 fn find(model: &mut Model, name: &str, slot: usize, sparse: bool) -> std::result::Result<Planned, String> {
-    let plan = |params: &Params, place, base: Option<ParamId>, shape| {
-        let transposed = base.is_some_and(|id| params.get(id).transposed);
-        Planned { place, shape, transposed, base, parts: Vec::new() }
+    let plan = |params: &Params, place, base: Option<ParamId>, shape: (usize, usize)| {
+        let (layout, file_shape) = match base {
+            Some(id) => (params.get(id).layout, params.get(id).file_shape()),
+            // A bias that is added.
+            None => (Layout::Rows, vec![shape.1]),
+        };
+        Planned { place, shape, file_shape, layout, base, parts: Vec::new() }
     };
     let own = model.params.find(name).filter(|&id| !model.params.get(id).adapter);
     if let (Some(id), 0, false) = (own, slot, sparse) {
@@ -239,10 +237,7 @@ impl Planned {
         let (rows, cols) = self.shape;
         let own = |change: &Change| {
             let Values::Dense(values) = &change.values else { return Tensor::zeros(rows, cols) };
-            match self.transposed {
-                true => Tensor::from_slice(cols, rows, values).transposed(),
-                false => Tensor::from_slice(rows, cols, values),
-            }
+            self.layout.values_from_file(rows, cols, values.clone())
         };
         if let [(1.0, change)] = self.parts.as_slice() {
             return own(change);
@@ -261,9 +256,9 @@ impl Planned {
     /// Single entries of a linear's weight, one part for each adapter.
     fn entries(&self) -> Vec<(SparsePattern, Tensor, f32)> {
         let (rows, cols) = self.shape;
-        let place = |at: &u64| match self.transposed {
-            true => ((at % rows as u64) as u32, (at / rows as u64) as u32),
-            false => ((at / cols as u64) as u32, (at % cols as u64) as u32),
+        let place = |at: &u64| {
+            let (row, col) = self.layout.from_file(*at as usize, (rows, cols));
+            (row as u32, col as u32)
         };
         let part = |(weight, change): &(f32, Change)| {
             let Values::Sparse { indices, values } = &change.values else { return None };
@@ -298,12 +293,12 @@ fn apply(model: &mut Model, slot: usize, plans: Vec<Planned>) {
             (param.weight, param.trainable) = (Weight::F32(values), true);
             continue;
         }
-        let shape = match &plan.place {
-            Place::Bias(_) => vec![values.len()],
-            _ => vec![values.rows(), values.cols()],
+        let shape = match plan.layout {
+            Layout::Turned => plan.file_shape.iter().rev().copied().collect(),
+            _ => plan.file_shape.clone(),
         };
         let id = put_param(params, &param_name(slot, &name), &shape, values);
-        params.get_mut(id).transposed = plan.transposed;
+        params.get_mut(id).layout = plan.layout;
         match plan.place {
             Place::Weight(path) | Place::Table(path) => beside.entry(path).or_default().weight = Some(id),
             Place::Bias(path) => beside.entry(path).or_default().bias = Some(id),

@@ -32,7 +32,10 @@ pub fn attach(model: &mut Model) -> Result<Attached> {
 /// # Errors
 /// As [`attach`].
 pub fn attach_with(model: &mut Model, settings: &run_file::Full) -> Result<Attached> {
-    let ids: Vec<ParamId> = model.params.ids().filter(|&id| !model.params.get(id).adapter).collect();
+    let ids: Vec<ParamId> = {
+        let base = model.params.iter().filter(|(_, p)| !p.adapter && !p.buffer);
+        base.map(|(id, _)| id).collect()
+    };
     delta::train(model, SPEC.name, &ids)?;
     let mut attached = Attached {
         modules: delta::names(model, &ids),

@@ -1,6 +1,6 @@
 //! IA³ (Liu et al., 2022): learned scales on keys, values and the feed-forward's inner activations, ones at the start.
 //!
-//! Ordinary modules: `y = (W x + b) * l`, l `[out]`; feed-forward modules: `y = W (x * l) + b`, l `[in]`. Names, shapes
+//! Ordinary modules: `y = (W x + b) * l`, l `[out]`; feed-forward modules: `y = W (x * l) + b`, l `[in]` (channels, of a convolution). Names, shapes
 //! and the usual modules of each architecture are PEFT's.
 
 use std::collections::BTreeMap;
@@ -39,11 +39,11 @@ struct Scale {
 }
 
 impl LinearDelta for Scale {
-    fn forward(&self, tape: &Tape, _rows: &Rows, layer: &Linear, x: &Var) -> Var {
+    fn forward(&self, tape: &Tape, rows: &Rows, layer: &Linear, x: &Var) -> Var {
         let l = tape.param(self.l);
         match self.feedforward {
-            true => layer.plain(tape, &ops::scale_columns(tape, x, &l)),
-            false => ops::scale_columns(tape, &layer.plain(tape, x), &l),
+            true => layer.plain(tape, rows, &ops::scale_columns(tape, x, &l)),
+            false => ops::scale_columns(tape, &layer.plain(tape, rows, x), &l),
         }
     }
 
@@ -58,7 +58,8 @@ impl LinearDelta for Scale {
         let cols = weight.cols().max(1);
         for (row, values) in weight.data_mut().chunks_exact_mut(cols).enumerate() {
             match self.feedforward {
-                true => values.iter_mut().zip(l.data()).for_each(|(w, l)| *w *= l),
+                // A kernel has every channel once for each of its places.
+                true => values.iter_mut().zip(l.data().iter().cycle()).for_each(|(w, l)| *w *= l),
                 false => values.iter_mut().for_each(|w| *w *= l.data()[row]),
             }
         }
@@ -141,8 +142,12 @@ impl Plan {
         let mut scales = BTreeMap::new();
         for layer in model.net.linears().into_iter().filter(|l| chosen.modules.contains(&l.path)) {
             let feedforward = chosen.is_feedforward(&layer.path);
-            let n = if feedforward { layer.in_features } else { layer.out_features };
-            let shape = if feedforward { [1, n] } else { [n, 1] };
+            let n = if feedforward { layer.channels() } else { layer.out_features };
+            let shape = match (layer.sliding, feedforward) {
+                (Some(_), _) => vec![1, n, 1, 1],
+                (None, true) => vec![1, n],
+                (None, false) => vec![n, 1],
+            };
             let key = chosen.known.key(&layer.path, &Param::Ia3);
             let drawn = || match chosen.config.init_ia3_weights {
                 true => Tensor::from_fn(1, n, |_, _| 1.0),

@@ -46,9 +46,9 @@ fn last_blocks(model: &Model, count: usize) -> Result<Vec<ParamId>> {
         let what = format!("last_blocks = {count}, but the model has {blocks} blocks");
         return Err(Error::Method(what));
     }
-    let block_of = |name: &str| (0..blocks).find(|&layer| name.starts_with(&block_prefix(model, layer)));
-    let base = model.params.iter().filter(|(_, p)| !p.adapter);
-    let parts: Vec<(ParamId, Option<usize>)> = base.map(|(id, p)| (id, block_of(&p.name))).collect();
+    let base = model.params.iter().filter(|(_, p)| !p.adapter && !p.buffer);
+    let parts: Vec<(ParamId, Option<usize>)> =
+        base.map(|(id, p)| (id, model.net.block_of(&p.name))).collect();
     // Parameters lie in the order in which the model reads them: what follows the last block is the last norm and the head.
     let last = parts.iter().rposition(|(_, block)| block.is_some()).unwrap_or(0);
     let chosen = |i: usize, block: Option<usize>| block.map_or(i > last, |block| block + count >= blocks);
@@ -60,25 +60,14 @@ fn last_blocks(model: &Model, count: usize) -> Result<Vec<ParamId>> {
         .collect())
 }
 
-/// `model.layers.3.`: what the names of a block's parameters begin with.
-fn block_prefix(model: &Model, layer: usize) -> String {
-    let path = &model.net.attention(layer).path;
-    let number = layer.to_string();
-    let mut prefix = String::new();
-    for part in path.split('.') {
-        prefix += part;
-        prefix.push('.');
-        if part == number {
-            break;
-        }
-    }
-    prefix
-}
-
 /// The parameters that at least one pattern names.
 fn named(model: &Model, patterns: &[String]) -> Result<Vec<ParamId>> {
-    let base: Vec<(ParamId, &str)> =
-        model.params.iter().filter(|(_, p)| !p.adapter).map(|(id, p)| (id, p.name.as_str())).collect();
+    let base: Vec<(ParamId, &str)> = model
+        .params
+        .iter()
+        .filter(|(_, p)| !p.adapter && !p.buffer)
+        .map(|(id, p)| (id, p.name.as_str()))
+        .collect();
     for pattern in patterns {
         if !base.iter().any(|(_, name)| matches(pattern, name)) {
             let known = base.iter().flat_map(|(_, name)| candidates(pattern, name));

@@ -121,7 +121,7 @@ impl Shape {
                 found.push((attention.shape.kv_heads, attention.shape.kv_heads * attention.shape.head_dim));
             }
         });
-        let kind = || model.net.info().model_type;
+        let kind = || model.net.model_type();
         let Some(&(kv_heads, dim)) = found.first() else {
             return Err(Error::Method(format!("prefix tuning needs attention; a {} model has none", kind())));
         };

@@ -62,10 +62,10 @@ impl PromptRows for SoftPrompt {
 /// If the model has no place for them or too short a context, or the text that they shall start from is missing or
 /// gives no tokens.
 pub fn attach(model: &mut Model, settings: &run_file::Prompt, run: &RunFile) -> Result<Attached> {
-    let (n, dim) = (settings.num_virtual_tokens as usize, model.net.info().hidden_size);
+    let (n, dim) = (settings.num_virtual_tokens as usize, model.net.hidden_size());
     check_site(model)?;
     files::check_length(model, n)?;
-    let prompt = files::described(model, run, n, dim, model.net.attention(0).shape.heads);
+    let prompt = files::described(model, run, n, dim, model.text()?.attention(0).shape.heads);
     let config = match settings.encoder {
         PromptEncoder::None => PeftConfig::PromptTuning(config(settings, prompt)?),
         PromptEncoder::Mlp | PromptEncoder::Lstm => p_tuning::config(settings, prompt, dim),
@@ -98,7 +98,7 @@ pub(super) fn load(model: &mut Model, adapter: &PeftAdapter, slot: usize) -> Res
     };
     check_site(model)?;
     files::check_length(model, prompt.num_virtual_tokens).map_err(|e| fail(e.to_string()))?;
-    let rows = files::read(adapter, prompt, model.net.info().hidden_size)?;
+    let rows = files::read(adapter, prompt, model.net.hidden_size())?;
     let (n, head) = (rows.rows(), held::of_files(model, adapter)?);
     model.params.freeze_all();
     let mut add = Adder { params: &mut model.params, slot, seed: 0 };
@@ -155,7 +155,7 @@ fn check_site(model: &mut Model) -> Result<()> {
     if found && model.net.blocks() > 0 {
         return Ok(());
     }
-    let kind = model.net.info().model_type;
+    let kind = model.net.model_type();
     Err(Error::Method(format!("prompt tuning needs token embeddings; a {kind} model has none")))
 }
 
@@ -212,7 +212,7 @@ fn initial(model: &Model, settings: &run_file::Prompt, seed: u64) -> Result<Opti
         }
         (PromptTuningInit::SampleVocab, _) => {
             let stream = Stream::named(seed, TABLE);
-            let vocab = model.net.info().vocab_size;
+            let vocab = model.text()?.info().vocab_size;
             (0..n).map(|i| stream.below(i as u64, vocab) as u32).collect()
         }
     };

@@ -16,10 +16,10 @@ pub(crate) struct Replaced {
 }
 
 impl LinearDelta for Replaced {
-    fn forward(&self, tape: &Tape, _rows: &Rows, layer: &Linear, x: &Var) -> Var {
+    fn forward(&self, tape: &Tape, rows: &Rows, layer: &Linear, x: &Var) -> Var {
         let weight = tape.weight(self.weight.unwrap_or(layer.weight));
         let bias = self.bias.or(layer.bias).map(|id| tape.param(id));
-        ops::linear(tape, x, &weight, bias.as_ref(), &[])
+        layer.product(tape, rows, x, &weight, bias.as_ref())
     }
 
     fn merge(

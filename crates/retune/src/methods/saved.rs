@@ -36,7 +36,7 @@ pub(crate) fn with_classifier(model: &Model, asked: Option<Vec<String>>) -> Opti
 /// PEFT's `task_type` of an adapter that is made for this model.
 pub(crate) fn task_type(model: &Model) -> Option<String> {
     let name = match model.net.head() {
-        Head::LanguageModel(_) if model.net.info().decoder => "CAUSAL_LM",
+        Head::LanguageModel(_) if model.text().is_ok_and(|net| net.info().decoder) => "CAUSAL_LM",
         Head::LanguageModel(_) => return None,
         Head::Classifier(head) if head.problem == crate::nn::Problem::Tokens => "TOKEN_CLS",
         Head::Classifier(_) => "SEQ_CLS",

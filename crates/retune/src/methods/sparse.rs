@@ -62,19 +62,21 @@ pub(super) struct SparseDelta {
 }
 
 impl LinearDelta for SparseDelta {
-    fn forward(&self, tape: &Tape, _rows: &Rows, layer: &Linear, x: &Var) -> Var {
-        let mut y = layer.plain(tape, x);
-        for (places, values, weight) in &self.parts {
-            // Asked for before its places are chosen too: who looks for what is trained (the trunk cache) must find it.
+    fn forward(&self, tape: &Tape, rows: &Rows, layer: &Linear, x: &Var) -> Var {
+        // Asked for before its places are chosen too: who looks for what is trained (the trunk cache) must find it.
+        let values = self.parts.iter().map(|(places, values, weight)| {
             let values = tape.param(*values);
-            let Some(pattern) = places.get() else { continue };
-            let values = match *weight {
-                1.0 => values,
-                weight => ops::scale(tape, &values, weight),
-            };
-            y = ops::sparse_linear_delta(tape, &y, x, pattern, &values);
+            let values = if *weight == 1.0 { values } else { ops::scale(tape, &values, *weight) };
+            Some((places.get()?, values))
+        });
+        let parts: Vec<(&SparsePattern, Var)> = values.collect::<Vec<_>>().into_iter().flatten().collect();
+        if layer.is_pointwise() {
+            let add = |y: Var, (pattern, values)| ops::sparse_linear_delta(tape, &y, x, pattern, &values);
+            return parts.into_iter().fold(layer.plain(tape, rows, x), add);
         }
-        y
+        let add = |w, (pattern, values)| ops::weight_with_entries(tape, &w, pattern, &values);
+        let weight = parts.into_iter().fold(tape.weight(layer.weight), add);
+        layer.product(tape, rows, x, &weight, layer.bias_var(tape).as_ref())
     }
 
     fn merge(

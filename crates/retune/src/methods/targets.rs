@@ -100,7 +100,7 @@ impl Known {
     fn all(model: &Model) -> Known {
         let (linears, heads) = model.linear_paths();
         Known {
-            model_type: model.net.info().model_type,
+            model_type: model.net.model_type(),
             linears,
             heads,
             tables: model.net.embeddings().iter().map(|table| table.path.clone()).collect(),

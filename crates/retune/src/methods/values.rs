@@ -6,7 +6,7 @@ use std::path::Path;
 
 use retune_formats::TensorOut;
 use retune_formats::peft::{self, Param, PeftAdapter, PeftConfig};
-use retune_tensor::{ParamId, Params, Tensor, Weight};
+use retune_tensor::{Layout, ParamId, Params, Tensor, Weight};
 
 use super::param_name;
 use super::targets::Known;
@@ -34,8 +34,17 @@ pub(crate) struct Value {
     /// Its shape in the files.
     shape: Vec<usize>,
     pub tensor: Tensor,
-    /// The files have it as `[cols, rows]`.
-    transposed: bool,
+    /// The order of its values in the files.
+    layout: Layout,
+}
+
+/// How a parameter lies in files and in memory.
+pub(crate) struct Form<'a> {
+    /// Its shape in files.
+    pub shape: &'a [usize],
+    /// Rows and columns in memory.
+    pub size: (usize, usize),
+    pub layout: Layout,
 }
 
 /// A parameter and its name in the adapter's files.
@@ -46,7 +55,8 @@ impl<'a> Values<'a> {
         Values::Read(Reader { adapter, used: RefCell::default() })
     }
 
-    /// A parameter of a module: `shape` is its shape in files, `[rows, cols]` the matrix it is in memory.
+    /// A parameter of a module that lies in files as it does in memory: `shape` is its shape in files, `[rows, cols]` the
+    /// matrix it is in memory.
     ///
     /// # Errors
     /// If the files lack it or have it in another shape.
@@ -56,17 +66,34 @@ impl<'a> Values<'a> {
         module: &str,
         param: &Param,
         shape: &[usize],
-        (rows, cols): (usize, usize),
+        size: (usize, usize),
+        drawn: impl FnOnce() -> Tensor,
+    ) -> Result<Value> {
+        self.take_as(known, module, param, &Form { shape, size, layout: Layout::Rows }, drawn)
+    }
+
+    /// A parameter of a module.
+    ///
+    /// # Errors
+    /// As [`Values::take`].
+    pub fn take_as(
+        &self,
+        known: &Known,
+        module: &str,
+        param: &Param,
+        form: &Form,
         drawn: impl FnOnce() -> Tensor,
     ) -> Result<Value> {
         let key = known.key(module, param);
+        let (rows, cols) = form.size;
         let tensor = match self {
             Values::Drawn => drawn(),
             Values::Read(reader) => {
-                Tensor::from_vec(rows, cols, reader.values(known.name(module), param, &key, shape)?)
+                let values = reader.values(known.name(module), param, &key, form.shape)?;
+                form.layout.values_from_file(rows, cols, values)
             }
         };
-        Ok(Value { key, shape: shape.to_vec(), tensor, transposed: false })
+        Ok(Value { key, shape: form.shape.to_vec(), tensor, layout: form.layout })
     }
 
     /// A base parameter that the adapter holds whole, `now` being its values in the base.
@@ -80,17 +107,10 @@ impl<'a> Values<'a> {
         part: &str,
         base: &retune_tensor::Param,
     ) -> Result<Value> {
-        let (rows, cols) = (base.weight.rows(), base.weight.cols());
-        let param = Param::Plain(part.into());
-        let copy = || base.weight.to_tensor();
-        if !base.transposed {
-            return self.take(known, module, &param, &base.shape, (rows, cols), copy);
-        }
-        let mut value =
-            self.take(known, module, &param, &[cols, rows], (cols, rows), || copy().transposed())?;
-        value.tensor = value.tensor.transposed();
-        value.transposed = true;
-        Ok(value)
+        let shape = base.file_shape();
+        let form =
+            Form { shape: &shape, size: (base.weight.rows(), base.weight.cols()), layout: base.layout };
+        self.take_as(known, module, &Param::Plain(part.into()), &form, || base.weight.to_tensor())
     }
 
     /// Are there files, and do they have this parameter?
@@ -157,7 +177,8 @@ impl Value {
     /// adapters of one slot apart.
     pub fn add(self, params: &mut Params, slot: usize, front: &str) -> Saved {
         let name = param_name(slot, &format!("{front}{}", self.key));
-        let shape = if self.transposed { vec![self.tensor.rows(), self.tensor.cols()] } else { self.shape };
+        let turned = self.layout == Layout::Turned;
+        let shape = if turned { self.shape.iter().rev().copied().collect() } else { self.shape };
         let id = match params.find(&name) {
             Some(id) => {
                 let param = params.get_mut(id);
@@ -166,7 +187,7 @@ impl Value {
             }
             None => params.add_adapter(name, &shape, self.tensor),
         };
-        params.get_mut(id).transposed = self.transposed;
+        params.get_mut(id).layout = self.layout;
         (self.key, id)
     }
 
@@ -200,15 +221,10 @@ pub(crate) fn write(
 /// If a value is not finite.
 pub(crate) fn tensor_out(model: &Model, key: &str, id: ParamId, folder: &Path) -> Result<TensorOut<'static>> {
     let param = model.params.get(id);
-    let mut values = param.weight.to_tensor();
+    let values = param.weight.to_tensor();
     if !values.all_finite() {
         let what = format!("{} is not finite and is not written", param.name);
         return Err(Error::Adapter { path: folder.to_path_buf(), what });
     }
-    let mut shape = param.shape.clone();
-    if param.transposed {
-        values = values.transposed();
-        shape.reverse();
-    }
-    Ok(TensorOut::f32(key.to_string(), &shape, values.data().to_vec()))
+    Ok(TensorOut::f32(key.to_string(), &param.file_shape(), param.layout.values_to_file(&values)))
 }

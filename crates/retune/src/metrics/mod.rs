@@ -108,6 +108,9 @@ pub struct Metrics {
     /// The share of right answers: of classes, of exactly right sets of labels, of tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
+    /// The share of rows whose right class is among the five likeliest, where there are more than five.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top5_accuracy: Option<f64>,
     /// 95 % (Wilson) around the accuracy of rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy_interval: Option<Interval>,
@@ -251,6 +254,11 @@ impl Metrics {
             confusion,
             ..Metrics::default()
         }
+    }
+
+    /// With the share of rows whose right class is among the five likeliest.
+    pub fn with_top5(self, share: f64) -> Metrics {
+        Metrics { top5_accuracy: Some(share), ..self }
     }
 
     /// With the mean loss of the same examples.

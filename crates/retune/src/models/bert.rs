@@ -15,7 +15,7 @@ use retune_tensor::{ParamId, Tape, Var};
 
 pub use config::{BertConfig, Family};
 
-use crate::models::{ModelInfo, Spec, TextInput, TextModel, heads};
+use crate::models::{ModelInfo, Network, Reads, Spec, TextInput, TextModel, heads};
 use crate::nn::{
     Attention, Caches, Embedding, Head, Hidden, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
     Shared, Site, SubLayer,
@@ -25,6 +25,7 @@ pub const SPEC: Spec = Spec {
     model_types: &["bert", "roberta", "xlm-roberta", "camembert", "distilbert"],
     name: "bert",
     summary: "encoders: BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, sentence encoders such as MiniLM",
+    reads: Reads::Text,
     load: load::load,
     fresh: load::fresh,
 };
@@ -70,7 +71,7 @@ impl SelfAttention {
         let [q, k, v] = [&self.query, &self.key, &self.value].map(|layer| layer.forward(tape, rows, x));
         let o = self.heads.forward(tape, shared, [&q, &k, &v], cache);
         let output = self.output.forward(tape, rows, &o);
-        let meeting = Meeting { input: x, output: &output, residual: x, norm: Some(&self.norm) };
+        let meeting = Meeting { input: x, output: &output, residual: Some(x), norm: Some(&self.norm) };
         self.end.forward(tape, rows, meeting)
     }
 }
@@ -79,7 +80,7 @@ impl FeedForward {
     fn forward(&self, tape: &Tape, rows: &Rows, x: &Var) -> Var {
         let up = self.up.forward(tape, rows, x);
         let output = self.down.forward(tape, rows, &ops::activation(tape, &up, self.activation));
-        let meeting = Meeting { input: x, output: &output, residual: x, norm: Some(&self.norm) };
+        let meeting = Meeting { input: x, output: &output, residual: Some(x), norm: Some(&self.norm) };
         self.end.forward(tape, rows, meeting)
     }
 }
@@ -123,6 +124,51 @@ impl Bert {
     }
 }
 
+impl Network for Bert {
+    fn model_type(&self) -> String {
+        self.config.model_type.clone()
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    fn block_of(&self, parameter: &str) -> Option<usize> {
+        (0..self.blocks.len()).find(|&layer| self.attention(layer).is_in_block(parameter))
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn trunk_linears(&self) -> Vec<&Linear> {
+        self.blocks.iter().flat_map(Block::linears).collect()
+    }
+
+    fn embeddings(&self) -> Vec<&Embedding> {
+        vec![&self.words]
+    }
+
+    fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
+        visit(Site::Embedding(&mut self.words));
+        visit(Site::Prompt(&mut self.prompt));
+        self.blocks.iter_mut().for_each(|block| block.visit_sites(visit));
+        self.head.visit_sites(visit);
+    }
+
+    fn config_json(&self) -> serde_json::Value {
+        let (class, mut value) = (self.config.class_name(), self.config.to_json());
+        let ending = if matches!(self.head, Head::LanguageModel(_)) { "ForMaskedLM" } else { "Model" };
+        value["architectures"] = serde_json::json!([format!("{class}{ending}")]);
+        heads::describe(&self.head, class, Pooling::First, &mut value);
+        value
+    }
+}
+
 impl TextModel for Bert {
     fn info(&self) -> ModelInfo {
         ModelInfo {
@@ -156,10 +202,6 @@ impl TextModel for Bert {
         Shared { rows: rows.clone(), rope: None }
     }
 
-    fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
     fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
         let block = &self.blocks[index];
         let x = block.attention.forward(tape, shared, x, cache);
@@ -180,32 +222,5 @@ impl TextModel for Bert {
 
     fn prompt_positions(&self, slot: Option<usize>) -> usize {
         self.prompt.virtual_positions(slot)
-    }
-
-    fn head(&self) -> &Head {
-        &self.head
-    }
-
-    fn trunk_linears(&self) -> Vec<&Linear> {
-        self.blocks.iter().flat_map(Block::linears).collect()
-    }
-
-    fn embeddings(&self) -> Vec<&Embedding> {
-        vec![&self.words]
-    }
-
-    fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
-        visit(Site::Embedding(&mut self.words));
-        visit(Site::Prompt(&mut self.prompt));
-        self.blocks.iter_mut().for_each(|block| block.visit_sites(visit));
-        self.head.visit_sites(visit);
-    }
-
-    fn config_json(&self) -> serde_json::Value {
-        let (class, mut value) = (self.config.class_name(), self.config.to_json());
-        let ending = if matches!(self.head, Head::LanguageModel(_)) { "ForMaskedLM" } else { "Model" };
-        value["architectures"] = serde_json::json!([format!("{class}{ending}")]);
-        heads::describe(&self.head, class, Pooling::First, &mut value);
-        value
     }
 }

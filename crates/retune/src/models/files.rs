@@ -7,6 +7,8 @@ use retune_formats::folder::ModelFolder;
 use retune_formats::{TensorSource, gguf};
 
 use crate::error::{Error, Result};
+use crate::models::config::Config;
+use crate::models::image_file::ImageFile;
 use crate::text::Language;
 
 /// The open files of a model. Cheap to clone: the files are shared.
@@ -14,6 +16,8 @@ use crate::text::Language;
 pub enum ModelFiles {
     Folder(std::sync::Arc<ModelFolder>),
     Gguf(std::sync::Arc<gguf::File>),
+    /// An image network's file of weights, which tells its architecture by the names in it.
+    Image(std::sync::Arc<ImageFile>),
 }
 
 impl ModelFiles {
@@ -28,8 +32,7 @@ impl ModelFiles {
             return Err(Error::Model { path: path.to_path_buf(), what });
         }
         if !gguf::File::is_gguf(path) {
-            let what = "this is neither a Hugging Face folder (with config.json) nor a GGUF file".to_string();
-            return Err(Error::Model { path: path.to_path_buf(), what });
+            return Ok(ModelFiles::Image(std::sync::Arc::new(ImageFile::open(path)?)));
         }
         Ok(ModelFiles::Gguf(std::sync::Arc::new(gguf::File::open(path)?)))
     }
@@ -38,6 +41,7 @@ impl ModelFiles {
         match self {
             ModelFiles::Folder(folder) => folder.weights(),
             ModelFiles::Gguf(file) => file.as_ref(),
+            ModelFiles::Image(file) => file.source(),
         }
     }
 
@@ -45,12 +49,33 @@ impl ModelFiles {
         match self {
             ModelFiles::Folder(folder) => folder.path(),
             ModelFiles::Gguf(file) => file.path(),
+            ModelFiles::Image(file) => file.path(),
+        }
+    }
+
+    /// `config.json`, or what stands for it.
+    ///
+    /// # Errors
+    /// Of a GGUF file, which has none.
+    pub fn config(&self) -> Result<Config<'_>> {
+        match self {
+            ModelFiles::Folder(folder) => {
+                Ok(Config { path: folder.path().join("config.json"), value: folder.config() })
+            }
+            ModelFiles::Image(file) => Ok(Config { path: file.path().to_path_buf(), value: file.config() }),
+            ModelFiles::Gguf(file) => {
+                let what = "a GGUF file has no config.json".to_string();
+                Err(Error::Model { path: file.path().to_path_buf(), what })
+            }
         }
     }
 
     /// `model_type` of `config.json`, or GGUF's `general.architecture`.
     pub fn model_type(&self) -> Result<String> {
         match self {
+            ModelFiles::Image(file) => {
+                Ok(file.config()["model_type"].as_str().unwrap_or_default().to_string())
+            }
             ModelFiles::Folder(folder) => {
                 let found = folder.config().get("model_type").and_then(|v| v.as_str());
                 found.map(String::from).ok_or_else(|| Error::Model {
@@ -71,7 +96,7 @@ impl ModelFiles {
             ModelFiles::Folder(folder) => {
                 Ok(QuantizationConfig::of(&folder.path().join("config.json"), folder.config())?)
             }
-            ModelFiles::Gguf(_) => Ok(None),
+            ModelFiles::Gguf(_) | ModelFiles::Image(_) => Ok(None),
         }
     }
 
@@ -80,6 +105,10 @@ impl ModelFiles {
         match self {
             ModelFiles::Folder(folder) => Ok(Language::from_folder(folder)?),
             ModelFiles::Gguf(file) => Ok(Language::from_gguf(file)?),
+            ModelFiles::Image(file) => {
+                let what = "it reads pictures: there is no tokenizer".to_string();
+                Err(Error::Model { path: file.path().to_path_buf(), what })
+            }
         }
     }
 
@@ -88,6 +117,7 @@ impl ModelFiles {
         match self {
             ModelFiles::Folder(folder) => folder.weights().files().map(Path::to_path_buf).collect(),
             ModelFiles::Gguf(file) => vec![file.path().to_path_buf()],
+            ModelFiles::Image(file) => file.files().to_vec(),
         }
     }
 }

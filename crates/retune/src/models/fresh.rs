@@ -15,7 +15,7 @@ use retune_formats::{Dtype, Error as FormatError, TensorOut, atomic, json, safet
 use retune_tensor::params::Param;
 use retune_tensor::rng::Stream;
 use retune_tensor::storage::{Format, Storage, encode};
-use retune_tensor::{Params, Tensor, Weight};
+use retune_tensor::{Layout, Params, Tensor, Weight};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -44,8 +44,7 @@ pub struct Draw<'a> {
     /// Bytes that vectors may still take, and who says so.
     left: u64,
     limit: String,
-    /// The configuration, for messages.
-    path: &'a Path,
+    config: &'a Config<'a>,
 }
 
 impl<'a> Draw<'a> {
@@ -57,7 +56,12 @@ impl<'a> Draw<'a> {
             Some(limit) => (limit.bytes, limit.source),
             None => (u64::MAX, String::new()),
         };
-        Ok(Draw { seed, std, residual: (&[], 1.0), left, limit, path: &config.path })
+        Ok(Draw { seed, std, residual: (&[], 1.0), left, limit, config })
+    }
+
+    /// What the model is to be.
+    pub fn config(&self) -> &Config<'a> {
+        self.config
     }
 
     pub fn seed(&self) -> u64 {
@@ -74,18 +78,27 @@ impl<'a> Draw<'a> {
         let bytes = (len as u64).saturating_mul(4);
         // A configuration of a few bytes must not decide how much is allocated.
         self.left = self.left.checked_sub(bytes).ok_or_else(|| self.too_large(name, 1, len, &self.limit))?;
-        Ok(vec![if name.ends_with(".bias") { 0.0 } else { 1.0 }; len])
+        Ok(vec![if name.ends_with(".bias") || name.ends_with(".running_mean") { 0.0 } else { 1.0 }; len])
     }
 
     /// A matrix `[rows, cols]`, of which nothing lies in memory.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        self.matrix_of(name, rows, cols, self.std)
+    }
+
+    /// The same for a convolution whose output goes through a rectifier: `std = sqrt(2 / cols)` (He et al., 2015).
+    pub fn kernel(&self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        self.matrix_of(name, rows, cols, (2.0 / cols.max(1) as f32).sqrt())
+    }
+
+    fn matrix_of(&self, name: &str, rows: usize, cols: usize, std: f32) -> Result<Weight> {
         let bytes =
             rows.checked_mul(cols).and_then(|n| n.checked_mul(4)).filter(|n| *n <= isize::MAX as usize);
         if bytes.is_none() {
             return Err(self.too_large(name, rows, cols, "what a tensor can be"));
         }
         let (ends, scale) = self.residual;
-        let std = if ends.iter().any(|end| name.ends_with(end)) { self.std * scale } else { self.std };
+        let std = if ends.iter().any(|end| name.ends_with(end)) { std * scale } else { std };
         let stream = Stream::named(self.seed, name);
         Ok(Weight::Stored(Arc::new(Drawn { stream, std, rows, cols })))
     }
@@ -93,7 +106,7 @@ impl<'a> Draw<'a> {
     fn too_large(&self, name: &str, rows: usize, cols: usize, limit: &str) -> Error {
         let what =
             format!("tensor \"{name}\" of {rows} x {cols} goes beyond {limit}; make the model smaller");
-        Error::Model { path: self.path.to_path_buf(), what }
+        Error::Model { path: self.config.path.clone(), what }
     }
 }
 
@@ -353,12 +366,11 @@ fn quantised(param: &Param, how: Quantisation, original: Original) -> Result<Lay
 /// A parameter as files hold it: drawn, some rows at a time, when its turn comes.
 fn tensor(param: &Param, dtype: Dtype) -> TensorOut<'_> {
     let (rows, cols) = (param.weight.rows(), param.weight.cols());
-    let (shape, file_rows, file_cols) = match param.transposed {
-        true => (vec![cols, rows], cols, rows),
-        false => (param.shape.clone(), rows, cols),
-    };
+    let turned = param.layout == Layout::Turned;
+    let (file_rows, file_cols) = if turned { (cols, rows) } else { (rows, cols) };
+    let shape = param.file_shape();
     let storage = param.weight.storage();
-    let row_of = move |row: usize, out: &mut [f32]| match param.transposed {
+    let row_of = move |row: usize, out: &mut [f32]| match turned {
         true => out.chunks_exact_mut(1).enumerate().for_each(|(r, out)| storage.decode(r, row, out)),
         false => storage.decode(row, 0, out),
     };

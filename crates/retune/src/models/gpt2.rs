@@ -12,7 +12,7 @@ use retune_tensor::{ParamId, Tape, Var};
 
 pub use config::Gpt2Config;
 
-use crate::models::{GgufForm, ModelInfo, Spec, TextInput, TextModel, heads};
+use crate::models::{GgufForm, ModelInfo, Network, Reads, Spec, TextInput, TextModel, heads};
 use crate::nn::{
     Attention, Caches, Embedding, Head, Hidden, LayerNorm, Linear, Meeting, Pass, Pooling, Prompt, Rows,
     Shared, Site, SubLayer,
@@ -22,6 +22,7 @@ pub const SPEC: Spec = Spec {
     model_types: &["gpt2"],
     name: "gpt2",
     summary: "decoder-only text models with learned positions: GPT-2, DistilGPT-2",
+    reads: Reads::Text,
     load: load::load,
     fresh: load::fresh,
 };
@@ -84,12 +85,12 @@ impl Block {
         let rows = &shared.rows;
         let input = self.ln_1.forward(tape, x);
         let output = self.attention.forward(tape, shared, &input, cache);
-        let meeting = Meeting { input: &input, output: &output, residual: x, norm: None };
+        let meeting = Meeting { input: &input, output: &output, residual: Some(x), norm: None };
         let x = self.attention.end.forward(tape, rows, meeting);
         drop((input, output));
         let input = self.ln_2.forward(tape, &x);
         let output = self.mlp.forward(tape, rows, &input);
-        let meeting = Meeting { input: &input, output: &output, residual: &x, norm: None };
+        let meeting = Meeting { input: &input, output: &output, residual: Some(&x), norm: None };
         self.mlp.end.forward(tape, rows, meeting)
     }
 
@@ -109,6 +110,53 @@ impl Block {
             visit(Site::Linear(linear));
         }
         visit(Site::SubLayer(&mut m.end));
+    }
+}
+
+impl Network for Gpt2 {
+    fn model_type(&self) -> String {
+        "gpt2".into()
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.config.n_embd
+    }
+
+    fn block_of(&self, parameter: &str) -> Option<usize> {
+        (0..self.blocks.len()).find(|&layer| self.attention(layer).is_in_block(parameter))
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn trunk_linears(&self) -> Vec<&Linear> {
+        self.blocks.iter().flat_map(Block::linears).collect()
+    }
+
+    fn embeddings(&self) -> Vec<&Embedding> {
+        vec![&self.wte]
+    }
+
+    fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
+        visit(Site::Embedding(&mut self.wte));
+        visit(Site::Prompt(&mut self.prompt));
+        self.blocks.iter_mut().for_each(|block| block.visit_sites(visit));
+        self.head.visit_sites(visit);
+    }
+
+    fn config_json(&self) -> serde_json::Value {
+        let mut value = self.config.to_json();
+        heads::describe(&self.head, "GPT2", Pooling::Last, &mut value);
+        value
+    }
+
+    fn gguf_form(&self) -> Result<GgufForm, String> {
+        self.config.gguf_form()
     }
 }
 
@@ -142,10 +190,6 @@ impl TextModel for Gpt2 {
         Shared { rows: rows.clone(), rope: None }
     }
 
-    fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
     fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
         self.blocks[index].forward(tape, shared, x, cache)
     }
@@ -164,34 +208,5 @@ impl TextModel for Gpt2 {
 
     fn prompt_positions(&self, slot: Option<usize>) -> usize {
         self.prompt.virtual_positions(slot)
-    }
-
-    fn head(&self) -> &Head {
-        &self.head
-    }
-
-    fn trunk_linears(&self) -> Vec<&Linear> {
-        self.blocks.iter().flat_map(Block::linears).collect()
-    }
-
-    fn embeddings(&self) -> Vec<&Embedding> {
-        vec![&self.wte]
-    }
-
-    fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
-        visit(Site::Embedding(&mut self.wte));
-        visit(Site::Prompt(&mut self.prompt));
-        self.blocks.iter_mut().for_each(|block| block.visit_sites(visit));
-        self.head.visit_sites(visit);
-    }
-
-    fn config_json(&self) -> serde_json::Value {
-        let mut value = self.config.to_json();
-        heads::describe(&self.head, "GPT2", Pooling::Last, &mut value);
-        value
-    }
-
-    fn gguf_form(&self) -> Result<GgufForm, String> {
-        self.config.gguf_form()
     }
 }

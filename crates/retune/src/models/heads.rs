@@ -83,7 +83,7 @@ impl Heads<'_> {
     ) -> Result<Head> {
         let head = match request {
             HeadRequest::AsFile => self.as_file(loader, files)?,
-            HeadRequest::Classifier { problem, labels, pooling, keep, seed } => {
+            HeadRequest::Classifier { problem, labels, pooling, keep, seed, .. } => {
                 let wanted = Wanted {
                     problem: *problem,
                     labels: labels.clone(),
@@ -180,6 +180,7 @@ fn architecture(files: Option<&ModelFiles>) -> &str {
 fn config(files: Option<&ModelFiles>) -> Option<&Value> {
     match files? {
         ModelFiles::Folder(folder) => Some(folder.config()),
+        ModelFiles::Image(file) => Some(file.config()),
         ModelFiles::Gguf(_) => None,
     }
 }
@@ -229,7 +230,7 @@ pub fn requested(config: &Config, seed: u64) -> Result<HeadRequest> {
         return Ok(if bare { HeadRequest::None } else { HeadRequest::LanguageModel });
     }
     let (problem, labels) = described_in(config.value, tokens).map_err(|what| config.fail(what))?;
-    Ok(HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed })
+    Ok(HeadRequest::Classifier { problem, labels, pooling: None, keep: false, seed, image_size: None })
 }
 
 /// The names of the classes, in order; transformers' default is two.

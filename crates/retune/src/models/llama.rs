@@ -12,7 +12,7 @@ use retune_tensor::{Tape, Var};
 
 pub use config::LlamaConfig;
 
-use crate::models::{GgufForm, ModelInfo, Spec, TextInput, TextModel, heads, rope};
+use crate::models::{GgufForm, ModelInfo, Network, Reads, Spec, TextInput, TextModel, heads, rope};
 use crate::nn::{
     Attention, Caches, Embedding, Head, Hidden, Linear, Meeting, Pass, Pooling, Prompt, RmsNorm, Rows,
     Shared, Site, SubLayer, linear_many,
@@ -22,6 +22,7 @@ pub const SPEC: Spec = Spec {
     model_types: &["llama", "mistral", "qwen2", "qwen3"],
     name: "llama",
     summary: "decoder-only text models: Llama, SmolLM, TinyLlama, Mistral, Qwen2, Qwen3",
+    reads: Reads::Text,
     load: load::load,
     fresh: load::fresh,
 };
@@ -98,12 +99,12 @@ impl Block {
         let rows = &shared.rows;
         let input = self.input_layernorm.forward(tape, x);
         let output = self.attention.forward(tape, shared, &input, cache);
-        let meeting = Meeting { input: &input, output: &output, residual: x, norm: None };
+        let meeting = Meeting { input: &input, output: &output, residual: Some(x), norm: None };
         let x = self.attention.end.forward(tape, rows, meeting);
         drop((input, output));
         let input = self.post_attention_layernorm.forward(tape, &x);
         let output = self.mlp.forward(tape, shared, &input);
-        let meeting = Meeting { input: &input, output: &output, residual: &x, norm: None };
+        let meeting = Meeting { input: &input, output: &output, residual: Some(&x), norm: None };
         self.mlp.end.forward(tape, rows, meeting)
     }
 
@@ -123,6 +124,53 @@ impl Block {
             visit(Site::Linear(linear));
         }
         visit(Site::SubLayer(&mut m.end));
+    }
+}
+
+impl Network for Llama {
+    fn model_type(&self) -> String {
+        self.config.model_type.clone()
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    fn block_of(&self, parameter: &str) -> Option<usize> {
+        (0..self.blocks.len()).find(|&layer| self.attention(layer).is_in_block(parameter))
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn trunk_linears(&self) -> Vec<&Linear> {
+        self.blocks.iter().flat_map(Block::linears).collect()
+    }
+
+    fn embeddings(&self) -> Vec<&Embedding> {
+        vec![&self.embed_tokens]
+    }
+
+    fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
+        visit(Site::Embedding(&mut self.embed_tokens));
+        visit(Site::Prompt(&mut self.prompt));
+        self.blocks.iter_mut().for_each(|block| block.visit_sites(visit));
+        self.head.visit_sites(visit);
+    }
+
+    fn config_json(&self) -> serde_json::Value {
+        let mut value = self.config.to_json();
+        heads::describe(&self.head, self.config.class_name(), Pooling::Last, &mut value);
+        value
+    }
+
+    fn gguf_form(&self) -> Result<GgufForm, String> {
+        self.config.gguf_form()
     }
 }
 
@@ -154,10 +202,6 @@ impl TextModel for Llama {
         Shared { rows: rows.clone(), rope: Some(rope) }
     }
 
-    fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
     fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
         self.blocks[index].forward(tape, shared, x, cache)
     }
@@ -176,35 +220,6 @@ impl TextModel for Llama {
 
     fn prompt_positions(&self, slot: Option<usize>) -> usize {
         self.prompt.virtual_positions(slot)
-    }
-
-    fn head(&self) -> &Head {
-        &self.head
-    }
-
-    fn trunk_linears(&self) -> Vec<&Linear> {
-        self.blocks.iter().flat_map(Block::linears).collect()
-    }
-
-    fn embeddings(&self) -> Vec<&Embedding> {
-        vec![&self.embed_tokens]
-    }
-
-    fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>)) {
-        visit(Site::Embedding(&mut self.embed_tokens));
-        visit(Site::Prompt(&mut self.prompt));
-        self.blocks.iter_mut().for_each(|block| block.visit_sites(visit));
-        self.head.visit_sites(visit);
-    }
-
-    fn config_json(&self) -> serde_json::Value {
-        let mut value = self.config.to_json();
-        heads::describe(&self.head, self.config.class_name(), Pooling::Last, &mut value);
-        value
-    }
-
-    fn gguf_form(&self) -> Result<GgufForm, String> {
-        self.config.gguf_form()
     }
 }
 

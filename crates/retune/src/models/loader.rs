@@ -13,6 +13,7 @@ use retune_tensor::{ParamId, Params, Tensor, Weight};
 
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
+use crate::models::config::Config;
 use crate::models::fresh::Draw;
 use crate::models::in_file;
 use crate::models::matrix::{Hold, Lies, Matrix, Order};
@@ -195,6 +196,31 @@ impl<'a> Loader<'a> {
         Ok(layer.or_else(|| Some(files.source.find(&name)?.shape.clone())))
     }
 
+    /// The configuration of what is freshly drawn.
+    pub fn fresh_config(&self) -> Option<&Config<'a>> {
+        match &self.origin {
+            Origin::Files(_) => None,
+            Origin::Fresh(draw) => Some(draw.config()),
+        }
+    }
+
+    /// The kernels `[C, places]` of a convolution of each channel by itself, in f32: files have `[C, 1, h, w]`.
+    ///
+    /// # Errors
+    /// As of any other tensor.
+    pub fn depthwise(&mut self, name: &str, shape: &[usize]) -> Result<ParamId> {
+        let places = shape.iter().skip(1).product();
+        let size = (shape.first().copied().unwrap_or(1), places);
+        let weight = match &mut self.origin {
+            Origin::Files(files) => {
+                let info = files.info(name, shape)?;
+                Weight::F32(Tensor::from_vec(size.0, size.1, files.source.read_f32(&info.name)?))
+            }
+            Origin::Fresh(draw) => draw.kernel(name, size.0, size.1)?,
+        };
+        Ok(self.params.add(name, shape, weight, false))
+    }
+
     /// Whether tensors are made, not read.
     pub fn is_fresh(&self) -> bool {
         matches!(self.origin, Origin::Fresh(_))
@@ -263,6 +289,31 @@ impl<'a> Loader<'a> {
         Ok(self.params.add(name, &[len], Weight::F32(Tensor::from_vec(1, len, values)), false))
     }
 
+    /// The weight `[rows, h w channels]` of a convolution: files have it as `shape`, channel by channel.
+    ///
+    /// # Errors
+    /// As of any other tensor.
+    pub fn kernel(&mut self, name: &str, shape: &[usize], (h, w): (usize, usize)) -> Result<ParamId> {
+        let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product());
+        let weight = match &mut self.origin {
+            Origin::Files(files) => files.kernel(name, shape, (rows, cols), (h, w))?,
+            Origin::Fresh(draw) => draw.kernel(name, rows, cols)?,
+        };
+        let id = self.params.add(name, shape, weight, false);
+        self.params.get_mut(id).layout = retune_tensor::Layout::Kernel(h, w);
+        Ok(id)
+    }
+
+    /// A running statistic `[len]`, which no method trains.
+    ///
+    /// # Errors
+    /// As of any other tensor.
+    pub fn buffer(&mut self, name: &str, len: usize) -> Result<ParamId> {
+        let id = self.vector(name, len, None)?;
+        self.params.get_mut(id).buffer = true;
+        Ok(id)
+    }
+
     /// A matrix `[rows, cols]` that is not quantised while it is loaded: tables and heads.
     pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<ParamId> {
         self.weight(name, (rows, cols), Layout::Rows(None), false)
@@ -317,11 +368,11 @@ impl<'a> Loader<'a> {
 
     /// transformers' `Conv1D` at a module path, with its bias: folders hold the weight as `[in, out]` (but not where
     /// bitsandbytes quantised it), GGUF files as `[out, in]`. It is written as `[in, out]`
-    /// ([`retune_tensor::Param::transposed`]).
+    /// ([`retune_tensor::Layout::Turned`]).
     pub fn conv1d(&mut self, path: &str, shape: (usize, usize), gguf: bool) -> Result<Linear> {
         let layout = if gguf { Layout::Rows(None) } else { Layout::Turned };
         let weight = self.weight(&format!("{path}.weight"), shape, layout, true)?;
-        self.params.get_mut(weight).transposed = true;
+        self.params.get_mut(weight).layout = retune_tensor::Layout::Turned;
         let linear = self.with_bias(path, weight, shape, true)?;
         Ok(Linear { fan_in_fan_out: true, ..linear })
     }
@@ -407,6 +458,28 @@ impl Files<'_> {
         };
         let source = Lies::Tensor { info, format, order };
         self.place(name, Matrix { source, shape: (rows, cols), hold }, linear)
+    }
+
+    fn kernel(
+        &mut self,
+        name: &str,
+        in_file: &[usize],
+        shape: (usize, usize),
+        (h, w): (usize, usize),
+    ) -> Result<Weight> {
+        let info = self.info(name, in_file)?;
+        let format = self.format(&info)?;
+        let hold = match self.storage {
+            StorageChoice::Bf16 => Hold::Bf16,
+            StorageChoice::Quantised(how) if self.quantised.includes(name) => Hold::Quantised(how),
+            // A pixel's channels lie side by side in memory, not in files: values are moved, whatever their type.
+            _ => Hold::F32,
+        };
+        self.place(
+            name,
+            Matrix { source: Lies::Tensor { info, format, order: Order::Kernel(h, w) }, shape, hold },
+            true,
+        )
     }
 
     /// Reads a matrix, or leaves it where it is.

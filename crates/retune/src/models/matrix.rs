@@ -7,7 +7,7 @@ use retune_formats::{TensorInfo, TensorSource};
 use retune_tensor::memory::held_bytes;
 use retune_tensor::params::decode_all;
 use retune_tensor::storage::{self, Format, FourBit, StorageError};
-use retune_tensor::{Tensor, Weight};
+use retune_tensor::{Layout, Tensor, Weight};
 
 use crate::error::{Error, Result};
 use crate::models::ModelFiles;
@@ -43,6 +43,8 @@ pub enum Order {
     Rows(Vec<usize>),
     /// Columns as rows.
     Turned,
+    /// Each row channel by channel, each of them so many lines and columns ([`Layout::Kernel`]).
+    Kernel(usize, usize),
 }
 
 /// How a matrix is held in memory.
@@ -214,6 +216,7 @@ impl Matrix {
         match order {
             Order::AsIs => Ok(source.read(&info.name)?),
             Order::Turned => Ok(transpose(&source.read(&info.name)?, cols, rows)),
+            Order::Kernel(..) => Err(self.fail(source, "kernels are held in f32, bf16 or quantised".into())),
             Order::Rows(order) => {
                 let mut bytes = vec![0; info.byte_len() as usize];
                 let width = bytes.len() / rows.max(1);
@@ -257,6 +260,15 @@ impl Matrix {
                 Order::Turned => {
                     for (r, row) in own[..n * file_cols].chunks_exact(file_cols.max(1)).enumerate() {
                         row.iter().enumerate().for_each(|(c, v)| out[c * cols + first + r] = *v);
+                    }
+                }
+                Order::Kernel(h, w) => {
+                    let layout = Layout::Kernel(*h, *w);
+                    for (r, row) in own[..n * cols].chunks_exact(cols.max(1)).enumerate() {
+                        let to = &mut out[(first + r) * cols..][..cols];
+                        to.iter_mut()
+                            .enumerate()
+                            .for_each(|(c, v)| *v = row[layout.to_file((0, c), (1, cols))]);
                     }
                 }
                 Order::Rows(_) => {

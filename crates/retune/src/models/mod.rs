@@ -6,7 +6,10 @@ pub mod files;
 pub mod fresh;
 mod gguf_form;
 pub mod gpt2;
+pub mod graph;
 pub mod heads;
+pub mod image_file;
+pub mod image_head;
 mod in_file;
 pub mod llama;
 pub mod loader;
@@ -16,8 +19,10 @@ pub mod quantised;
 pub mod rope;
 mod snapshot;
 pub mod streamed;
+pub mod vgg;
 mod without_adapter;
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,6 +36,7 @@ use crate::nn::{
 use crate::train::available_memory;
 pub use files::ModelFiles;
 pub use gguf_form::{GgufForm, Keys};
+pub use graph::ImageModel;
 pub use loader::{LoadOptions, StorageChoice};
 pub use quantised::Quantisation;
 pub use snapshot::Snapshot;
@@ -43,9 +49,17 @@ pub struct Spec {
     pub model_types: &'static [&'static str],
     pub name: &'static str,
     pub summary: &'static str,
+    pub reads: Reads,
     pub load: fn(&ModelFiles, &LoadOptions, &HeadRequest) -> Result<Model>,
     /// The parameters of a model of this configuration, freshly drawn.
     pub fresh: fn(&config::Config, fresh::Draw) -> Result<Params>,
+}
+
+/// What an architecture reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    Text,
+    Pictures,
 }
 
 /// All architectures.
@@ -53,6 +67,7 @@ pub const MODELS: &[&Spec] = &[
     &llama::SPEC, //
     &bert::SPEC,
     &gpt2::SPEC,
+    &vgg::SPEC,
 ];
 
 /// The head that a model is loaded with.
@@ -70,6 +85,8 @@ pub enum HeadRequest {
         pooling: Option<Pooling>,
         keep: bool,
         seed: u64,
+        /// Height and width of the pictures that an image network is to read; `None`: as its files say.
+        image_size: Option<(usize, usize)>,
     },
     /// A language model's head: it must be in the files.
     LanguageModel,
@@ -112,26 +129,18 @@ impl<'a> TextInput<'a> {
     }
 }
 
-/// A text trunk with its head, as tasks and generation see it: embedded rows, blocks, a last norm.
-pub trait TextModel: Send + Sync {
-    fn info(&self) -> ModelInfo;
+/// What every network has, whatever it reads: what methods, export and reports see.
+pub trait Network: Send + Sync {
+    /// `model_type`, as in `config.json`.
+    fn model_type(&self) -> String;
 
-    /// The rows that the first block reads, virtual ones of a soft prompt included.
-    fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden;
-
-    /// What all blocks share for these rows; `before` as in [`TextInput`].
-    fn shared(&self, rows: &Rows, before: Option<&[usize]>) -> Shared;
+    /// Channels of what the head reads.
+    fn hidden_size(&self) -> usize;
 
     fn blocks(&self) -> usize;
 
-    /// One block, `[T, C]` to `[T, C]`. With a cache, over the keys and values of the rows before too.
-    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var;
-
-    /// After the last block: the norm, where the model has one there.
-    fn finish(&self, tape: &Tape, x: &Var) -> Var;
-
-    /// The heads of a layer.
-    fn attention(&self, layer: usize) -> &Attention;
+    /// The block that a parameter belongs to; `None` of what lies in front of, behind or beside them.
+    fn block_of(&self, parameter: &str) -> Option<usize>;
 
     fn head(&self) -> &Head;
 
@@ -139,7 +148,9 @@ pub trait TextModel: Send + Sync {
     fn trunk_linears(&self) -> Vec<&Linear>;
 
     /// The token tables.
-    fn embeddings(&self) -> Vec<&Embedding>;
+    fn embeddings(&self) -> Vec<&Embedding> {
+        Vec::new()
+    }
 
     /// Calls `visit` with every site, in order, the head's last.
     fn visit_sites(&mut self, visit: &mut dyn FnMut(Site<'_>));
@@ -154,9 +165,44 @@ pub trait TextModel: Send + Sync {
     fn gguf_form(&self) -> std::result::Result<GgufForm, String> {
         Err(format!(
             "models of type \"{}\" are not written as GGUF; llama, mistral, qwen2, qwen3 and gpt2 are",
-            self.info().model_type
+            self.model_type()
         ))
     }
+
+    /// The head of a language model.
+    fn language_model(&self) -> Option<&LanguageModelHead> {
+        match self.head() {
+            Head::LanguageModel(head) => Some(head),
+            _ => None,
+        }
+    }
+
+    /// All linear layers, the head's last.
+    fn linears(&self) -> Vec<&Linear> {
+        let mut all = self.trunk_linears();
+        all.extend(self.head().linears());
+        all
+    }
+}
+
+/// A text trunk with its head, as tasks and generation see it: embedded rows, blocks, a last norm.
+pub trait TextModel: Network {
+    fn info(&self) -> ModelInfo;
+
+    /// The rows that the first block reads, virtual ones of a soft prompt included.
+    fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden;
+
+    /// What all blocks share for these rows; `before` as in [`TextInput`].
+    fn shared(&self, rows: &Rows, before: Option<&[usize]>) -> Shared;
+
+    /// One block, `[T, C]` to `[T, C]`. With a cache, over the keys and values of the rows before too.
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var;
+
+    /// After the last block: the norm, where the model has one there.
+    fn finish(&self, tape: &Tape, x: &Var) -> Var;
+
+    /// The heads of a layer.
+    fn attention(&self, layer: usize) -> &Attention;
 
     /// The normed hidden rows of texts.
     fn hidden<'p>(&'p self, tape: &Tape<'p>, input: &TextInput, pass: &Pass) -> Hidden {
@@ -267,21 +313,6 @@ pub trait TextModel: Send + Sync {
         self.prefix_positions(slot) + self.prompt_positions(slot)
     }
 
-    /// The head of a language model.
-    fn language_model(&self) -> Option<&LanguageModelHead> {
-        match self.head() {
-            Head::LanguageModel(head) => Some(head),
-            _ => None,
-        }
-    }
-
-    /// All linear layers, the head's last.
-    fn linears(&self) -> Vec<&Linear> {
-        let mut all = self.trunk_linears();
-        all.extend(self.head().linears());
-        all
-    }
-
     /// A cache for a text of up to `rows` rows of its own through an adapter.
     fn new_cache(&self, rows: usize, active: Active) -> KvCache {
         let layers = self.blocks();
@@ -292,6 +323,44 @@ pub trait TextModel: Send + Sync {
         let most = if learned_positions { context_length + unplaced } else { usize::MAX };
         let capacity = (rows + self.virtual_rows(slot)).min(most);
         KvCache::new(layers, capacity, cols.unwrap_or(0), active)
+    }
+}
+
+/// A network by what it reads.
+pub enum Net {
+    Text(Box<dyn TextModel>),
+    Image(Box<ImageModel>),
+}
+
+impl Net {
+    /// If it reads text.
+    pub fn as_text(&self) -> Option<&dyn TextModel> {
+        if let Net::Text(net) = self { Some(net.as_ref()) } else { None }
+    }
+
+    /// If it reads pictures.
+    pub fn as_image(&self) -> Option<&ImageModel> {
+        if let Net::Image(net) = self { Some(net) } else { None }
+    }
+}
+
+impl Deref for Net {
+    type Target = dyn Network;
+
+    fn deref(&self) -> &(dyn Network + 'static) {
+        match self {
+            Net::Text(net) => net.as_ref(),
+            Net::Image(net) => net.as_ref(),
+        }
+    }
+}
+
+impl DerefMut for Net {
+    fn deref_mut(&mut self) -> &mut (dyn Network + 'static) {
+        match self {
+            Net::Text(net) => net.as_mut(),
+            Net::Image(net) => net.as_mut(),
+        }
     }
 }
 
@@ -309,7 +378,7 @@ pub struct OnModel {
 /// A loaded model: its parameters, its network, where it came from, and what was put on it.
 pub struct Model {
     pub params: Params,
-    pub net: Box<dyn TextModel>,
+    pub net: Net,
     pub files: ModelFiles,
     pub adapters: Vec<OnModel>,
     /// What reads the weights that stay in their files, if any do.
@@ -356,9 +425,39 @@ impl Model {
         (paths(self.net.linears()), paths(self.net.head().linears()))
     }
 
+    /// The network, if it reads text.
+    ///
+    /// # Errors
+    /// If it reads something else.
+    pub fn text(&self) -> Result<&dyn TextModel> {
+        match &self.net {
+            Net::Text(net) => Ok(net.as_ref()),
+            Net::Image(_) => Err(self.reads("pictures", "text")),
+        }
+    }
+
+    /// The network, if it reads pictures.
+    ///
+    /// # Errors
+    /// If it reads something else.
+    pub fn image(&self) -> Result<&ImageModel> {
+        match &self.net {
+            Net::Image(net) => Ok(net),
+            Net::Text(_) => Err(self.reads("text", "pictures")),
+        }
+    }
+
+    fn reads(&self, what: &str, wanted: &str) -> Error {
+        let (path, kind) = (self.files.path().to_path_buf(), self.net.model_type());
+        Error::Model {
+            path,
+            what: format!("a {kind} model reads {what}, and this is for models that read {wanted}"),
+        }
+    }
+
     /// As [`check_ids`].
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        check_ids(self.net.as_ref(), ids)
+        check_ids(self.text()?, ids)
     }
 }
 

@@ -2,39 +2,27 @@
 
 use retune_tensor::{Tape, Var};
 
-use super::{ModelInfo, TextInput, TextModel};
+use super::{ModelInfo, Network, TextInput, TextModel};
 use crate::nn::{Active, Attention, Caches, Embedding, Head, Hidden, Linear, Pass, Rows, Shared, Site};
 
 /// A view of a network in which no slot is active. Parameters of the base that a method trains are as trained as ever.
 pub struct WithoutAdapter<'a>(pub &'a dyn TextModel);
 
-impl TextModel for WithoutAdapter<'_> {
-    fn info(&self) -> ModelInfo {
-        self.0.info()
+impl Network for WithoutAdapter<'_> {
+    fn model_type(&self) -> String {
+        self.0.model_type()
     }
 
-    fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden {
-        self.0.embed(tape, input, &Pass { active: Active::Base, ..pass.clone() })
+    fn hidden_size(&self) -> usize {
+        self.0.hidden_size()
     }
 
-    fn shared(&self, rows: &Rows, before: Option<&[usize]>) -> Shared {
-        self.0.shared(rows, before)
+    fn block_of(&self, parameter: &str) -> Option<usize> {
+        self.0.block_of(parameter)
     }
 
     fn blocks(&self) -> usize {
         self.0.blocks()
-    }
-
-    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
-        self.0.block(tape, shared, index, x, cache)
-    }
-
-    fn finish(&self, tape: &Tape, x: &Var) -> Var {
-        self.0.finish(tape, x)
-    }
-
-    fn attention(&self, layer: usize) -> &Attention {
-        self.0.attention(layer)
     }
 
     fn head(&self) -> &Head {
@@ -54,6 +42,32 @@ impl TextModel for WithoutAdapter<'_> {
 
     fn config_json(&self) -> serde_json::Value {
         self.0.config_json()
+    }
+}
+
+impl TextModel for WithoutAdapter<'_> {
+    fn info(&self) -> ModelInfo {
+        self.0.info()
+    }
+
+    fn embed(&self, tape: &Tape, input: &TextInput, pass: &Pass) -> Hidden {
+        self.0.embed(tape, input, &Pass { active: Active::Base, ..pass.clone() })
+    }
+
+    fn shared(&self, rows: &Rows, before: Option<&[usize]>) -> Shared {
+        self.0.shared(rows, before)
+    }
+
+    fn block(&self, tape: &Tape, shared: &Shared, index: usize, x: &Var, cache: Option<&mut Caches>) -> Var {
+        self.0.block(tape, shared, index, x, cache)
+    }
+
+    fn finish(&self, tape: &Tape, x: &Var) -> Var {
+        self.0.finish(tape, x)
+    }
+
+    fn attention(&self, layer: usize) -> &Attention {
+        self.0.attention(layer)
     }
 
     fn prefix_rows(&self, _slot: Option<usize>) -> usize {

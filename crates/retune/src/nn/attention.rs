@@ -35,6 +35,16 @@ impl Attention {
         Attention { path: path.into(), layer, shape, prefix: Slots::default() }
     }
 
+    /// Whether a parameter's name begins as this one's block's do: `model.layers.3.`.
+    pub fn is_in_block(&self, parameter: &str) -> bool {
+        let number = self.layer.to_string();
+        let end = self.path.split('.').position(|part| part == number).map_or(0, |at| at + 1);
+        let mut parts = parameter.split('.');
+        end > 0
+            && self.path.split('.').take(end).all(|part| parts.next() == Some(part))
+            && parts.next().is_some()
+    }
+
     /// Number of keys in front of an example's that goes through this slot.
     pub fn prefix_rows(&self, slot: Option<usize>) -> usize {
         self.prefix.get(slot).map_or(0, |prefix| prefix.rows())

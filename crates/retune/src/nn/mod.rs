@@ -15,7 +15,7 @@ pub use attention::{Attention, AttentionPrefix};
 pub use embedding::{Embedding, EmbeddingDelta};
 pub use head::{Classifier, Head, Hidden, LanguageModelHead, Pooling, Problem};
 pub use kv_cache::{Caches, KvCache};
-pub use linear::{Linear, LinearDelta, linear_many};
+pub use linear::{Linear, LinearDelta, Sliding, linear_many};
 pub use norm::{LayerNorm, RmsNorm};
 pub use pass::{Active, Dropouts, Pass, Rows, Shared};
 pub use prompt::{Prompt, PromptRows};

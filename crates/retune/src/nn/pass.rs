@@ -1,10 +1,10 @@
 //! One forward pass: the rows it works on, which adapter they go through, and how they are treated.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use retune_tensor::ops::{DropoutRows, RopeTable};
-use retune_tensor::{Segments, Tape, Tensor, Var};
+use retune_tensor::{Grid, Segments, Tape, Tensor, Var};
 
 /// Keys the dropout masks of a training pass.
 #[derive(Clone, Debug)]
@@ -72,10 +72,11 @@ impl Pass {
 #[derive(Clone)]
 pub struct Rows {
     pub segments: Segments,
-    /// `Some` while training: keys of the dropout masks, row by row.
-    pub dropout: Option<DropoutRows>,
     pub active: Active,
+    /// Where the rows are pixels.
+    pub grid: Option<Grid>,
     keys: Option<Arc<Dropouts>>,
+    masks: Arc<OnceLock<DropoutRows>>,
 }
 
 /// Neighbouring examples of one adapter.
@@ -91,8 +92,20 @@ impl Rows {
     }
 
     fn keyed(segments: Segments, keys: Option<Arc<Dropouts>>, active: Active) -> Rows {
-        let dropout = keys.as_ref().map(|d| DropoutRows::new(d.seed, d.epoch, &segments, &d.examples));
-        Rows { segments, dropout, active, keys }
+        Rows { segments, active, grid: None, keys, masks: Arc::default() }
+    }
+
+    /// Keys of the dropout masks, row by row: while training.
+    pub fn dropout(&self) -> Option<&DropoutRows> {
+        let keys = self.keys.as_ref()?;
+        let rows = || DropoutRows::new(keys.seed, keys.epoch, &self.segments, &keys.examples);
+        Some(self.masks.get_or_init(rows))
+    }
+
+    /// The same examples as pixels: each is an image of `grid`.
+    pub fn on_grid(&self, grid: Grid) -> Rows {
+        let rows = self.with_segments(Segments::from_lengths(&vec![grid.pixels(); grid.images]));
+        Rows { grid: Some(grid), ..rows }
     }
 
     /// The same examples with other rows: virtual rows in front, or pooled to one row each.
@@ -124,7 +137,8 @@ impl Rows {
         let segments = Segments::from_lengths(&lengths);
         let range = start..start + segments.rows();
         let active = group.slot.map_or(Active::Base, Active::Slot);
-        (Rows { segments, dropout: None, active, keys: None }, range)
+        let grid = self.grid.map(|grid| Grid { images: group.examples.len(), ..grid });
+        (Rows { grid, ..Rows::keyed(segments, None, active) }, range)
     }
 
     /// Runs `part` over the rows of each adapter, with its slot, and lays the results end to end: each example's output

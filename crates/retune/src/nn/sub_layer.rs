@@ -20,7 +20,8 @@ pub struct Meeting<'a> {
     /// What the sub-layer worked on (after a norm in front of it): parallel adapters read it.
     pub input: &'a Var,
     pub output: &'a Var,
-    pub residual: &'a Var,
+    /// `None` where the output is all that there is: the end of a stage of convolutions.
+    pub residual: Option<&'a Var>,
     /// The norm behind the sum, if the model has one there.
     pub norm: Option<&'a LayerNorm>,
 }
@@ -52,9 +53,10 @@ impl SubLayer {
         if self.after.is_empty() {
             return meeting.plain(tape);
         }
-        let Meeting { input, output, residual, norm } = meeting;
-        rows.by_adapter(tape, [input, output, residual], |slot, rows, [input, output, residual]| {
-            let meeting = Meeting { input, output, residual, norm };
+        let Meeting { input, output, residual: beside, norm } = meeting;
+        let all = [input, output, beside.unwrap_or(output)];
+        rows.by_adapter(tape, all, |slot, rows, [input, output, residual]| {
+            let meeting = Meeting { input, output, residual: beside.map(|_| residual), norm };
             match self.after.get(slot) {
                 Some(delta) => delta.forward(tape, rows, self, &meeting),
                 None => meeting.plain(tape),
@@ -71,7 +73,7 @@ impl Meeting<'_> {
 
     /// `output` in the place of the sub-layer's own: the sum, normed where the model does.
     pub fn finish(&self, tape: &Tape, output: &Var) -> Var {
-        let sum = ops::add(tape, self.residual, output);
+        let sum = self.residual.map_or_else(|| output.clone(), |residual| ops::add(tape, residual, output));
         match self.norm {
             Some(norm) => norm.forward(tape, &sum),
             None => sum,

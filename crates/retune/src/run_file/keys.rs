@@ -1,14 +1,16 @@
 //! The table of settings: name, flag, kind, range and one line of description each.
 
-use super::{Optim, RunFile, Storage, TaskChoice, Weights};
+use super::{AugmentPreset, Optim, RunFile, Storage, TaskChoice, Weights};
 
 /// The table of what quantised storages are set by.
 pub(super) const QUANTIZATION: &str = "quantization";
+/// The table of how pictures are changed.
+pub(super) const AUGMENT: &str = "augment";
 
 /// One setting of the run file.
 #[derive(Debug)]
 pub struct Key {
-    /// Its table in the file: "" for the top level, else a method, or `quantization`.
+    /// Its table in the file: "" for the top level, else a method, `quantization` or `augment`.
     pub table: &'static str,
     pub name: &'static str,
     /// Its flag on the command line, without the dashes.
@@ -99,13 +101,13 @@ impl Key {
 
     /// Is it a setting of a method?
     pub fn is_of_method(&self) -> bool {
-        !matches!(self.table, "" | QUANTIZATION)
+        !matches!(self.table, "" | QUANTIZATION | AUGMENT)
     }
 
     /// Does it mean anything in this run?
     pub fn applies_to(&self, run: &RunFile) -> bool {
         match self.table {
-            "" => true,
+            "" | AUGMENT => true,
             QUANTIZATION => run.storage.is_quantised(),
             method => method == run.method,
         }
@@ -187,6 +189,8 @@ pub const KEYS: &[Key] = &[
     key("", "train_on", "train-on", Kind::Choice(&["answers", "all"]), "which tokens carry loss", &["train_on_input", "mask_prompt", "train_on_inputs", "completion_only_loss"]),
     key("", "eval_share", "eval-share", Kind::Share, "share of the rows held out where there is no eval_data; without it, 0.1 of labelled rows", &["val_split", "validation_split", "test_size", "val_set_size", "validation_split_percentage"]),
 
+    key("", "image_size", "image-size", Kind::Whole(8, 4096), "side of the pictures that are read, in pixels; without it, the model's own", &["imgsz", "img_size", "input_size", "resolution"]),
+
     key("", "labels", "labels", Kind::Names, "names of the classes, in order; without it, those of the data", &["label_list", "label_names", "id2label"]),
     key("", "pooling", "pooling", Kind::Choice(&["auto", "first", "last", "mean"]), "which rows of a text its class is read from", &["pooling_mode", "pooling_strategy", "pooler"]),
     key("", "class_weights", "class-weights", Kind::Text, "what each class counts: even, balanced, or positive=2,negative=0.5", &["class_weight", "label_weights"]),
@@ -209,6 +213,22 @@ pub const KEYS: &[Key] = &[
 
     key(QUANTIZATION, "double_quant", "double-quant", Kind::Switch, "of storage nf4, fp4 and int4: quantise the blocks' constants as well", &["bnb_4bit_use_double_quant", "double_quantization", "compress_statistics"]),
     key(QUANTIZATION, "keep_modules", "keep-modules", Kind::Names, "modules that are not quantised, beside tables and heads: paths, their ends, or patterns", &["llm_int8_skip_modules", "modules_to_not_convert"]),
+
+    key(AUGMENT, "preset", "augment", Kind::Choice(AugmentPreset::NAMES), "how pictures are changed in every epoch; auto: the standard way, unless a frozen part's values can be kept", &["augmentation", "auto_augment"]),
+    key(AUGMENT, "flip", "augment-flip", Kind::Real(0.0, 1.0), "probability that left and right change places", &["fliplr", "hflip"]),
+    key(AUGMENT, "flip_vertical", "augment-flip-vertical", Kind::Real(0.0, 1.0), "probability that top and bottom change places", &["flipud", "vflip"]),
+    key(AUGMENT, "crop", "augment-crop", Kind::Real(0.01, 1.0), "least share of a picture's area that is cut out", &["crop_scale", "random_resized_crop"]),
+    key(AUGMENT, "rotate", "augment-rotate", Kind::Real(0.0, 45.0), "turned by up to so many degrees", &["degrees", "rotation"]),
+    key(AUGMENT, "brightness", "augment-brightness", Kind::Real(0.0, 1.0), "how much the brightness changes", &["hsv_v"]),
+    key(AUGMENT, "contrast", "augment-contrast", Kind::Real(0.0, 1.0), "how much the contrast changes", &[]),
+    key(AUGMENT, "saturation", "augment-saturation", Kind::Real(0.0, 1.0), "how much the saturation changes", &["hsv_s"]),
+    key(AUGMENT, "hue", "augment-hue", Kind::Real(0.0, 0.5), "how far the hue turns", &["hsv_h"]),
+    key(AUGMENT, "erase", "augment-erase", Kind::Real(0.0, 1.0), "probability that a rectangle is erased", &["random_erasing"]),
+    key(AUGMENT, "mixup", "augment-mixup", Kind::Real(0.0, 10.0), "alpha of mixup; 0 is off", &[]),
+    key(AUGMENT, "cutmix", "augment-cutmix", Kind::Real(0.0, 10.0), "alpha of CutMix; 0 is off", &[]),
+    key(AUGMENT, "mosaic", "augment-mosaic", Kind::Real(0.0, 1.0), "detection: probability that four pictures become one", &[]),
+    key(AUGMENT, "zoom", "augment-zoom", Kind::Real(0.0, 0.9), "detection: how much larger or smaller", &["scale"]),
+    key(AUGMENT, "translate", "augment-translate", Kind::Real(0.0, 0.5), "detection: moved by up to this share of a side", &[]),
 
     key("lora", "rank", "rank", Kind::Whole(1, 4096), "rank of the update, R in W + B A", &["r", "lora_r", "lora_rank"]),
     key("lora", "lora_alpha", "alpha", Kind::Above(0.0, 1e6), "the update is scaled by alpha / rank", &["alpha"]),

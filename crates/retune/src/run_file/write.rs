@@ -54,8 +54,8 @@ fn write_key(text: &mut String, key: &Key, values: &toml::Value) {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Adapter, Ia3, Lora, Partial, Prefix, Prompt, Quantization, ScalingSetting, Sparse, Storage,
-        TargetModules,
+        Adapter, Augment, AugmentPreset, Ia3, Lora, Partial, Prefix, Prompt, Quantization, ScalingSetting,
+        Sparse, Storage, TargetModules,
     };
     use super::*;
 
@@ -71,7 +71,25 @@ mod tests {
             lora: Lora { target_modules: TargetModules::Names(vec!["q_proj".into()]), ..Lora::default() },
             storage: Storage::Nf4,
             weights: super::super::Weights::Streamed,
+            image_size: Some(96),
             quantization: Quantization { double_quant: false, keep_modules: vec!["down_proj".into()] },
+            augment: Augment {
+                preset: AugmentPreset::Standard,
+                flip: Some(0.5),
+                flip_vertical: Some(0.1),
+                crop: Some(0.4),
+                rotate: Some(10.0),
+                brightness: Some(0.1),
+                contrast: Some(0.2),
+                saturation: Some(0.3),
+                hue: Some(0.05),
+                erase: Some(0.25),
+                mixup: Some(0.8),
+                cutmix: Some(1.0),
+                mosaic: Some(0.75),
+                zoom: Some(0.5),
+                translate: Some(0.15),
+            },
             ..RunFile::default()
         };
         assert_eq!(RunFile::from_toml("run.toml", &run.to_toml()).unwrap(), run);

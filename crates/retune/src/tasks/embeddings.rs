@@ -25,7 +25,7 @@ pub fn embed(
 ) -> Option<Tensor> {
     let slot = |text: usize| slots.get(text).copied().flatten();
     let order = in_batch_order(texts, slots);
-    let mut all = Tensor::zeros(texts.len(), net.info().hidden_size);
+    let mut all = Tensor::zeros(texts.len(), net.hidden_size());
     let mut done = 0;
     for batch in order.chunks(batch_size.max(1)) {
         let packed = Packed::of(batch.iter().map(|&text| &texts[text]));

@@ -4,6 +4,8 @@ pub mod causal_lm;
 pub mod classification;
 pub mod detection;
 pub mod embeddings;
+pub mod images;
+pub mod kept_rows;
 pub mod masked_lm;
 pub mod record;
 pub mod trunk_cache;

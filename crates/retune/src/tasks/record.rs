@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::models::config::Config;
-use crate::models::{HeadRequest, Model, ModelFiles, heads};
+use crate::models::{HeadRequest, Model, ModelFiles, heads, image_head};
 use crate::nn::{Head, Pooling, Problem};
 
 /// The file's name.
@@ -29,6 +29,7 @@ pub enum Task {
     TextClassification,
     TokenClassification,
     MaskedLm,
+    ImageClassification,
 }
 
 /// What was learned.
@@ -44,6 +45,9 @@ pub struct TaskRecord {
     pub pooling: Option<Pooling>,
     /// Tokens that a text was cut at.
     pub max_length: usize,
+    /// Height and width of the pictures, in pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<(usize, usize)>,
     /// Where the base model lay, for people; `base.json` tells which one it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
@@ -53,7 +57,16 @@ impl TaskRecord {
     /// Of a model with the head that it was trained with.
     pub fn of(model: &Model, task: Task, max_length: usize) -> TaskRecord {
         let base_model = Some(model.files.path().display().to_string());
-        let plain = TaskRecord { task, problem: None, labels: vec![], pooling: None, max_length, base_model };
+        let image_size = model.net.as_image().map(|net| (net.input().height, net.input().width));
+        let plain = TaskRecord {
+            task,
+            problem: None,
+            labels: vec![],
+            pooling: None,
+            max_length,
+            image_size,
+            base_model,
+        };
         match model.net.head() {
             Head::Classifier(head) => TaskRecord {
                 problem: Some(head.problem),
@@ -75,6 +88,21 @@ impl TaskRecord {
             return Ok(Some(record));
         }
         let config = Config { path: folder.path().join("config.json"), value: folder.config() };
+        if config
+            .get("architectures")
+            .and_then(|all| all.get(0)?.as_str())
+            .is_some_and(|name| name.ends_with("ForImageClassification"))
+        {
+            return Ok(Some(TaskRecord {
+                task: Task::ImageClassification,
+                problem: Some(Problem::SingleLabel),
+                labels: image_head::labels(&config)?,
+                pooling: None,
+                max_length: 512,
+                image_size: None,
+                base_model: None,
+            }));
+        }
         let HeadRequest::Classifier { problem, labels, pooling, .. } = heads::requested(&config, 0)? else {
             return Ok(None);
         };
@@ -85,13 +113,14 @@ impl TaskRecord {
             labels,
             pooling,
             max_length: 512,
+            image_size: None,
             base_model: None,
         }))
     }
 
     /// Whether it tells labels.
     pub fn classifies(&self) -> bool {
-        matches!(self.task, Task::TextClassification | Task::TokenClassification)
+        matches!(self.task, Task::TextClassification | Task::TokenClassification | Task::ImageClassification)
     }
 
     /// Writes `task.json` into a folder, atomically.
@@ -124,8 +153,7 @@ impl TaskRecord {
         if !LENGTHS.contains(&self.max_length) {
             return Err(format!("\"max_length\" is {}; 2 to {} are possible", self.max_length, 1 << 20));
         }
-        let classifies = matches!(self.task, Task::TextClassification | Task::TokenClassification);
-        if !classifies {
+        if !self.classifies() {
             return Ok(());
         }
         if self.labels.is_empty() || self.labels.len() > LABELS_MAX {
@@ -136,6 +164,9 @@ impl TaskRecord {
         }
         match (self.problem, self.task) {
             (None, _) => Err("it classifies, but has no \"problem\"".into()),
+            (Some(problem), Task::ImageClassification) if problem != Problem::SingleLabel => {
+                Err(format!("the problem of pictures is \"{problem}\""))
+            }
             (Some(Problem::Tokens), Task::TextClassification) => {
                 Err("the problem of texts is \"tokens\"".into())
             }
@@ -181,6 +212,7 @@ impl TaskRecord {
             labels: (0..outputs).map(|i| format!("LABEL_{i}")).collect(),
             pooling: None,
             max_length: 512,
+            image_size: None,
             base_model: None,
         }))
     }
@@ -219,6 +251,7 @@ impl TaskRecord {
             labels,
             pooling: None,
             max_length: 512,
+            image_size: None,
             base_model: None,
         }))
     }
@@ -226,15 +259,17 @@ impl TaskRecord {
     /// The head that a model is to be opened with.
     pub fn head(&self) -> HeadRequest {
         match (self.task, self.problem) {
-            (Task::TextClassification | Task::TokenClassification, Some(problem)) => {
-                HeadRequest::Classifier {
-                    problem,
-                    labels: self.labels.clone(),
-                    pooling: self.pooling,
-                    keep: true,
-                    seed: 0,
-                }
-            }
+            (
+                Task::TextClassification | Task::TokenClassification | Task::ImageClassification,
+                Some(problem),
+            ) => HeadRequest::Classifier {
+                problem,
+                labels: self.labels.clone(),
+                pooling: self.pooling,
+                keep: true,
+                seed: 0,
+                image_size: self.image_size,
+            },
             _ => HeadRequest::AsFile,
         }
     }
@@ -261,6 +296,7 @@ mod tests {
             labels: vec!["no".into(), "yes".into()],
             pooling: Some(Pooling::Mean),
             max_length: 128,
+            image_size: None,
             base_model: None,
         }
     }

@@ -4,12 +4,13 @@
 //! their rows `T`, the rows that carry loss `S`, the texts `B`. Every buffer's size is `c + t T + s S + b B`, so four runs
 //! tell what any batch takes, buffer by buffer, and when: a method, a model or an op needs no formula of its own.
 
+use retune_media::pictures::Prepare;
 use retune_tensor::memory::{self, Traced, held_bytes};
 use retune_tensor::ops::linear_cross_entropy::chunk_rows;
 use retune_tensor::ops::{self, LossRows};
-use retune_tensor::{Gradients, Params, Segments, Tape, Tensor, Var, kernel};
+use retune_tensor::{Gradients, Grid, Params, Segments, Tape, Tensor, Var, kernel};
 
-use crate::models::{TextInput, TextModel};
+use crate::models::{ImageModel, Net, Network, TextInput, TextModel};
 use crate::nn::{Dropouts, Head, Pass};
 use crate::tasks::causal_lm::head_loss;
 
@@ -64,6 +65,8 @@ pub struct DryRun {
     prefix_rows: u64,
     /// Columns of a head.
     head_dim: u64,
+    /// Rows look at each other.
+    attends: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +118,44 @@ const TILE: u64 = 64;
 
 impl DryRun {
     /// Goes through a pass of a model as it is going to be trained or evaluated.
-    pub fn of(net: &dyn TextModel, params: &Params, purpose: Purpose) -> DryRun {
+    pub fn of(net: &Net, params: &Params, purpose: Purpose) -> DryRun {
+        match net {
+            Net::Text(net) => DryRun::of_texts(net.as_ref(), params, purpose),
+            Net::Image(net) => DryRun::of_pictures(net, params, purpose),
+        }
+    }
+
+    /// Pictures have one size: two probes tell what each of them takes.
+    fn of_pictures(net: &ImageModel, params: &Params, purpose: Purpose) -> DryRun {
+        let [few, more] = [2, 3].map(|n| memory::trace(|| run_pictures(net, params, purpose, n)));
+        let comparable = alike(&few, &more);
+        let size = |index: usize, elements: usize| {
+            let per_example = match more.get(index) {
+                Some(Traced::Take(larger)) if comparable => *larger as i64 - elements as i64,
+                // The paths differ with their number: all is taken for pictures.
+                _ => elements.div_ceil(2) as i64,
+            };
+            let fixed = if comparable { elements as i64 - 2 * per_example } else { 0 };
+            Size { fixed, per_row: 0, per_target: 0, per_example }
+        };
+        let event = |(index, traced): (usize, &Traced)| match *traced {
+            Traced::Take(elements) => Event::Take(size(index, elements)),
+            Traced::Free(number) => Event::Free(number),
+            Traced::Mark => Event::Mark,
+        };
+        DryRun {
+            comparable,
+            events: few.iter().enumerate().map(event).collect(),
+            logits: (0, 1),
+            prompt_rows: 0,
+            prefix_rows: 0,
+            head_dim: 0,
+            attends: false,
+        }
+    }
+
+    /// Texts of several lengths.
+    fn of_texts(net: &dyn TextModel, params: &Params, purpose: Purpose) -> DryRun {
         let info = net.info();
         let (prompt_rows, prefix_rows) = (net.prompt_rows(Some(0)), net.prefix_rows(Some(0)));
         let most = if info.learned_positions { info.context_length } else { usize::MAX };
@@ -136,6 +176,7 @@ impl DryRun {
             logits: (logits as u64, chunk_rows(logits) as u64),
             prompt_rows: prompt_rows as u64,
             prefix_rows: prefix_rows as u64,
+            attends: true,
             head_dim: if net.blocks() == 0 { 0 } else { net.attention(0).shape.head_dim as u64 },
         }
     }
@@ -177,6 +218,9 @@ impl DryRun {
 
     /// What a pass takes beside tensors: scratch of attention on each thread, lists of rows.
     fn beside(&self, size: PassSize) -> u64 {
+        if !self.attends {
+            return 0;
+        }
         let threads = rayon::current_num_threads() as u64;
         let keys = size.longest + self.prefix_rows;
         let tile = TILE.min(size.longest);
@@ -242,7 +286,7 @@ pub fn taken_bytes(work: impl FnOnce()) -> u64 {
 }
 
 /// Bytes that all threads keep for the packed operands of products with these weights.
-pub fn workspace_bytes(net: &dyn TextModel, params: &Params) -> u64 {
+pub fn workspace_bytes(net: &Net, params: &Params) -> u64 {
     let block = params.iter().map(|(_, param)| param.weight.storage().block()).max().unwrap_or(1);
     let largest = net.linears().into_iter().map(|layer| layer.in_features * layer.out_features).max();
     let largest = largest.unwrap_or(0);
@@ -269,6 +313,37 @@ fn run(net: &dyn TextModel, params: &Params, purpose: Purpose, probe: Probe) {
         let dropout = Some(Dropouts { seed: 0, epoch: 0, examples });
         let pass = Pass { dropout, checkpoint: checkpointing, ..Pass::default() };
         let value = loss(net, &tape, &ids, &segments, probe.targets, &pass);
+        memory::mark();
+        tape.backward(&value, Tensor::scalar(1.0), &mut gradients);
+        drop(value);
+        memory::mark();
+    }
+}
+
+/// The same with pictures.
+fn run_pictures(net: &ImageModel, params: &Params, purpose: Purpose, images: usize) {
+    let Prepare { height, width, .. } = net.input();
+    let grid = Grid { images, height, width };
+    fn forward<'p>(net: &'p ImageModel, tape: &Tape<'p>, grid: Grid, pass: &Pass) -> Var {
+        let x = Var::constant(Tensor::scratch(grid.rows(), 3));
+        let state = net.run(tape, net.start(x, grid), 0..net.blocks(), pass);
+        let logits = match (net.head(), net.hidden(&state, pass)) {
+            (Head::Classifier(head), Some(hidden)) => head.forward(tape, &hidden),
+            (_, Some(hidden)) => hidden.x,
+            _ => return Var::constant(Tensor::zeros(1, 1)),
+        };
+        ops::mse(tape, &logits, &Tensor::zeros(logits.rows(), logits.cols()), 1.0)
+    }
+    let Purpose::Training { checkpointing } = purpose else {
+        forward(net, &Tape::inference(params), grid, &Pass::default());
+        return;
+    };
+    let mut gradients = Gradients::new();
+    for _ in 0..2 {
+        let tape = Tape::new(params);
+        let dropout = Some(Dropouts { seed: 0, epoch: 0, examples: (0..images as u64).collect() });
+        let value =
+            forward(net, &tape, grid, &Pass { dropout, checkpoint: checkpointing, ..Pass::default() });
         memory::mark();
         tape.backward(&value, Tensor::scalar(1.0), &mut gradients);
         drop(value);

@@ -320,15 +320,16 @@ impl<'a> Planner<'a> {
             let rows = beside.generated_rows;
             let size = PassSize { rows, targets: 1, examples: 1, longest: rows };
             let pass = self.evaluation().worst(size, 1).total();
-            let net = self.request.model.net.as_ref();
-            let cache = taken_bytes(|| drop(net.new_cache(rows as usize, Active::default())));
+            let net = self.request.model.net.as_text();
+            let cache =
+                net.map_or(0, |net| taken_bytes(|| drop(net.new_cache(rows as usize, Active::default()))));
             consider(Worst::Generation, alone(cache + pass), 0);
         }
         let loading = change.storage.map_or_else(|| loading_bytes(request.model), |s| s.loading_bytes);
         consider(Worst::Loading, alone(loading.saturating_sub(base + trainable)), 0);
 
         let (when, moment, moment_bytes) = worst;
-        let workspace = workspace_bytes(request.model.net.as_ref(), params) + FILE_BYTES;
+        let workspace = workspace_bytes(&request.model.net, params) + FILE_BYTES;
         let mut plan = Plan {
             base_bytes: base,
             streamed_bytes: streamed.least,
@@ -369,14 +370,12 @@ impl<'a> Planner<'a> {
     fn training(&self, checkpointing: bool) -> &DryRun {
         let cell = if checkpointing { &self.checkpointed } else { &self.plain };
         let model = self.request.model;
-        cell.get_or_init(|| {
-            DryRun::of(model.net.as_ref(), &model.params, Purpose::Training { checkpointing })
-        })
+        cell.get_or_init(|| DryRun::of(&model.net, &model.params, Purpose::Training { checkpointing }))
     }
 
     fn evaluation(&self) -> &DryRun {
         let model = self.request.model;
-        self.evaluation.get_or_init(|| DryRun::of(model.net.as_ref(), &model.params, Purpose::Evaluation))
+        self.evaluation.get_or_init(|| DryRun::of(&model.net, &model.params, Purpose::Evaluation))
     }
 
     /// What choosing by gradients takes, one example at a time, where the method does that.
@@ -406,7 +405,7 @@ impl<'a> Planner<'a> {
             beside += values + copy;
         }
         let purpose = Purpose::Training { checkpointing: false };
-        (DryRun::of(model.net.as_ref(), &params, purpose), beside)
+        (DryRun::of(&model.net, &params, purpose), beside)
     }
 }
 

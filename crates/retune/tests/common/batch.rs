@@ -76,7 +76,7 @@ impl Batch {
 }
 
 pub fn logits_on<'p>(model: &'p Model, tape: &Tape<'p>, batch: &Batch, pass: &Pass) -> Var {
-    let hidden = model.net.hidden(tape, &batch.input(), pass);
+    let hidden = model.net.as_text().expect("text").hidden(tape, &batch.input(), pass);
     match model.net.head() {
         Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
         Head::Classifier(head) => head.forward(tape, &hidden),

@@ -89,7 +89,7 @@ impl Case {
 
     fn logits_on<'p>(&self, model: &'p Model, tape: &Tape<'p>, pass: &Pass) -> Var {
         let input = TextInput { token_types: &self.token_types, ..TextInput::new(&self.ids, &self.segments) };
-        let hidden = model.net.hidden(tape, &input, pass);
+        let hidden = model.net.as_text().expect("text").hidden(tape, &input, pass);
         match model.net.head() {
             Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
             Head::Classifier(head) => head.forward(tape, &hidden),

@@ -42,7 +42,7 @@ const BERT: &[(&str, &str)] = &[
 /// Writes the trunk of the GPT-2 or BERT in `folder` as a GGUF file; matrices whose rows fit have the type `kind` (`f32`, `q8_0`).
 pub fn write_gguf(folder: &Path, kind: &str, path: &Path) {
     let model = load(folder, StorageChoice::F32);
-    let info = model.net.info();
+    let info = model.net.as_text().expect("text").info();
     let (arch, names) = if info.model_type == "gpt2" { ("gpt2", GPT2) } else { ("bert", BERT) };
     let config = model.net.config_json();
     let size = |names: [&str; 2]| {

@@ -101,14 +101,18 @@ pub fn lm_head(model: &Model) -> &LanguageModelHead {
 pub fn logits(model: &Model, inputs: &Inputs) -> Tensor {
     let tape = Tape::inference(&model.params);
     let input = TextInput::new(&inputs.ids, &inputs.segments);
-    let hidden = model.net.hidden(&tape, &input, &Pass::default());
+    let hidden = model.net.as_text().expect("text").hidden(&tape, &input, &Pass::default());
     lm_head(model).forward(&tape, &hidden.rows, &hidden.x).value().clone()
 }
 
 /// Loss and gradients of one batch.
 pub fn loss_and_gradients(model: &Model, inputs: &Inputs, pass: &Pass) -> (f32, Gradients) {
     let tape = Tape::new(&model.params);
-    let hidden = model.net.hidden(&tape, &TextInput::new(&inputs.ids, &inputs.segments), pass);
+    let hidden = model.net.as_text().expect("text").hidden(
+        &tape,
+        &TextInput::new(&inputs.ids, &inputs.segments),
+        pass,
+    );
     let head = lm_head(model);
     let x = head.transform(&tape, &hidden.rows, &hidden.x);
     let head = tape.weight(head.linear.weight);

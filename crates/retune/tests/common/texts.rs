@@ -57,7 +57,7 @@ impl Texts {
 
     /// Texts of these lengths; a classifier's labels are of texts, a language model's of next tokens.
     pub fn made(model: &Model, lengths: &[usize]) -> Texts {
-        let vocab = model.net.info().vocab_size;
+        let vocab = model.net.as_text().expect("text").info().vocab_size;
         let mut texts = Texts { lengths: lengths.to_vec(), ..Texts::default() };
         for (t, &length) in lengths.iter().enumerate() {
             for i in 0..length {
@@ -95,7 +95,7 @@ impl Texts {
 pub fn head_on<'p>(model: &'p Model, tape: &Tape<'p>, texts: &Texts, pass: &Pass) -> Var {
     let segments = texts.segments();
     let input = TextInput { token_types: &texts.token_types, ..TextInput::new(&texts.ids, &segments) };
-    let hidden = model.net.hidden(tape, &input, pass);
+    let hidden = model.net.as_text().expect("text").hidden(tape, &input, pass);
     match model.net.head() {
         Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
         Head::Classifier(head) => head.forward(tape, &hidden),

@@ -90,7 +90,7 @@ fn norms(weight: Rhs, base: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Tens
 
 /// `gain m / norm - shift`, for a constant norm: a division, so that equal numbers give one. A weight of zeros has the
 /// factor one.
-fn factors(tape: &Tape, magnitude: &Var, norms: &Tensor, gain: f32, shift: f32) -> Var {
+pub fn dora_factors(tape: &Tape, magnitude: &Var, norms: &Tensor, gain: f32, shift: f32) -> Var {
     assert_eq!((magnitude.rows(), magnitude.cols()), (1, norms.len()), "dora: magnitudes");
     let norms = norms.clone();
     let divide = |m: f32, n: f32| if n > 0.0 { m / n } else { 1.0 };
@@ -133,7 +133,7 @@ fn with_norms(
     norms: &Tensor,
 ) -> Var {
     let LoraBranch { a, b, scale, .. } = dora.lora;
-    let f = factors(tape, dora.magnitude, norms, 1.0, 0.0);
+    let f = dora_factors(tape, dora.magnitude, norms, 1.0, 0.0);
     let y = linear(tape, x, w, None, &[LoraBranch { a, b, scale, input: None }]);
     let y = scale_columns(tape, &y, &f);
     match bias {
@@ -152,8 +152,8 @@ fn with_dropped(
     norms: &Tensor,
 ) -> Var {
     let LoraBranch { a, b, scale, .. } = dora.lora;
-    let less_one = factors(tape, dora.magnitude, norms, 1.0, 1.0);
-    let scaled = factors(tape, dora.magnitude, norms, scale, 0.0);
+    let less_one = dora_factors(tape, dora.magnitude, norms, 1.0, 1.0);
+    let scaled = dora_factors(tape, dora.magnitude, norms, scale, 0.0);
     let base = linear(tape, x, w, bias, &[]);
     let again = scale_columns(tape, &linear(tape, dropped, w, None, &[]), &less_one);
     let down = linear(tape, dropped, &as_weight(a), None, &[]);
@@ -169,7 +169,7 @@ fn as_weight(v: &Var) -> WeightVar {
 pub fn dora_embedding(tape: &Tape, x: &Var, table: &dyn Storage, ids: &[u32], dora: &DoraBranch) -> Var {
     let LoraBranch { a, b, scale, .. } = dora.lora;
     let norms = dora_embedding_norms(table, dora.base_norms, a.value(), b.value(), scale);
-    let f = factors(tape, dora.magnitude, &norms, 1.0, 0.0);
+    let f = dora_factors(tape, dora.magnitude, &norms, 1.0, 0.0);
     scale_columns(tape, &embedding_lora(tape, x, ids, a, b, scale), &f)
 }
 

@@ -56,8 +56,8 @@ pub use conv2d::conv2d;
 pub use cross_entropy::cross_entropy;
 pub use depthwise_conv2d::depthwise_conv2d;
 pub use dora::{
-    DoraBranch, column_norms_squared, dora_embedding, dora_embedding_norms, dora_linear, dora_norms,
-    row_norms_squared,
+    DoraBranch, column_norms_squared, dora_embedding, dora_embedding_norms, dora_factors, dora_linear,
+    dora_norms, row_norms_squared,
 };
 pub use dropout::{DropoutRows, dropout};
 pub use embedding::embedding;
@@ -76,6 +76,6 @@ pub use scale_columns::scale_columns;
 pub use segment_mean::segment_mean;
 pub use select_rows::select_rows;
 pub use slice_columns::slice_columns;
-pub use sparse_delta::{PatternError, SparsePattern, sparse_linear_delta};
+pub use sparse_delta::{PatternError, SparsePattern, sparse_linear_delta, weight_with_entries};
 pub use swiglu::swiglu;
 pub use upsample2d::upsample2d;

@@ -11,7 +11,8 @@ use thiserror::Error;
 
 use crate::kernel::simd::{LANES, fold};
 use crate::memory::{self, Buffer};
-use crate::tape::{Tape, Var};
+use crate::params::Weight;
+use crate::tape::{Tape, Var, WeightVar};
 use crate::tensor::Tensor;
 
 /// One channel of a tile of rows.
@@ -189,6 +190,29 @@ pub fn sparse_linear_delta(tape: &Tape, y: &Var, x: &Var, pattern: &SparsePatter
     })
 }
 
+/// The weight `w` `[N, K]` with `values` `[1, nnz]` added at the places of `pattern`, for products that take a weight whole (convolutions).
+///
+/// # Panics
+/// If the sizes differ.
+pub fn weight_with_entries(tape: &Tape, w: &WeightVar, pattern: &SparsePattern, values: &Var) -> WeightVar {
+    assert_eq!(values.value().len(), pattern.len(), "weight_with_entries: values");
+    // A copy: the weight itself stays as it is.
+    let mut sum = Tensor::scratch(w.weight.rows(), w.weight.cols());
+    sum.data_mut().copy_from_slice(w.weight.to_tensor().data());
+    pattern.add_to(values.value(), &mut sum);
+    let (node, own) = (values.node(), w.node);
+    let pattern = pattern.clone();
+    let sum = tape.record(sum, node.is_some() || own.is_some(), move |g, sink| {
+        if node.is_some() {
+            let entries = pattern.entries();
+            let at = |i: usize| g.row(entries[i].0 as usize)[entries[i].1 as usize];
+            sink.add(node, Tensor::from_fn(1, entries.len(), |_, i| at(i)));
+        }
+        sink.add(own, g);
+    });
+    WeightVar { weight: Weight::F32(sum.value().clone()), node: sum.node() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::gradcheck::{assert_same_on_any_threads, check, random};
@@ -212,6 +236,16 @@ mod tests {
                 sparse_linear_delta(tape, &x[0], &x[1], &pattern, &x[2])
             });
         }
+    }
+
+    #[test]
+    fn gradient_of_a_weight_with_entries() {
+        let pattern = pattern(7, 5, 9);
+        check(&[random(7, 5, 1), random(1, 9, 3), random(4, 5, 2)], |tape, x| {
+            let weight = WeightVar { weight: Weight::F32(x[0].value().clone()), node: x[0].node() };
+            let weight = weight_with_entries(tape, &weight, &pattern, &x[1]);
+            super::super::linear::linear(tape, &x[2], &weight, None, &[])
+        });
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl Bottleneck {
         let normed = self.norm_before.as_ref().map(|norm| norm.forward(tape, x));
         let inner = ops::activation(tape, &linear(normed.as_ref().unwrap_or(x), self.down), self.activation);
         let up = self.scaled(tape, linear(&inner, self.up));
-        match &rows.dropout {
+        match rows.dropout() {
             Some(keys) if self.dropout > 0.0 => ops::dropout(tape, &up, keys, &self.site, self.dropout),
             _ => up,
         }
@@ -185,7 +185,8 @@ impl Bottleneck {
         if !self.original_ln_before {
             return (output.clone(), output.clone());
         }
-        let sum = ops::add(tape, output, meeting.residual);
+        let sum =
+            meeting.residual.map_or_else(|| output.clone(), |residual| ops::add(tape, output, residual));
         let x = meeting.norm.map_or_else(|| sum.clone(), |norm| norm.forward(tape, &sum));
         let around = match self.residual {
             Residual::BeforeNorm => output.clone(),
@@ -206,7 +207,7 @@ impl Bottleneck {
     }
 
     fn parallel(&self, tape: &Tape, rows: &Rows, meeting: &Meeting) -> Var {
-        let up = self.up(tape, rows, meeting.residual);
+        let up = self.up(tape, rows, meeting.residual.unwrap_or(meeting.input));
         let up = self.norm_after.as_ref().map_or(up.clone(), |norm| norm.forward(tape, &up));
         ops::add(tape, &up, meeting.output)
     }

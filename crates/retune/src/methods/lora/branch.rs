@@ -51,6 +51,7 @@ impl LinearDelta for LoraDelta {
             .collect();
         let (weight, bias) = (tape.weight(layer.weight), self.bias.or(layer.bias).map(|id| tape.param(id)));
         let y = match (&self.magnitude, branches.as_slice()) {
+            _ if !layer.is_pointwise() => self.convolved(tape, rows, layer, x, &vars),
             (Some(m), [LoraBranch { a, b, scale, input }]) => {
                 let lora = LoraBranch { a, b, scale: *scale, input: *input };
                 let magnitude = tape.param(m.param);
@@ -92,6 +93,45 @@ impl LinearDelta for LoraDelta {
 }
 
 impl LoraDelta {
+    /// At a convolution: A goes over the pixels as the layer's own kernel does, B is a linear behind it. `y = f (conv(x, W) + s B conv(x, A)) +
+    /// b`, with DoRA's factors `f = m / |W + s B A|`; where the branch reads a dropped `d`, `y = conv(x, W) + (f - 1) conv(d, W) + f s B
+    /// conv(d, A) + b`.
+    fn convolved(
+        &self,
+        tape: &Tape,
+        rows: &Rows,
+        layer: &Linear,
+        x: &Var,
+        vars: &[(Var, Var, Option<Var>)],
+    ) -> Var {
+        let (weight, bias) = (tape.weight(layer.weight), self.bias.or(layer.bias).map(|id| tape.param(id)));
+        let base = |bias: Option<&Var>| layer.product(tape, rows, x, &weight, bias);
+        let branch = |at: &Branch, input: Option<&Var>| {
+            let down = layer.product(tape, rows, input.unwrap_or(x), &tape.weight(at.a), None);
+            ops::linear(tape, &down, &tape.weight(at.b), None, &[])
+        };
+        let (Some(magnitude), [at], [(a, b, dropped)]) = (&self.magnitude, self.branches.as_slice(), vars)
+        else {
+            let add = |y: Var, (at, (_, _, dropped)): (&Branch, &(Var, Var, Option<Var>))| {
+                ops::add_scaled(tape, &y, &branch(at, dropped.as_ref()), at.scale)
+            };
+            return self.branches.iter().zip(vars).fold(base(bias.as_ref()), add);
+        };
+        let norms =
+            ops::dora_norms(weight.weight.storage(), &magnitude.base_norms, a.value(), b.value(), at.scale);
+        let m = tape.param(magnitude.param);
+        let up = branch(at, dropped.as_ref());
+        let Some(dropped) = dropped else {
+            let sum = ops::add_scaled(tape, &base(None), &up, at.scale);
+            let y = ops::scale_columns(tape, &sum, &ops::dora_factors(tape, &m, &norms, 1.0, 0.0));
+            return bias.map_or(y.clone(), |bias| ops::add_bias(tape, &y, &bias));
+        };
+        let again = layer.product(tape, rows, dropped, &weight, None);
+        let again = ops::scale_columns(tape, &again, &ops::dora_factors(tape, &m, &norms, 1.0, 1.0));
+        let up = ops::scale_columns(tape, &up, &ops::dora_factors(tape, &m, &norms, at.scale, 0.0));
+        ops::add(tape, &ops::add(tape, &base(bias.as_ref()), &again), &up)
+    }
+
     fn merge_bias(&self, params: &Params, layer: &Linear, bias: Option<&mut Tensor>) -> Result<()> {
         let value = |id: ParamId| params.get(id).weight.to_tensor();
         let Some(bias) = bias else {
@@ -117,7 +157,7 @@ impl LoraDelta {
 
 /// The branch's input while training with dropout, else `None`.
 fn dropped(tape: &Tape, rows: &Rows, layer: &Linear, x: &Var, p: f32) -> Option<Var> {
-    let keys = rows.dropout.as_ref().filter(|_| p > 0.0)?;
+    let keys = rows.dropout().filter(|_| p > 0.0)?;
     Some(ops::dropout(tape, x, keys, &layer.path, p))
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use retune_formats::lora_config::Bias;
 use retune_formats::peft::Param;
-use retune_tensor::{ParamId, Tensor, ops};
+use retune_tensor::{Layout, ParamId, Tensor, ops};
 
 use super::init::Start;
 use crate::error::{Error, Result};
 use crate::methods::saved::{Wanted, Whole};
 use crate::methods::targets::Chosen;
-use crate::methods::values::{Saved, Value, Values};
+use crate::methods::values::{Form, Saved, Value, Values};
 use crate::models::Model;
 use crate::nn::{Embedding, Linear};
 
@@ -98,6 +98,23 @@ impl Plan {
     }
 }
 
+/// Shapes in files: at a convolution all of them have four dimensions.
+struct Shapes {
+    a: Vec<usize>,
+    b: Vec<usize>,
+    magnitude: Vec<usize>,
+}
+
+impl Shapes {
+    fn of(layer: &Linear, r: usize) -> Shapes {
+        let (a, out) = (layer.file_shape(r), layer.out_features);
+        match layer.sliding {
+            Some(_) => Shapes { a, b: vec![out, r, 1, 1], magnitude: vec![1, out, 1, 1] },
+            None => Shapes { a, b: vec![out, r], magnitude: vec![out] },
+        }
+    }
+}
+
 /// What the parts of one adapter are made from.
 struct One<'a, 'v> {
     model: &'a Model,
@@ -115,13 +132,26 @@ impl One<'_, '_> {
         shape: &[usize],
         drawn: impl FnOnce(&str) -> Tensor,
     ) -> Result<Value> {
-        let key = self.chosen.known.key(path, &param);
         let matrix = match *shape {
             [n] => (1, n),
             [rows, cols] => (rows, cols),
             _ => (1, shape.iter().product()),
         };
-        self.values.take(&self.chosen.known, path, &param, shape, matrix, || drawn(&key))
+        self.take_as(path, param, shape, matrix, Layout::Rows, drawn)
+    }
+
+    fn take_as(
+        &self,
+        path: &str,
+        param: Param,
+        shape: &[usize],
+        size: (usize, usize),
+        layout: Layout,
+        drawn: impl FnOnce(&str) -> Tensor,
+    ) -> Result<Value> {
+        let key = self.chosen.known.key(path, &param);
+        let form = Form { shape, size, layout };
+        self.values.take_as(&self.chosen.known, path, &param, &form, || drawn(&key))
     }
 
     fn rank(&self, path: &str) -> Result<usize> {
@@ -148,8 +178,9 @@ impl One<'_, '_> {
         let first = || moved.clone();
         let draw_a = |key: &str| first().map_or_else(|| start.a(r, inp, seed, key), |(a, _)| a);
         let draw_b = |key: &str| first().map_or_else(|| start.b(out, r, seed, key), |(_, b)| b);
-        let a = self.take(path, Param::A, &[r, inp], draw_a)?;
-        let b = self.take(path, Param::B, &[out, r], draw_b)?;
+        let shapes = Shapes::of(layer, r);
+        let a = self.take_as(path, Param::A, &shapes.a, (r, inp), layer.layout, draw_a)?;
+        let b = self.take_as(path, Param::B, &shapes.b, (out, r), Layout::Rows, draw_b)?;
         let b_bias = match config.lora_bias {
             true => Some(self.take(path, Param::BBias, &[out], |key| start.b_bias(out, r, seed, key))?),
             false => None,
@@ -159,7 +190,8 @@ impl One<'_, '_> {
                 let weight = &self.model.params.get(layer.weight).weight;
                 let norms = ops::row_norms_squared(weight.storage());
                 let drawn = |_: &str| ops::dora_norms(weight.storage(), &norms, &a.tensor, &b.tensor, scale);
-                Some((self.take(path, Param::Magnitude, &[out], drawn)?, norms))
+                let magnitude = &shapes.magnitude;
+                Some((self.take_as(path, Param::Magnitude, magnitude, (1, out), Layout::Rows, drawn)?, norms))
             }
             false => None,
         };

@@ -97,7 +97,7 @@ impl<'a> Read<'a> {
             false => adapter::activation(&prefix.non_linearity)?,
         };
         let read = Read { files, prefix, site, n: prefix.prefix_length, activation };
-        for (param, due) in read.due(shape, model.net.info().hidden_size) {
+        for (param, due) in read.due(shape, model.net.hidden_size()) {
             let found = files.find(&read.site, param).map(|tensor| &tensor.info.shape);
             if found != Some(&due) {
                 let key = files.config().key(&read.site, param);

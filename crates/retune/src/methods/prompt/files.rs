@@ -37,7 +37,7 @@ pub(crate) fn task_type(model: &Model) -> Option<&'static str> {
     match model.net.head() {
         Head::Classifier(head) if head.problem == Problem::Tokens => Some("TOKEN_CLS"),
         Head::Classifier(_) => Some("SEQ_CLS"),
-        Head::LanguageModel(_) if model.net.info().decoder => Some("CAUSAL_LM"),
+        Head::LanguageModel(_) if model.text().is_ok_and(|net| net.info().decoder) => Some("CAUSAL_LM"),
         Head::LanguageModel(_) | Head::None => None,
     }
 }
@@ -45,7 +45,7 @@ pub(crate) fn task_type(model: &Model) -> Option<&'static str> {
 /// # Errors
 /// If so many virtual tokens leave the model no room for a text.
 pub(crate) fn check_length(model: &Model, n: usize) -> Result<()> {
-    let info = model.net.info();
+    let info = model.text()?.info();
     match n {
         0 => Err(Error::Method("num_virtual_tokens is 0; it must be at least 1".into())),
         n if n < info.context_length => Ok(()),

@@ -49,7 +49,7 @@ fn read(model: &Model, files: &HubAdapter) -> Result<Tensor> {
     let HubMethod::Prompt(prompt) = &files.config().method else {
         return fail("it is no prompt".into());
     };
-    let info = model.net.info();
+    let info = model.text()?.info();
     if info.decoder {
         return fail(format!(
             "AdapterHub has prompts of encoders alone; this is a {} model",

@@ -8,7 +8,7 @@ use retune_formats::peft_common::Common;
 use retune_formats::shira_config::ShiraConfig;
 use retune_formats::{Dtype, TensorOut};
 use retune_tensor::ops::SparsePattern;
-use retune_tensor::{ParamId, Tensor};
+use retune_tensor::{Layout, ParamId, Tensor};
 use std::collections::BTreeMap;
 
 use super::{Part, Places, SPEC, SparseDelta};
@@ -36,9 +36,9 @@ pub(super) fn saver(
     let json = serde_json::to_value(settings).unwrap_or_default();
     let r = r.filter(|_| settings.selection == Selection::Random);
     Box::new(move |model, folder, readme| {
-        // PEFT's SHiRA knows no Conv1D.
-        let transposed = parts.iter().any(|part| model.params.get(part.weight).transposed);
-        match r.filter(|_| !transposed) {
+        // PEFT's SHiRA knows linears alone, no Conv1D and no convolution.
+        let plain = parts.iter().all(|part| model.params.get(part.weight).layout == Layout::Rows);
+        match r.filter(|_| plain) {
             Some(r) => {
                 let config = ShiraConfig {
                     r,
@@ -128,20 +128,17 @@ fn save_delta(
     for part in parts {
         let (values, pattern) = (finite(model, part.values, folder)?, chosen(part, folder)?);
         let weight = model.params.get(part.weight);
-        let (rows, cols) = (weight.weight.rows() as u64, weight.weight.cols() as u64);
+        let size = (weight.weight.rows(), weight.weight.cols());
         // As the file has the weight; ascending there too.
-        let place = |&(row, col): &(u32, u32)| match weight.transposed {
-            true => u64::from(col) * rows + u64::from(row),
-            false => u64::from(row) * cols + u64::from(col),
-        };
+        let place =
+            |&(row, col): &(u32, u32)| weight.layout.to_file((row as usize, col as usize), size) as u64;
         let mut entries: Vec<(u64, f32)> =
             pattern.entries().iter().map(place).zip(values.data().iter().copied()).collect();
         entries.sort_unstable_by_key(|(at, _)| *at);
         let (indices, values) = entries.into_iter().unzip();
-        let shape = if weight.transposed { [cols, rows] } else { [rows, cols] };
         changes.push(Change {
             name: format!("{}.weight", part.path),
-            shape: shape.map(|n| n as usize).to_vec(),
+            shape: weight.file_shape(),
             values: Values::Sparse { indices, values },
         });
     }

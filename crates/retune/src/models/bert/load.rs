@@ -13,7 +13,7 @@ use crate::models::config::Config;
 use crate::models::fresh::Draw;
 use crate::models::heads::{Dense, Heads, Parts, requested};
 use crate::models::loader::Loader;
-use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles};
+use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles, Net};
 use crate::nn::{
     Attention, Embedding, Head, LanguageModelHead, Linear, Pooling, Prompt, SubLayer, SubLayerKind,
 };
@@ -123,11 +123,8 @@ impl Family {
 /// Loads the model; every tensor of the files must have a place, and every place its tensor.
 pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Result<Model> {
     let config = match files {
-        ModelFiles::Folder(folder) => {
-            let path = folder.path().join("config.json");
-            BertConfig::from_json(&Config { path, value: folder.config() })?
-        }
         ModelFiles::Gguf(file) => BertConfig::from_gguf(file)?,
+        _ => BertConfig::from_json(&files.config()?)?,
     };
     let source = files.source();
     let is_gguf = matches!(files, ModelFiles::Gguf(_));
@@ -141,7 +138,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Re
     let net = builder.network(Some(files), head)?;
     let pager = builder.loader.pager();
     let params = builder.loader.finish()?;
-    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new(), pager })
+    Ok(Model { params, net: Net::Text(Box::new(net)), files: files.clone(), adapters: Vec::new(), pager })
 }
 
 /// The parameters of a new encoder of this configuration, with the head that its `architectures` name; a

@@ -9,7 +9,7 @@ use crate::models::config::Config;
 use crate::models::fresh::Draw;
 use crate::models::heads::{Heads, Parts, requested};
 use crate::models::loader::Loader;
-use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles};
+use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles, Net};
 use crate::nn::{
     Attention, Embedding, Head, LanguageModelHead, Linear, Pooling, Prompt, SubLayer, SubLayerKind,
 };
@@ -22,11 +22,8 @@ const RESIDUAL: &[&str] = &["attn.c_proj.weight", "mlp.c_proj.weight"];
 /// Loads the model; every tensor of the files must have a place, and every place its tensor.
 pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Result<Model> {
     let config = match files {
-        ModelFiles::Folder(folder) => {
-            let path = folder.path().join("config.json");
-            Gpt2Config::from_json(&Config { path, value: folder.config() })?
-        }
         ModelFiles::Gguf(file) => Gpt2Config::from_gguf(file)?,
+        _ => Gpt2Config::from_json(&files.config()?)?,
     };
     let gguf = matches!(files, ModelFiles::Gguf(_));
     let bare = !files.source().tensors().iter().any(|info| info.name.starts_with(PREFIX));
@@ -39,7 +36,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Re
     let net = builder.network(Some(files), head)?;
     let pager = builder.loader.pager();
     let params = builder.loader.finish()?;
-    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new(), pager })
+    Ok(Model { params, net: Net::Text(Box::new(net)), files: files.clone(), adapters: Vec::new(), pager })
 }
 
 /// The parameters of a new GPT-2 of this configuration, with the head that its `architectures` name.

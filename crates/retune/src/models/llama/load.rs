@@ -10,7 +10,7 @@ use crate::models::fresh::Draw;
 use crate::models::heads::{Heads, Parts};
 use crate::models::loader::Loader;
 use crate::models::rope::RopeScaling;
-use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles};
+use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles, Net};
 use crate::nn::{
     Attention, Embedding, Head, LanguageModelHead, Linear, Pooling, Prompt, RmsNorm, SubLayer, SubLayerKind,
 };
@@ -18,15 +18,12 @@ use crate::nn::{
 /// Loads the model; every tensor of the files must have a place, and every place its tensor.
 pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Result<Model> {
     let (config, permuted) = match files {
-        ModelFiles::Folder(folder) => {
-            let path = folder.path().join("config.json");
-            (LlamaConfig::from_json(&Config { path, value: folder.config() })?, false)
-        }
         // llama.cpp stores the rows of q and k with the two halves of each head interleaved, for "llama" alone.
         ModelFiles::Gguf(file) => {
             let arch = file.metadata().str("general.architecture")?;
             (LlamaConfig::from_gguf(file)?, arch == "llama")
         }
+        _ => (LlamaConfig::from_json(&files.config()?)?, false),
     };
     if let RopeScaling::Divisors(divisors) = &config.rope_scaling
         && divisors.len() != config.head_dim / 2
@@ -44,7 +41,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Re
     let net = builder.network(Some(files), head)?;
     let pager = builder.loader.pager();
     let params = builder.loader.finish()?;
-    Ok(Model { params, net: Box::new(net), files: files.clone(), adapters: Vec::new(), pager })
+    Ok(Model { params, net: Net::Text(Box::new(net)), files: files.clone(), adapters: Vec::new(), pager })
 }
 
 /// The projections whose outputs are added to the residual stream, two in each block.

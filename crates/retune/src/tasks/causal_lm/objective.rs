@@ -31,7 +31,7 @@ impl CausalLm<'_> {
         if !self.net.info().decoder {
             let what = "this model reads text both ways: it would see the token that it is to predict";
             let task = "train it on masked tokens instead (`--task masked-lm`), or on labels";
-            return Err(Error::Input(format!("{what} (model type {}); {task}", self.net.info().model_type)));
+            return Err(Error::Input(format!("{what} (model type {}); {task}", self.net.model_type())));
         }
         for example in &self.data.examples {
             let named = |e| Error::Input(format!("{}: {e}", example.source));
@@ -83,7 +83,7 @@ pub(crate) fn head_loss(tape: &Tape, head: &LanguageModelHead, hidden: &Hidden, 
 pub(crate) fn language_model(net: &dyn TextModel) -> Result<&LanguageModelHead> {
     net.language_model().ok_or_else(|| {
         let what = "this model has no language-model head: it cannot predict tokens";
-        Error::Input(format!("{what} (model type {})", net.info().model_type))
+        Error::Input(format!("{what} (model type {})", net.model_type()))
     })
 }
 

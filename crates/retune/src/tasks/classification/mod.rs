@@ -19,7 +19,7 @@ pub use labels::{CLASSES_MAX, ClassWeights, Labels, balanced};
 pub(crate) use objective::Packed;
 pub use objective::{Classification, argmax, classifier, logits, word_rows};
 pub(crate) use predict::in_batch_order;
-pub use predict::{Prediction, Tagged, predict};
+pub use predict::{Prediction, Tagged, predict, softmax};
 pub use rows::{RawLabel, Row, is_labelled, read_rows, read_texts};
 pub use split::HELD_OUT;
 

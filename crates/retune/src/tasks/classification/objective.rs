@@ -38,7 +38,7 @@ pub fn classifier(net: &dyn TextModel) -> Result<&Classifier> {
         Head::Classifier(head) => Ok(head),
         _ => {
             let what = "this model has no classifier: it cannot tell labels";
-            Err(Error::Input(format!("{what} (model type {})", net.info().model_type)))
+            Err(Error::Input(format!("{what} (model type {})", net.model_type())))
         }
     }
 }

@@ -103,7 +103,8 @@ fn of_row(problem: Problem, logits: &[f32]) -> Prediction {
     }
 }
 
-fn softmax(logits: &[f32]) -> Vec<f32> {
+/// Probabilities of logits.
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let raised: Vec<f32> = logits.iter().map(|z| (z - largest).exp()).collect();
     let sum: f32 = raised.iter().sum();

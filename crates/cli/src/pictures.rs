@@ -1,0 +1,121 @@
+//! Labelled pictures of a run: read before the model is opened, since their classes decide its head.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use retune::models::{ImageModel, Network};
+use retune::nn::{Active, Head};
+use retune::run_file::RunFile;
+use retune::tasks::classification::{ClassWeights, HELD_OUT, Labels};
+use retune::tasks::images::{ImageCache, ImageClassification, split_stratified};
+use retune_media::pictures::augment::Augment;
+use retune_media::pictures::{Labelled, Splits};
+
+use retune_tensor::Params;
+
+use crate::style::count;
+
+/// Pictures to learn from, and held-out ones.
+pub struct Pictured {
+    pub train: Labelled,
+    pub eval: Option<Labelled>,
+    pub class_weights: Option<Vec<f32>>,
+    /// How each picture is changed anew in every epoch.
+    pub augment: Option<Augment>,
+}
+
+impl Pictured {
+    /// Reads a run's pictures; which of them exist is checked, but none is decoded.
+    ///
+    /// # Errors
+    /// All that is wrong with the data set, at once.
+    pub fn read(run: &RunFile) -> Result<Pictured> {
+        let Splits { train, val, test } = Labelled::open(&run.data)?;
+        let train = match &run.labels {
+            Some(labels) => train.with_classes(labels)?,
+            None => train,
+        };
+        if train.is_empty() {
+            bail!("{}: there are no pictures in it", run.data.display());
+        }
+        let (train, eval) = match (&run.eval_data, val.or(test)) {
+            (Some(path), _) => {
+                let held_out = Labelled::open(path)?.train.with_classes(&train.classes)?;
+                (train, Some(held_out))
+            }
+            (None, Some(val)) => (train, Some(val)),
+            (None, None) => {
+                let share = run.eval_share.unwrap_or(HELD_OUT);
+                let (kept, held_out) = split_stratified(&train, share, run.seed);
+                (Labelled { warnings: train.warnings, ..kept }, Some(held_out))
+            }
+        };
+        let eval = eval.filter(|eval| !eval.is_empty());
+        let weights = ClassWeights::parse(&run.class_weights)?;
+        let labels = Labels { names: train.classes.clone() };
+        let counts: Vec<u64> = train.counts().into_iter().map(|n| n as u64).collect();
+        let class_weights = weights.of(&labels, &counts).context("class_weights")?;
+        Ok(Pictured { train, eval, class_weights, augment: None })
+    }
+
+    /// Pictures to be measured, with a model's own classes.
+    ///
+    /// # Errors
+    /// As [`Pictured::read`]; if the model has no classifier.
+    pub fn for_model(path: &Path, net: &ImageModel) -> Result<Pictured> {
+        let Splits { train, val, test } = Labelled::open(path)?;
+        let Head::Classifier(head) = net.head() else { bail!("the model has no classifier") };
+        // Of a set with its own held-out part, that one is meant.
+        let measured = test.or(val).unwrap_or(train).with_classes(&head.labels)?;
+        let all = Pictured { train: measured, eval: None, class_weights: None, augment: None };
+        all.objective(net, &all.train).check()?;
+        Ok(all)
+    }
+
+    /// Decides how pictures are changed, now that it is known what of the network is frozen.
+    pub fn choose_augmentation(&mut self, run: &RunFile, net: &ImageModel, params: &Params) {
+        let cacheable = ImageCache::bytes_each(net, params) > 0;
+        self.augment = run.augment.resolve(Augment::classify(), cacheable);
+    }
+
+    /// Other pictures with the same classes: of an old task.
+    ///
+    /// # Errors
+    /// As [`Pictured::read`].
+    pub fn others(&self, path: &Path) -> Result<Pictured> {
+        let train = Labelled::open(path)?.train.with_classes(&self.train.classes)?;
+        Ok(Pictured { train, eval: None, class_weights: None, augment: None })
+    }
+
+    /// Whether pictures are the same in every epoch, so that what a frozen trunk gives can be kept.
+    pub fn is_cached(&self) -> bool {
+        self.augment.is_none()
+    }
+
+    /// Some of them as examples, as they are.
+    pub fn objective<'a>(&'a self, net: &'a ImageModel, data: &'a Labelled) -> ImageClassification<'a> {
+        ImageClassification {
+            net,
+            data,
+            input: net.input(),
+            class_weights: self.class_weights.as_deref(),
+            augment: None,
+            seed: None,
+            checkpoint: false,
+            cache: None,
+            active: Active::default(),
+        }
+    }
+
+    /// Counts for the report.
+    pub fn rows(&self) -> Vec<(&'static str, String)> {
+        let mut rows = vec![("pictures", count(self.train.len() as u64))];
+        let counts = self.train.counts();
+        let names = self.train.classes.iter().zip(counts).map(|(name, n)| format!("{name} ({n})"));
+        rows.push(("classes", names.collect::<Vec<_>>().join(", ")));
+        let changed =
+            if self.augment.is_some() { "each epoch anew" } else { "no (the trunk's rows are kept)" };
+        rows.push(("augmented", changed.into()));
+        rows
+    }
+}
