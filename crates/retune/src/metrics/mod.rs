@@ -9,6 +9,7 @@ mod label_sets;
 mod named;
 mod numbers;
 mod spans;
+pub mod words;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,0 +1,13 @@
+//! Speech: clips and their transcripts, Whisper's tokens, subtitles.
+
+pub mod data;
+mod error;
+mod languages;
+mod subtitles;
+mod tokens;
+
+pub use data::{Clip, DataReport, Dataset, Options, Sound};
+pub use error::{BadRow, Error, Result, SHOWN_MAX, Source};
+pub use languages::{LANGUAGES, language_code, language_name, without_spaces};
+pub use subtitles::{Format, Segment};
+pub use tokens::{Labels, PREVIOUS_MAX, Request, SpeechTask, SpeechTokens, Suppress, TOKENS_MAX};
