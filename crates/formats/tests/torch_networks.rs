@@ -139,7 +139,7 @@ fn modules_of_a_wrong_make_are_named() {
         (b"\x80\x02cmy.nets\nNet\n.".to_vec(), "it holds `my.nets.Net`, no dictionary"),
         (b"\x80\x02cos\nsystem\n)\x81.".to_vec(), "it wants to run `os.system`"),
         (b"\x80\x02csubprocess\nPopen\n)R.".to_vec(), "it wants to run `subprocess.Popen`"),
-        (b"\x80\x02cbuiltins\ngetattr\n)R.".to_vec(), "it wants to run `builtins.getattr`"),
+        (b"\x80\x02cbuiltins\nexec\n)R.".to_vec(), "it wants to run `builtins.exec`"),
         (b"\x80\x02ctorch.hub\nload\n)R.".to_vec(), "it wants to run `torch.hub.load`"),
     ] {
         let message = from_pickle(&body).err().unwrap().to_string();

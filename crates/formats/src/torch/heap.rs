@@ -74,7 +74,7 @@ const PROGRAMS: &[&str] = &[
     "webbrowser",
 ];
 
-/// Of Python's own functions and types only these are data.
+/// Of Python's own functions and types only these occur in networks.
 const BUILTINS: &[&str] = &[
     "bool",
     "bytearray",
@@ -83,6 +83,8 @@ const BUILTINS: &[&str] = &[
     "dict",
     "float",
     "frozenset",
+    // What a method of an object is pickled as.
+    "getattr",
     "int",
     "list",
     "long",
