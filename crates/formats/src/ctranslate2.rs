@@ -18,6 +18,8 @@ const TYPES: [Dtype; 6] = [Dtype::F32, Dtype::I8, Dtype::I16, Dtype::I32, Dtype:
 const VERSIONS: std::ops::RangeInclusive<u32> = 4..=6;
 /// What follows the name of a quantised weight in the name of its scales.
 const SCALE: &str = "_scale";
+/// Most aliases: real models have a few.
+const ALIASES_MAX: u64 = 1_024;
 /// Bytes that are converted at a time: whole numbers of every type.
 const CHUNK: usize = 256 << 10;
 
@@ -57,13 +59,13 @@ impl File {
         // What is kept of a variable takes some 150 bytes of memory; the files of real models have far more for each.
         let most = (4_096 + bytes.len() / 40).min(limits::TENSORS);
         let count = reader.check("the number of its variables", u64::from(count), 9, most)?;
-        let mut tensors = Vec::new();
+        let mut tensors = Vec::with_capacity(count);
         for _ in 0..count {
             tensors.push(variable(&mut reader)?);
         }
         let table = Table::new(tensors)
             .map_err(|name| reader.invalid(format!("two variables are named {}", quote(&name))))?;
-        let aliases = aliases(&mut reader, &table, most)?;
+        let aliases = aliases(&mut reader, &table)?;
         match reader.remaining() {
             0 => Ok(File { spec, revision, table, aliases, bytes }),
             rest => Err(reader.invalid(format!("{rest} bytes after its last alias belong to nothing"))),
@@ -242,9 +244,9 @@ fn variable(reader: &mut Reader) -> Result<TensorInfo> {
 }
 
 /// The aliases, and those of the scales of what they stand for.
-fn aliases(reader: &mut Reader, table: &Table, most: u64) -> Result<Vec<(String, String)>> {
+fn aliases(reader: &mut Reader, table: &Table) -> Result<Vec<(String, String)>> {
     let count = reader.u32("the number of its aliases")?;
-    let count = reader.check("the number of its aliases", u64::from(count), 6, most)?;
+    let count = reader.check("the number of its aliases", u64::from(count), 6, ALIASES_MAX)?;
     let mut aliases = Vec::new();
     for _ in 0..count {
         let alias = text(reader, "an alias")?;

@@ -10,7 +10,7 @@ use std::path::Path;
 use peak_alloc::PeakAlloc;
 use retune_formats::peft::PeftAdapter;
 use retune_formats::records::Records;
-use retune_formats::{folder, gguf, json, onnx, safetensors, torch};
+use retune_formats::{ctranslate2, folder, gguf, json, onnx, safetensors, torch};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -90,6 +90,12 @@ fn memory_is_bounded_by_the_file() {
         std::fs::write(&net, &bytes).unwrap();
         assert!(!law("m.onnx", bytes.len(), || onnx::File::open(&net)));
     }
+    let variables = dir.path().join("model.bin");
+    for (count, name_bytes) in [(4_096, 4), (100_000, 32)] {
+        let bytes = many_variables(count, name_bytes);
+        std::fs::write(&variables, &bytes).unwrap();
+        assert!(law("model.bin", bytes.len(), || ctranslate2::File::open(&variables)), "{count}");
+    }
     for (name, text) in [
         ("d.jsonl", "[".repeat(1 << 20)),
         ("d.json", "{".repeat(1 << 20)),
@@ -99,6 +105,18 @@ fn memory_is_bounded_by_the_file() {
         std::fs::write(&path, &text).unwrap();
         assert!(!law(name, text.len(), || Records::open(&path)?.try_for_each(|row| row.map(drop))), "{name}");
     }
+}
+
+/// A file of CTranslate2 with variables of no elements, and as many aliases as there may be.
+fn many_variables(count: u32, name_bytes: usize) -> Vec<u8> {
+    let string = |text: String| [&(text.len() as u16 + 1).to_le_bytes()[..], text.as_bytes(), b"\0"].concat();
+    let name = |i: u32| string(format!("{i:0name_bytes$x}"));
+    let mut out =
+        [&6u32.to_le_bytes()[..], &string("x".into()), &1u32.to_le_bytes(), &count.to_le_bytes()].concat();
+    (0..count).for_each(|i| out.extend([&name(i)[..], &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat()));
+    out.extend(1_024u32.to_le_bytes());
+    (0..1_024).for_each(|i| out.extend([string(format!("a{i}")), name(i)].concat()));
+    out
 }
 
 /// What a file of PyTorch before 1.6 begins with, up to what was saved.
