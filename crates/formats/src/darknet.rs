@@ -8,4 +8,4 @@ mod keys;
 mod weights;
 
 pub use config::{Config, Entry, Section};
-pub use weights::{Header, Weights, write_weights};
+pub use weights::{Header, Named, Weights, write_weights};

@@ -114,7 +114,7 @@ impl Texts {
         let logits = match model.net.head() {
             Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
             Head::Classifier(head) => head.forward(tape, &hidden),
-            Head::None => hidden.x.clone(),
+            Head::Detector(_) | Head::None => hidden.x.clone(),
         };
         (logits, hidden.rows.segments)
     }

@@ -105,7 +105,7 @@ fn logits(base: &str, adapter: &Path) -> Vec<f32> {
     match model.net.head() {
         retune::nn::Head::LanguageModel(head) => head.forward(&tape, &hidden.rows, &hidden.x),
         retune::nn::Head::Classifier(head) => head.forward(&tape, &hidden),
-        retune::nn::Head::None => panic!("no head"),
+        retune::nn::Head::Detector(_) | retune::nn::Head::None => panic!("no head"),
     }
     .value()
     .data()

@@ -160,7 +160,7 @@ fn head_of(tape: &Tape, model: &Model, hidden: &Hidden) -> Var {
     match model.net.head() {
         Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
         Head::Classifier(head) => head.forward(tape, hidden),
-        Head::None => panic!("a head"),
+        Head::Detector(_) | Head::None => panic!("a head"),
     }
 }
 

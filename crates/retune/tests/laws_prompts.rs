@@ -148,7 +148,7 @@ fn outputs<'p>(model: &'p Model, tape: &Tape<'p>, texts: &[Vec<u32>], pass: &Pas
     match model.net.head() {
         Head::Classifier(head) => head.forward(tape, &hidden),
         Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
-        Head::None => hidden.x,
+        Head::Detector(_) | Head::None => hidden.x,
     }
 }
 

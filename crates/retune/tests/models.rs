@@ -79,7 +79,7 @@ fn keep(name: &str, dir: &Path, model: &Model, case: &str) {
     fs::copy(&inputs, out.join("inputs.safetensors")).expect("copy");
     let batch = batch(case, false);
     let (what, values) = match model.net.head() {
-        Head::None => ("hidden", rows_of(model, &batch)),
+        Head::Detector(_) | Head::None => ("hidden", rows_of(model, &batch)),
         _ => ("logits", logits_of(model, &batch)),
     };
     let padded = open(&inputs).get("input_ids").expect("ids").shape.clone();

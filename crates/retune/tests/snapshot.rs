@@ -35,7 +35,7 @@ fn bits(model: &Model, net: &dyn TextModel) -> Vec<u32> {
     let out = match net.head() {
         Head::LanguageModel(head) => head.forward(&tape, &hidden.rows, &hidden.x),
         Head::Classifier(head) => head.forward(&tape, &hidden),
-        Head::None => hidden.x,
+        Head::Detector(_) | Head::None => hidden.x,
     };
     out.value().data().iter().map(|x| x.to_bits()).collect()
 }

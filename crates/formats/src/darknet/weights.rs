@@ -11,9 +11,10 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use crate::atomic;
 use crate::bytes::Bytes;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
+use crate::source::{Table, TensorInfo, TensorSource, position};
+use crate::{Dtype, atomic};
 
 const FORMAT: &str = "darknet .weights";
 
@@ -126,11 +127,7 @@ impl Weights {
     /// Fewer numbers than that are left, or one is not finite.
     pub fn take(&mut self, what: &str, count: usize) -> Result<Vec<f32>> {
         if count as u64 > self.remaining() {
-            let (at, left) = (self.position(), self.remaining());
-            let what = format!(
-                "{what}: {count} numbers wanted at number {at}, {left} are left; it is cut short, or of another network"
-            );
-            return Err(Error::invalid(self.path(), FORMAT, what));
+            return Err(self.cut_short(what, count as u64));
         }
         // Cannot overflow: they lie in the file.
         let mut stored = vec![0; count * 4];
@@ -142,6 +139,37 @@ impl Weights {
         }
         self.at += stored.len() as u64;
         Ok(values)
+    }
+
+    /// Names all numbers, in their order: tensors that are read when they are asked for. Each has a name, a shape, and what it is for
+    /// messages, as of [`Weights::take`].
+    ///
+    /// # Errors
+    /// Fewer numbers than the tensors have, or more; a name that occurs twice.
+    pub fn named(mut self, tensors: impl IntoIterator<Item = (String, Vec<usize>, String)>) -> Result<Named> {
+        let mut infos = Vec::new();
+        for (name, shape, what) in tensors {
+            let bytes = Dtype::F32.byte_len(&shape).unwrap_or(u64::MAX);
+            if bytes / 4 > self.remaining() {
+                return Err(self.cut_short(&what, bytes / 4));
+            }
+            infos.push(TensorInfo { name, dtype: Dtype::F32, shape, offset: self.at, bytes, shard: 0 });
+            self.at += bytes;
+        }
+        self.finish()?;
+        let twice = |name: String| {
+            Error::invalid(self.path(), FORMAT, format!("two tensors are called {}", quote(&name)))
+        };
+        let table = Table::new(infos).map_err(twice)?;
+        Ok(Named { bytes: self.bytes, table })
+    }
+
+    fn cut_short(&self, what: &str, count: u64) -> Error {
+        let (at, left) = (self.position(), self.remaining());
+        let what = format!(
+            "{what}: {count} numbers wanted at number {at}, {left} are left; it is cut short, or of another network"
+        );
+        Error::invalid(self.path(), FORMAT, what)
     }
 
     /// Every number has been taken?
@@ -159,6 +187,36 @@ impl Weights {
                 Err(Error::invalid(self.path(), FORMAT, what))
             }
         }
+    }
+}
+
+/// A file's numbers as tensors ([`Weights::named`]).
+#[derive(Debug)]
+pub struct Named {
+    bytes: Bytes,
+    table: Table,
+}
+
+impl TensorSource for Named {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.table.tensors
+    }
+
+    fn find(&self, name: &str) -> Option<&TensorInfo> {
+        self.table.find(name)
+    }
+
+    fn read_at(&self, info: &TensorInfo, byte_offset: u64, out: &mut [u8]) -> Result<()> {
+        let at = position(self.path(), info, byte_offset, out.len())?;
+        self.bytes.read_at(at, out)
+    }
+
+    fn check_unchanged(&self, _: &TensorInfo) -> Result<()> {
+        self.bytes.check_unchanged()
+    }
+
+    fn path(&self) -> &Path {
+        self.bytes.path()
     }
 }
 
@@ -221,6 +279,28 @@ mod tests {
             );
             assert_eq!(weights.take("last", 1).unwrap(), [3.0]);
             weights.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn numbers_get_names() {
+        let weights = || Weights::from_memory("a", file([0, 2, 5], &[0; 8], &[1.0, 2.0, 3.0])).unwrap();
+        let tensor =
+            |name: &str, shape: &[usize]| (name.to_string(), shape.to_vec(), format!("layer 0, {name}"));
+        let named = weights().named([tensor("bias", &[1]), tensor("kernel", &[1, 2])]).unwrap();
+        assert_eq!(named.read_f32("kernel").unwrap(), [2.0, 3.0]);
+        assert_eq!(named.read_f32("bias").unwrap(), [1.0]);
+        for (tensors, words) in [
+            (vec![tensor("bias", &[1])], "2 numbers are left over"),
+            (
+                vec![tensor("bias", &[1]), tensor("kernel", &[3])],
+                "layer 0, kernel: 3 numbers wanted at number 1",
+            ),
+            (vec![tensor("huge", &[usize::MAX, usize::MAX])], "layer 0, huge"),
+            (vec![tensor("bias", &[1]), tensor("bias", &[2])], "two tensors are called"),
+        ] {
+            let message = weights().named(tensors).unwrap_err().to_string();
+            assert!(message.contains(words), "{words}: {message}");
         }
     }
 

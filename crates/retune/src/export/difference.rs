@@ -89,7 +89,7 @@ fn logits(net: &dyn TextModel, params: &Params, input: &TextInput) -> Result<Ten
     Ok(match net.head() {
         Head::LanguageModel(head) => head.forward(&tape, &hidden.rows, &hidden.x).value().clone(),
         Head::Classifier(head) => head.forward(&tape, &hidden).value().clone(),
-        Head::None => hidden.x.value().clone(),
+        Head::Detector(_) | Head::None => hidden.x.value().clone(),
     })
 }
 

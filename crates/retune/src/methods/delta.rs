@@ -54,7 +54,7 @@ pub(super) fn head_params(model: &Model) -> Vec<ParamId> {
             let own = head.dense.iter().map(|(dense, _)| dense).filter(|d| !d.path.ends_with("pooler.dense"));
             own.chain([&head.out]).collect()
         }
-        Head::LanguageModel(_) => model.net.head().linears(),
+        Head::LanguageModel(_) | Head::Detector(_) => model.net.head().linears(),
         Head::None => Vec::new(),
     };
     let tables: Vec<ParamId> = model.net.embeddings().iter().map(|table| table.weight).collect();
@@ -62,10 +62,10 @@ pub(super) fn head_params(model: &Model) -> Vec<ParamId> {
     all.filter(|id| !tables.contains(id)).collect()
 }
 
-/// The same of a classifier; nothing for other heads.
+/// The same of a classifier or detector; nothing for other heads.
 pub(super) fn classifier_params(model: &Model) -> Vec<ParamId> {
     match model.net.head() {
-        Head::Classifier(_) => head_params(model),
+        Head::Classifier(_) | Head::Detector(_) => head_params(model),
         _ => Vec::new(),
     }
 }

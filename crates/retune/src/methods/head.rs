@@ -33,7 +33,7 @@ pub fn attach(model: &mut Model) -> Result<Attached> {
                         train a classifier on it, or use another method";
             return Err(Error::Method(what.into()));
         }
-        Head::Classifier(_) => delta::head_params(model),
+        Head::Classifier(_) | Head::Detector(_) => delta::head_params(model),
         Head::LanguageModel(_) => language_model(model),
     };
     // A head is held in f32 while it is trained, whatever the storage of the trunk.

@@ -19,15 +19,22 @@ use crate::nn::{Embedding, Head, Site};
 /// What PEFT holds whole on every classifier besides what it is told.
 pub(crate) const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 
-/// PEFT's `modules_to_save` of an adapter that is made for this model: the head of a classifier is among them.
+/// PEFT's `modules_to_save` of an adapter that is made for this model: the head of a classifier or detector is among them.
 pub(crate) fn with_classifier(model: &Model, asked: Option<Vec<String>>) -> Option<Vec<String>> {
-    if !matches!(model.net.head(), Head::Classifier(_)) {
-        return asked.filter(|names| !names.is_empty());
-    }
+    let usual: &[&str] = match model.net.head() {
+        Head::Classifier(_) => &CLASSIFIERS,
+        Head::Detector(_) => &[],
+        Head::LanguageModel(_) | Head::None => return asked.filter(|names| !names.is_empty()),
+    };
     let mut names = asked.unwrap_or_default();
-    for name in CLASSIFIERS {
+    for name in usual {
         if !names.iter().any(|n| n == name) {
-            names.push(name.into());
+            names.push(name.to_string());
+        }
+    }
+    for head in model.net.head().linears() {
+        if !names.iter().any(|name| head.path.ends_with(name) || head.path.contains(&format!("{name}."))) {
+            names.push(head.path.clone());
         }
     }
     Some(names)
@@ -37,7 +44,7 @@ pub(crate) fn with_classifier(model: &Model, asked: Option<Vec<String>>) -> Opti
 pub(crate) fn task_type(model: &Model) -> Option<String> {
     let name = match model.net.head() {
         Head::LanguageModel(_) if model.text().is_ok_and(|net| net.info().decoder) => "CAUSAL_LM",
-        Head::LanguageModel(_) => return None,
+        Head::LanguageModel(_) | Head::Detector(_) => return None,
         Head::Classifier(head) if head.problem == crate::nn::Problem::Tokens => "TOKEN_CLS",
         Head::Classifier(_) => "SEQ_CLS",
         Head::None => "FEATURE_EXTRACTION",

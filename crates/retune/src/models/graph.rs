@@ -179,6 +179,17 @@ impl ImageModel {
         Some(Hidden { x: x.clone(), rows: rows_of(state.images, pass).on_grid(grid) })
     }
 
+    /// What a detector says behind the last block: of each scale `[images * h * w, columns]`, its grid and its stride. Nothing without such a
+    /// head.
+    pub fn detect(&self, tape: &Tape, state: &State, pass: &Pass) -> Vec<(Var, Grid, usize)> {
+        let Head::Detector(head) = &self.head else { return Vec::new() };
+        let base = rows_of(state.images, pass);
+        let outputs = self.outputs(state);
+        let outputs: Vec<(&Var, Rows)> =
+            outputs.into_iter().map(|(x, grid)| (x, base.on_grid(grid))).collect();
+        head.forward(tape, &outputs)
+    }
+
     fn layers_of(&self, block: usize) -> Range<usize> {
         self.blocks[block]..self.blocks.get(block + 1).copied().unwrap_or(self.layers.len())
     }
@@ -413,6 +424,7 @@ impl Network for ImageModel {
         config["image_input"] = json!(self.description.input);
         let (labels, ending) = match &self.head {
             Head::Classifier(head) => (&head.labels, "ForImageClassification"),
+            Head::Detector(head) => (&head.detector.labels, "ForObjectDetection"),
             _ => return config,
         };
         config["architectures"] = json!([format!("{}{ending}", self.description.class)]);
@@ -573,9 +585,14 @@ impl<'l, 'f> Builder<'l, 'f> {
             last_use[output] = usize::MAX;
         }
         let Builder { layers, blocks, modules, .. } = self;
-        let model = ImageModel { description, layers, last_use, blocks, modules, outputs, hidden_size, head };
+        let mut model =
+            ImageModel { description, layers, last_use, blocks, modules, outputs, hidden_size, head };
         let Prepare { height, width, .. } = model.input();
-        model.grids(height, width)?;
+        let grids = model.grids(height, width)?;
+        if let Head::Detector(head) = &mut model.head {
+            let grids: Vec<Grid> = model.outputs.iter().map(|&output| grids[output]).collect();
+            head.set_strides(&grids, (height, width)).map_err(Error::Input)?;
+        }
         Ok(model)
     }
 }

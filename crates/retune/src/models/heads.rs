@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::models::config::Config;
+use crate::models::image_head;
 use crate::models::loader::Loader;
 use crate::models::{HeadRequest, ModelFiles};
 use crate::nn::{Classifier, Head, LanguageModelHead, Linear, Pooling, Problem};
@@ -97,6 +98,7 @@ impl Heads<'_> {
                 Some(head) => Head::LanguageModel(head),
                 None => return Err(no_language_model(files)),
             },
+            HeadRequest::Detector { .. } => return Err(image_head::no_detector()),
             HeadRequest::None => Head::None,
         };
         self.prefixes.iter().for_each(|prefix| loader.ignore_under(prefix));

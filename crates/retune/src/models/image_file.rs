@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use retune_formats::{TensorSource, safetensors, torch};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::models::vgg;
+use crate::models::{darknet, efficientnet, vgg, yolov8};
 
 /// Tells an architecture by its tensors; `config.json` of what it is.
 type Recognise = fn(&dyn TensorSource) -> Option<Value>;
 
 /// The architectures that can be told so.
-const KNOWN: &[Recognise] = &[vgg::recognise];
+const KNOWN: &[Recognise] = &[vgg::recognise, efficientnet::recognise, yolov8::recognise];
 
 /// An open file and what it is.
 pub struct ImageFile {
@@ -23,27 +23,48 @@ pub struct ImageFile {
 }
 
 impl ImageFile {
-    /// Opens a file of weights: `.safetensors`, or what `torch.save` wrote (`.pth`, `.pt`), read as data.
+    /// Opens a file of weights: `.safetensors`, what `torch.save` wrote (`.pth`, `.pt`), read as data, or darknet's `.cfg` with the `.weights`
+    /// beside it.
     ///
     /// # Errors
     /// If it is neither, is damaged, or holds no network that is known.
     pub fn open(path: &Path) -> Result<ImageFile> {
+        if matches!(extension(path).as_str(), "cfg" | "weights") {
+            let darknet::Found { source, config, weights } = darknet::open(path)?;
+            let (path, source) = (path.to_path_buf(), Box::new(source));
+            return Ok(ImageFile { path, source, config, files: vec![weights] });
+        }
+        if extension(path) == "onnx" {
+            let source = vgg::Onnx::open(path)?;
+            let config = source.config().clone();
+            let path = path.to_path_buf();
+            return Ok(ImageFile { files: vec![path.clone()], path, source: Box::new(source), config });
+        }
+        let mut said = Map::new();
         let source: Box<dyn TensorSource> = match extension(path).as_str() {
             "safetensors" => Box::new(safetensors::File::open(path)?),
-            "pth" | "pt" | "bin" => Box::new(torch::File::open(path)?),
+            "pth" | "pt" | "bin" => {
+                let file = torch::File::open(path)?;
+                said = file.metadata().clone();
+                Box::new(file)
+            }
             _ => {
                 let what = "this is neither a Hugging Face folder (with config.json), nor a GGUF file, nor the weights of an image \
-                            network (.safetensors, .pth, .pt)";
+                            network (.safetensors, .pth, .pt, .onnx, or darknet's .cfg)";
                 return Err(Error::Model { path: path.to_path_buf(), what: what.into() });
             }
         };
-        let config = KNOWN.iter().find_map(|recognise| recognise(source.as_ref())).ok_or_else(|| {
+        let mut config = KNOWN.iter().find_map(|recognise| recognise(source.as_ref())).ok_or_else(|| {
             let first = source.tensors().first().map(|info| info.name.clone()).unwrap_or_default();
             let what = format!(
-                "its tensors (the first is \"{first}\") are those of no image network that is known: VGG with torchvision's names is"
+                "its tensors (the first is \"{first}\") are those of no image network that is known. These are: VGG with torchvision's \
+                 names, EfficientNet-Lite with EfficientNet-PyTorch's, YOLOv8 with Ultralytics'"
             );
             Error::Model { path: path.to_path_buf(), what }
         })?;
+        if config["model_type"] == "yolov8" {
+            yolov8::describe(&mut config, &said);
+        }
         let path = path.to_path_buf();
         Ok(ImageFile { files: vec![path.clone()], path, source, config })
     }

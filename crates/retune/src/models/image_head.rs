@@ -3,7 +3,7 @@
 use retune_media::pictures::Prepare;
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::config::Config;
 use crate::models::heads;
 use crate::models::loader::Loader;
@@ -48,6 +48,7 @@ impl ImageHead<'_> {
                 let out = self.linear(loader, labels.len(), *keep, *seed)?;
                 Head::Classifier(self.classifier(*problem, labels.clone(), out))
             }
+            HeadRequest::Detector { .. } => return Err(no_detector()),
             HeadRequest::LanguageModel | HeadRequest::None => Head::None,
         };
         self.prefixes.iter().for_each(|prefix| loader.ignore_under(prefix));
@@ -69,6 +70,12 @@ impl ImageHead<'_> {
     }
 }
 
+/// Of a model that says nothing of boxes.
+pub fn no_detector() -> Error {
+    let what = "the model is no detector: it says nothing of where objects are; use one (darknet's YOLO, YOLOv8) to find objects";
+    Error::Input(what.into())
+}
+
 /// The pooling that a caller asks for.
 pub fn pooling(request: &HeadRequest) -> Option<Pooling> {
     match request {
@@ -80,7 +87,7 @@ pub fn pooling(request: &HeadRequest) -> Option<Pooling> {
 /// The size of the pictures that a caller asks for: height and width.
 pub fn size(request: &HeadRequest) -> Option<(usize, usize)> {
     match request {
-        HeadRequest::Classifier { image_size, .. } => *image_size,
+        HeadRequest::Classifier { image_size, .. } | HeadRequest::Detector { image_size, .. } => *image_size,
         _ => None,
     }
 }

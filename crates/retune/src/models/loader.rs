@@ -221,6 +221,24 @@ impl<'a> Loader<'a> {
         Ok(self.params.add(name, shape, weight, false))
     }
 
+    /// The values of a tensor of the files in the order in which they lie there; `None` where tensors are made.
+    ///
+    /// # Errors
+    /// As of any other tensor.
+    pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
+        let Origin::Files(files) = &mut self.origin else { return Ok(None) };
+        let info = files.info(name, shape)?;
+        Ok(Some(files.source.read_f32(&info.name)?))
+    }
+
+    /// A tensor of the caller's making.
+    ///
+    /// # Panics
+    /// If the values are not as many as the shape says.
+    pub fn given(&mut self, name: &str, shape: &[usize], values: Tensor) -> ParamId {
+        self.params.add(name, shape, Weight::F32(values), false)
+    }
+
     /// Whether tensors are made, not read.
     pub fn is_fresh(&self) -> bool {
         matches!(self.origin, Origin::Fresh(_))

@@ -2,6 +2,9 @@
 
 pub mod bert;
 pub mod config;
+pub mod darknet;
+pub mod detection_head;
+pub mod efficientnet;
 pub mod files;
 pub mod fresh;
 mod gguf_form;
@@ -21,6 +24,7 @@ mod snapshot;
 pub mod streamed;
 pub mod vgg;
 mod without_adapter;
+pub mod yolov8;
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -68,6 +72,9 @@ pub const MODELS: &[&Spec] = &[
     &bert::SPEC,
     &gpt2::SPEC,
     &vgg::SPEC,
+    &efficientnet::SPEC,
+    &darknet::SPEC,
+    &yolov8::SPEC,
 ];
 
 /// The head that a model is loaded with.
@@ -86,6 +93,15 @@ pub enum HeadRequest {
         keep: bool,
         seed: u64,
         /// Height and width of the pictures that an image network is to read; `None`: as its files say.
+        image_size: Option<(usize, usize)>,
+    },
+    /// A detector of these classes. With other classes than the files' it keeps what it says of boxes and is drawn from the seed in what it
+    /// says of classes; with the same it keeps both, if `keep` is set.
+    Detector {
+        labels: Vec<String>,
+        keep: bool,
+        seed: u64,
+        /// Height and width of the pictures; `None`: as its files say.
         image_size: Option<(usize, usize)>,
     },
     /// A language model's head: it must be in the files.

@@ -6,8 +6,10 @@
 //! Where the pictures' size is not the one that the dense layers were made for, a new classifier stands on the mean of the last pixels instead.
 
 mod load;
+mod onnx;
 
 pub use load::{VggConfig, recognise};
+pub use onnx::Onnx;
 
 use crate::models::{Reads, Spec};
 

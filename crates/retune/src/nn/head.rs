@@ -4,7 +4,7 @@ use retune_tensor::ops::{self, Activation};
 use retune_tensor::{Segments, Tape, Var};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{LayerNorm, Linear, Rows, Site};
+use crate::nn::{DetectorHead, LayerNorm, Linear, Rows, Site};
 
 /// What a classifier says of an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -105,6 +105,7 @@ impl LanguageModelHead {
 pub enum Head {
     LanguageModel(LanguageModelHead),
     Classifier(Classifier),
+    Detector(DetectorHead),
     None,
 }
 
@@ -120,6 +121,7 @@ impl Head {
                 head.transform.iter().map(|(dense, ..)| dense).chain([&head.linear]).collect()
             }
             Head::Classifier(head) => head.dense.iter().map(|(dense, _)| dense).chain([&head.out]).collect(),
+            Head::Detector(head) => head.linears().collect(),
             Head::None => Vec::new(),
         }
     }
@@ -132,6 +134,7 @@ impl Head {
             Head::Classifier(head) => {
                 head.dense.iter_mut().map(|(dense, _)| dense).chain([&mut head.out]).collect()
             }
+            Head::Detector(head) => head.linears_mut().collect(),
             Head::None => Vec::new(),
         };
         linears.into_iter().for_each(|linear| visit(Site::Linear(linear)));

@@ -1,6 +1,8 @@
 //! Layers: parameters with their sites. A layer knows no method; a method puts its own code into the sites.
 
 pub mod attention;
+pub mod detector;
+pub mod detector_head;
 pub mod embedding;
 pub mod head;
 pub mod kv_cache;
@@ -12,6 +14,7 @@ pub mod slots;
 pub mod sub_layer;
 
 pub use attention::{Attention, AttentionPrefix};
+pub use detector_head::{DetectorHead, Scale};
 pub use embedding::{Embedding, EmbeddingDelta};
 pub use head::{Classifier, Head, Hidden, LanguageModelHead, Pooling, Problem};
 pub use kv_cache::{Caches, KvCache};

@@ -327,12 +327,14 @@ fn run_pictures(net: &ImageModel, params: &Params, purpose: Purpose, images: usi
     fn forward<'p>(net: &'p ImageModel, tape: &Tape<'p>, grid: Grid, pass: &Pass) -> Var {
         let x = Var::constant(Tensor::scratch(grid.rows(), 3));
         let state = net.run(tape, net.start(x, grid), 0..net.blocks(), pass);
-        let logits = match (net.head(), net.hidden(&state, pass)) {
-            (Head::Classifier(head), Some(hidden)) => head.forward(tape, &hidden),
-            (_, Some(hidden)) => hidden.x,
-            _ => return Var::constant(Tensor::zeros(1, 1)),
+        let outputs: Vec<Var> = match (net.head(), net.hidden(&state, pass)) {
+            (Head::Detector(_), _) => net.detect(tape, &state, pass).into_iter().map(|(x, ..)| x).collect(),
+            (Head::Classifier(head), Some(hidden)) => vec![head.forward(tape, &hidden)],
+            (_, hidden) => hidden.map(|hidden| hidden.x).into_iter().collect(),
         };
-        ops::mse(tape, &logits, &Tensor::zeros(logits.rows(), logits.cols()), 1.0)
+        let losses = outputs.iter().map(|x| ops::mse(tape, x, &Tensor::zeros(x.rows(), x.cols()), 1.0));
+        let sum = losses.reduce(|sum, loss| ops::add(tape, &sum, &loss));
+        sum.unwrap_or_else(|| Var::constant(Tensor::zeros(1, 1)))
     }
     let Purpose::Training { checkpointing } = purpose else {
         forward(net, &Tape::inference(params), grid, &Pass::default());
@@ -373,7 +375,7 @@ fn loss<'p>(
             let logits = head.forward(tape, &hidden);
             ops::cross_entropy(tape, &logits, &labels(logits.rows()))
         }
-        Head::None => hidden.x,
+        Head::Detector(_) | Head::None => hidden.x,
     }
 }
 

@@ -80,7 +80,7 @@ pub fn logits_on<'p>(model: &'p Model, tape: &Tape<'p>, batch: &Batch, pass: &Pa
     match model.net.head() {
         Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
         Head::Classifier(head) => head.forward(tape, &hidden),
-        Head::None => panic!("the model has no head"),
+        Head::Detector(_) | Head::None => panic!("the model has no head"),
     }
 }
 

@@ -93,7 +93,7 @@ impl Case {
         match model.net.head() {
             Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
             Head::Classifier(head) => head.forward(tape, &hidden),
-            Head::None => panic!("the model has no head"),
+            Head::Detector(_) | Head::None => panic!("the model has no head"),
         }
     }
 

@@ -99,7 +99,7 @@ pub fn head_on<'p>(model: &'p Model, tape: &Tape<'p>, texts: &Texts, pass: &Pass
     match model.net.head() {
         Head::LanguageModel(head) => head.forward(tape, &hidden.rows, &hidden.x),
         Head::Classifier(head) => head.forward(tape, &hidden),
-        Head::None => hidden.x,
+        Head::Detector(_) | Head::None => hidden.x,
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn task_type(model: &Model) -> Option<&'static str> {
         Head::Classifier(head) if head.problem == Problem::Tokens => Some("TOKEN_CLS"),
         Head::Classifier(_) => Some("SEQ_CLS"),
         Head::LanguageModel(_) if model.text().is_ok_and(|net| net.info().decoder) => Some("CAUSAL_LM"),
-        Head::LanguageModel(_) | Head::None => None,
+        Head::LanguageModel(_) | Head::Detector(_) | Head::None => None,
     }
 }
 

@@ -6,14 +6,14 @@ mod anchor_loss;
 mod assign;
 mod decode;
 mod free_loss;
-mod head;
 mod loss;
 mod mean_average_precision;
 mod nms;
 mod overlap;
 
+use crate::nn::detector as head;
+pub use crate::nn::detector::{AnchorScale, BoxLoss, Detector, Generation, Output};
 pub use decode::decode;
-pub use head::{AnchorScale, BoxLoss, Detector, Generation, Output};
 pub use loss::{LossParts, loss};
 pub use mean_average_precision::{ClassPrecision, OperatingPoint, Precisions, Scene, mean_average_precision};
 pub use nms::{Nms, nms};

