@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use common::{Trainer, close, data, open};
 use retune::methods::full;
-use retune::models::{HeadRequest, LoadOptions, Model, Network};
+use retune::models::config::Config;
+use retune::models::fresh::Draw;
+use retune::models::{HeadRequest, LoadOptions, Model, Network, darknet};
 use retune::nn::{Head, Pass};
 use retune::tasks::detection::{Generation, Nms, Output, decode, nms};
 use retune::tasks::images::{batch, predict};
@@ -205,5 +207,53 @@ fn vgg_has_pytorchs_logits_and_gradients() {
             checked += 1;
         }
         assert_eq!(checked, reference.tensors().iter().filter(|t| t.name.starts_with("gradient.")).count());
+    }
+}
+
+/// YOLOv4-tiny's layers, as text.
+fn v4_tiny() -> String {
+    let conv = |filters: usize, size: usize, stride: usize| {
+        format!(
+            "[convolutional]\nbatch_normalize=1\nfilters={filters}\nsize={size}\nstride={stride}\npad=1\nactivation=leaky\n"
+        )
+    };
+    let mut cfg = "[net]\nwidth=416\nheight=416\nchannels=3\n".to_string();
+    cfg += &(conv(32, 3, 2) + &conv(64, 3, 2));
+    for width in [64, 128, 256] {
+        cfg += &(conv(width, 3, 1) + "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n");
+        cfg += &(conv(width / 2, 3, 1) + &conv(width / 2, 3, 1) + "[route]\nlayers=-1,-2\n");
+        cfg += &(conv(width, 1, 1) + "[route]\nlayers=-6,-1\n[maxpool]\nsize=2\nstride=2\n");
+    }
+    let yolo = |mask: &str| {
+        "[convolutional]\nsize=1\nstride=1\npad=1\nfilters=255\nactivation=linear\n".to_string()
+            + &format!("[yolo]\nmask={mask}\nanchors=10,14, 23,27, 37,58, 81,82, 135,169, 344,319\n")
+            + "classes=80\nnum=6\nscale_x_y=1.05\niou_loss=ciou\niou_normalizer=0.07\n"
+    };
+    cfg += &(conv(512, 3, 1) + &conv(256, 1, 1) + &conv(512, 3, 1) + &yolo("3,4,5"));
+    cfg += &("[route]\nlayers=-4\n".to_string()
+        + &conv(128, 1, 1)
+        + "[upsample]\nstride=2\n[route]\nlayers=-1,23\n");
+    cfg + &conv(256, 3, 1) + &yolo("1,2,3")
+}
+
+/// Numbers of a new network of a darknet `.cfg`.
+fn parameters_of(cfg: &str) -> usize {
+    let json = serde_json::json!({ "model_type": "darknet", "cfg": cfg });
+    let config = Config { path: "config.json".into(), value: &json };
+    let params =
+        (darknet::SPEC.fresh)(&config, Draw::new(&config, 1).unwrap()).unwrap_or_else(|e| panic!("{e}"));
+    params.iter().map(|(_, param)| param.elements()).sum()
+}
+
+#[test]
+fn other_darknet_networks_are_built() {
+    // As many numbers as the published files have.
+    assert_eq!(parameters_of(&v4_tiny()), 6_062_814);
+    let Some(folder) = fetched("RETUNE_TEST_DARKNET_CFG", "the folder of darknet's .cfg files") else {
+        return;
+    };
+    for (name, numbers) in [("yolov3-tiny", 8_858_734), ("yolov3", 62_001_757)] {
+        let cfg = std::fs::read_to_string(folder.join(format!("{name}.cfg"))).unwrap();
+        assert_eq!(parameters_of(&cfg), numbers, "{name}");
     }
 }
