@@ -60,6 +60,9 @@ pub struct Classified {
 /// If the data cannot be read.
 pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(Task, Option<Problem>)> {
     let spec = retune::models::spec_of(files)?;
+    if spec.reads == Reads::Sound {
+        bail!("{}: training on speech is not possible yet; `retune transcribe` writes what is said", files.path().display());
+    }
     let reads_pictures = spec.reads == Reads::Pictures;
     if choice != TaskChoice::Auto && choice.is_of_pictures() != reads_pictures {
         let reads = if reads_pictures { "pictures" } else { "text" };
@@ -316,7 +319,7 @@ impl Data {
                 ImageCache::bytes_each(net, params) * lengths.count() as u64
             }
             (_, Net::Text(net)) => trunk_cache::kept_bytes(net.as_ref(), params, lengths),
-            (_, Net::Image(_)) => 0,
+            (_, Net::Image(_) | Net::Speech(_)) => 0,
         }
     }
 
@@ -328,7 +331,7 @@ impl Data {
                 data.is_cached().then(|| ImageCache::new(net, params, limits)).flatten().map(Kept::Pictures)
             }
             (_, Net::Text(net)) => TrunkCache::new(net.as_ref(), params, limits).map(Kept::Texts),
-            (_, Net::Image(_)) => None,
+            (_, Net::Image(_) | Net::Speech(_)) => None,
         }
     }
 

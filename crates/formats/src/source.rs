@@ -40,6 +40,20 @@ impl TensorInfo {
         // Cannot overflow: the size in bytes was checked when the file was opened.
         self.shape.iter().fold(1, |n, &d| n.saturating_mul(d as u64))
     }
+
+    /// One of `parts` equal parts of its rows as a tensor of its own, called `name`: the projections that some writers lay one below the
+    /// other. `None` if the rows are no multiple of that, or elements come in blocks.
+    pub fn part(&self, name: &str, part: usize, parts: usize) -> Option<TensorInfo> {
+        let mut shape = self.shape.clone();
+        let divides = |n: u64| parts > 0 && n.is_multiple_of(parts as u64);
+        if parts != 1 {
+            let rows = shape.first_mut().filter(|rows| divides(**rows as u64) && self.dtype.is_float())?;
+            *rows /= parts;
+        }
+        let bytes = self.bytes.checked_div(parts as u64).filter(|_| part < parts && divides(self.bytes))?;
+        let offset = self.offset + bytes * part as u64;
+        Some(TensorInfo { name: name.into(), shape, offset, bytes, ..self.clone() })
+    }
 }
 
 /// Anything that holds named tensors: a safetensors file, a GGUF file, a folder of shards.

@@ -30,7 +30,7 @@ impl Base {
         let model_type = files.model_type()?;
         let frequencies = frequencies(&files, &model_type)?;
         let (layers, hidden_size, heads, head_dim) = match &files {
-            ModelFiles::Folder(_) | ModelFiles::Image(_) => {
+            ModelFiles::Folder(_) | ModelFiles::Image(_) | ModelFiles::Speech(_) => {
                 let config = files.config()?;
                 let any = |keys: [&str; 3]| {
                     let found = keys.iter().find(|key| config.get(key).is_some());

@@ -13,7 +13,7 @@ use crate::text::Language;
 pub fn model(model: &Model, plan: &Plan, language: Option<&Language>) -> Result<Value> {
     let mut config = match &model.files {
         _ if model.net.as_image().is_some() => model.net.config_json(),
-        ModelFiles::Image(_) => model.net.config_json(),
+        ModelFiles::Image(_) | ModelFiles::Speech(_) => model.net.config_json(),
         // Nothing that the original says is lost, known to us or not.
         ModelFiles::Folder(folder) => {
             let mut config = folder.config().clone();

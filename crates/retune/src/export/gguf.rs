@@ -82,7 +82,7 @@ impl<'a> Plan<'a> {
         }
         let source = match &model.files {
             ModelFiles::Gguf(file) => Some(file.as_ref()),
-            ModelFiles::Folder(_) | ModelFiles::Image(_) => None,
+            ModelFiles::Folder(_) | ModelFiles::Image(_) | ModelFiles::Speech(_) => None,
         };
         let mut plan = Plan {
             selection: Selection::new(model, options),

@@ -103,7 +103,7 @@ fn is_coarser<'a>(model: &Model, base: impl Iterator<Item = &'a Param>) -> bool 
         ModelFiles::Folder(_) => {
             held.any(|param| source_dtype(model, &param.name).is_some_and(|dtype| dtype != Dtype::BF16))
         }
-        ModelFiles::Image(_) => held.next().is_some(),
+        ModelFiles::Image(_) | ModelFiles::Speech(_) => held.next().is_some(),
         // Its names are others, but as it lies no more can be bf16 than in the file.
         ModelFiles::Gguf(file) => {
             held.count() > file.tensors().iter().filter(|info| info.dtype == Dtype::BF16).count()

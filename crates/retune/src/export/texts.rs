@@ -26,6 +26,10 @@ pub fn write(
             return Ok(None);
         }
         ModelFiles::Image(_) => return Ok(None),
+        ModelFiles::Speech(folder) => {
+            copy_texts(folder.path(), out, notes)?;
+            return Ok(None);
+        }
         ModelFiles::Gguf(file) => file,
     };
     if file.metadata().get("tokenizer.ggml.model").is_none() {

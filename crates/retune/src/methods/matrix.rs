@@ -34,10 +34,13 @@ const MASTERS: &str = "it changes the weights themselves, and an optimiser's ste
 const BIASES: &str =
     "Llama, Mistral and Qwen3 have no bias terms: let zeros be added with --add-biases (Qwen2 has some)";
 
+const SOUND: &str = "what a Whisper model reads is sound, and its transcript begins with tokens that must come first: use prefix";
+
 /// Whether a method can be used on an architecture whose weights are held so.
 pub fn fit(method: &Spec, model: &models::Spec, held: Held) -> Fit {
     match (method.name, model.name, held) {
         ("full" | "partial", _, Held::Half | Held::Quantised) => Fit::No(MASTERS),
+        ("prompt", "whisper", _) => Fit::No(SOUND),
         ("bitfit", "llama", _) => Fit::If(BIASES),
         _ => Fit::Yes,
     }

@@ -8,7 +8,7 @@
 mod hub;
 
 use retune_formats::peft::{PeftAdapter, PeftConfig};
-use retune_formats::prompt_config::PrefixTuningConfig;
+use retune_formats::prompt_config::{PrefixTuningConfig, Prompt};
 use retune_tensor::ops::{self, Activation};
 use retune_tensor::{ParamId, Params, Tape, Tensor, Var};
 
@@ -115,9 +115,10 @@ impl Shape {
     /// # Errors
     /// If the model has no attention, or layers of different widths.
     fn of(model: &mut Model) -> Result<Shape> {
-        let mut found = Vec::new();
+        let (mut found, mut in_order) = (Vec::new(), true);
         model.net.visit_sites(&mut |site| {
             if let Site::Attention(attention) = site {
+                in_order &= attention.layer == found.len();
                 found.push((attention.shape.kv_heads, attention.shape.kv_heads * attention.shape.head_dim));
             }
         });
@@ -125,7 +126,7 @@ impl Shape {
         let Some(&(kv_heads, dim)) = found.first() else {
             return Err(Error::Method(format!("prefix tuning needs attention; a {} model has none", kind())));
         };
-        if found.len() != model.net.blocks() || found.iter().any(|other| *other != (kv_heads, dim)) {
+        if !in_order || found.iter().any(|other| *other != (kv_heads, dim)) {
             let what =
                 format!("prefix tuning needs attention of one shape in all layers; {} differs", kind());
             return Err(Error::Method(what));
@@ -148,7 +149,10 @@ pub fn attach(model: &mut Model, settings: &run_file::Prefix, run: &RunFile) -> 
     files::check_length(model, n)?;
     let hidden = settings.encoder_hidden_size.map_or(shape.dim, |n| n as usize);
     let config = PrefixTuningConfig {
-        prompt: files::described(model, run, n, shape.dim, shape.kv_heads),
+        prompt: Prompt {
+            num_layers: Some(shape.layers),
+            ..files::described(model, run, n, shape.dim, shape.kv_heads)
+        },
         encoder_hidden_size: Some(hidden),
         prefix_projection: settings.prefix_projection,
         init_zero: settings.init_weights == PrefixInit::Zero,

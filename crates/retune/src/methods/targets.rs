@@ -46,6 +46,13 @@ const USUAL: &[Usual] = &[
         ia3: &["key", "value", "output.dense"],
         feedforward: &["output.dense"],
     },
+    // PEFT has no entry for it; its examples take these.
+    Usual {
+        model_types: &["whisper"],
+        lora: &["q_proj", "v_proj"],
+        ia3: &["k_proj", "v_proj", "fc2"],
+        feedforward: &["fc2"],
+    },
     // PEFT has no entry for it; these are the counterparts of BERT's.
     Usual {
         model_types: &["distilbert"],

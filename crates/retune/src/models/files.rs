@@ -9,6 +9,7 @@ use retune_formats::{TensorSource, gguf};
 use crate::error::{Error, Result};
 use crate::models::config::Config;
 use crate::models::image_file::ImageFile;
+use crate::models::whisper::SpeechFolder;
 use crate::text::Language;
 
 /// The open files of a model. Cheap to clone: the files are shared.
@@ -18,11 +19,16 @@ pub enum ModelFiles {
     Gguf(std::sync::Arc<gguf::File>),
     /// An image network's file of weights, which tells its architecture by the names in it.
     Image(std::sync::Arc<ImageFile>),
+    /// A Whisper model in CTranslate2's form.
+    Speech(std::sync::Arc<SpeechFolder>),
 }
 
 impl ModelFiles {
     /// Opens a folder with `config.json`, or a `.gguf` file.
     pub fn open(path: &Path) -> Result<ModelFiles> {
+        if SpeechFolder::is_one(path) {
+            return Ok(ModelFiles::Speech(std::sync::Arc::new(SpeechFolder::open(path)?)));
+        }
         if path.is_dir() {
             return Ok(ModelFiles::Folder(std::sync::Arc::new(ModelFolder::open(path)?)));
         }
@@ -42,6 +48,7 @@ impl ModelFiles {
             ModelFiles::Folder(folder) => folder.weights(),
             ModelFiles::Gguf(file) => file.as_ref(),
             ModelFiles::Image(file) => file.source(),
+            ModelFiles::Speech(folder) => folder.source(),
         }
     }
 
@@ -50,6 +57,7 @@ impl ModelFiles {
             ModelFiles::Folder(folder) => folder.path(),
             ModelFiles::Gguf(file) => file.path(),
             ModelFiles::Image(file) => file.path(),
+            ModelFiles::Speech(folder) => folder.path(),
         }
     }
 
@@ -63,6 +71,9 @@ impl ModelFiles {
                 Ok(Config { path: folder.path().join("config.json"), value: folder.config() })
             }
             ModelFiles::Image(file) => Ok(Config { path: file.path().to_path_buf(), value: file.config() }),
+            ModelFiles::Speech(folder) => {
+                Ok(Config { path: folder.path().to_path_buf(), value: folder.config() })
+            }
             ModelFiles::Gguf(file) => {
                 let what = "a GGUF file has no config.json".to_string();
                 Err(Error::Model { path: file.path().to_path_buf(), what })
@@ -76,6 +87,7 @@ impl ModelFiles {
             ModelFiles::Image(file) => {
                 Ok(file.config()["model_type"].as_str().unwrap_or_default().to_string())
             }
+            ModelFiles::Speech(_) => Ok("whisper".into()),
             ModelFiles::Folder(folder) => {
                 let found = folder.config().get("model_type").and_then(|v| v.as_str());
                 found.map(String::from).ok_or_else(|| Error::Model {
@@ -96,7 +108,7 @@ impl ModelFiles {
             ModelFiles::Folder(folder) => {
                 Ok(QuantizationConfig::of(&folder.path().join("config.json"), folder.config())?)
             }
-            ModelFiles::Gguf(_) | ModelFiles::Image(_) => Ok(None),
+            ModelFiles::Gguf(_) | ModelFiles::Image(_) | ModelFiles::Speech(_) => Ok(None),
         }
     }
 
@@ -105,6 +117,7 @@ impl ModelFiles {
         match self {
             ModelFiles::Folder(folder) => Ok(Language::from_folder(folder)?),
             ModelFiles::Gguf(file) => Ok(Language::from_gguf(file)?),
+            ModelFiles::Speech(folder) => folder.language(),
             ModelFiles::Image(file) => {
                 let what = "it reads pictures: there is no tokenizer".to_string();
                 Err(Error::Model { path: file.path().to_path_buf(), what })
@@ -118,6 +131,7 @@ impl ModelFiles {
             ModelFiles::Folder(folder) => folder.weights().files().map(Path::to_path_buf).collect(),
             ModelFiles::Gguf(file) => vec![file.path().to_path_buf()],
             ModelFiles::Image(file) => file.files().to_vec(),
+            ModelFiles::Speech(folder) => vec![folder.weights()],
         }
     }
 }

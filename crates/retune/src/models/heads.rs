@@ -183,6 +183,7 @@ fn config(files: Option<&ModelFiles>) -> Option<&Value> {
     match files? {
         ModelFiles::Folder(folder) => Some(folder.config()),
         ModelFiles::Image(file) => Some(file.config()),
+        ModelFiles::Speech(folder) => Some(folder.config()),
         ModelFiles::Gguf(_) => None,
     }
 }

@@ -23,6 +23,7 @@ pub mod rope;
 mod snapshot;
 pub mod streamed;
 pub mod vgg;
+pub mod whisper;
 mod without_adapter;
 pub mod yolov8;
 
@@ -45,6 +46,7 @@ pub use loader::{LoadOptions, StorageChoice};
 pub use quantised::Quantisation;
 pub use snapshot::Snapshot;
 pub use streamed::Pager;
+pub use whisper::Whisper;
 pub use without_adapter::WithoutAdapter;
 
 /// An architecture as help texts and tables show it.
@@ -64,6 +66,7 @@ pub struct Spec {
 pub enum Reads {
     Text,
     Pictures,
+    Sound,
 }
 
 /// All architectures.
@@ -75,6 +78,7 @@ pub const MODELS: &[&Spec] = &[
     &efficientnet::SPEC,
     &darknet::SPEC,
     &yolov8::SPEC,
+    &whisper::SPEC,
 ];
 
 /// The head that a model is loaded with.
@@ -346,6 +350,7 @@ pub trait TextModel: Network {
 pub enum Net {
     Text(Box<dyn TextModel>),
     Image(Box<ImageModel>),
+    Speech(Box<Whisper>),
 }
 
 impl Net {
@@ -358,6 +363,20 @@ impl Net {
     pub fn as_image(&self) -> Option<&ImageModel> {
         if let Net::Image(net) = self { Some(net) } else { None }
     }
+
+    /// If it reads sound.
+    pub fn as_speech(&self) -> Option<&Whisper> {
+        if let Net::Speech(net) = self { Some(net) } else { None }
+    }
+
+    /// What it reads, in a word.
+    fn reads(&self) -> &'static str {
+        match self {
+            Net::Text(_) => "text",
+            Net::Image(_) => "pictures",
+            Net::Speech(_) => "sound",
+        }
+    }
 }
 
 impl Deref for Net {
@@ -367,6 +386,7 @@ impl Deref for Net {
         match self {
             Net::Text(net) => net.as_ref(),
             Net::Image(net) => net.as_ref(),
+            Net::Speech(net) => net.as_ref(),
         }
     }
 }
@@ -376,6 +396,7 @@ impl DerefMut for Net {
         match self {
             Net::Text(net) => net.as_mut(),
             Net::Image(net) => net.as_mut(),
+            Net::Speech(net) => net.as_mut(),
         }
     }
 }
@@ -446,10 +467,7 @@ impl Model {
     /// # Errors
     /// If it reads something else.
     pub fn text(&self) -> Result<&dyn TextModel> {
-        match &self.net {
-            Net::Text(net) => Ok(net.as_ref()),
-            Net::Image(_) => Err(self.reads("pictures", "text")),
-        }
+        self.net.as_text().ok_or_else(|| self.reads("text"))
     }
 
     /// The network, if it reads pictures.
@@ -457,14 +475,19 @@ impl Model {
     /// # Errors
     /// If it reads something else.
     pub fn image(&self) -> Result<&ImageModel> {
-        match &self.net {
-            Net::Image(net) => Ok(net),
-            Net::Text(_) => Err(self.reads("text", "pictures")),
-        }
+        self.net.as_image().ok_or_else(|| self.reads("pictures"))
     }
 
-    fn reads(&self, what: &str, wanted: &str) -> Error {
-        let (path, kind) = (self.files.path().to_path_buf(), self.net.model_type());
+    /// The network, if it reads sound.
+    ///
+    /// # Errors
+    /// If it reads something else.
+    pub fn speech(&self) -> Result<&Whisper> {
+        self.net.as_speech().ok_or_else(|| self.reads("sound"))
+    }
+
+    fn reads(&self, wanted: &str) -> Error {
+        let (path, kind, what) = (self.files.path().to_path_buf(), self.net.model_type(), self.net.reads());
         Error::Model {
             path,
             what: format!("a {kind} model reads {what}, and this is for models that read {wanted}"),

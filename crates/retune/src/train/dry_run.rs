@@ -10,7 +10,7 @@ use retune_tensor::ops::linear_cross_entropy::chunk_rows;
 use retune_tensor::ops::{self, LossRows};
 use retune_tensor::{Gradients, Grid, Params, Segments, Tape, Tensor, Var, kernel};
 
-use crate::models::{ImageModel, Net, Network, TextInput, TextModel};
+use crate::models::{ImageModel, Net, Network, TextInput, TextModel, Whisper};
 use crate::nn::{Dropouts, Head, Pass};
 use crate::tasks::causal_lm::head_loss;
 
@@ -105,6 +105,10 @@ impl Probe {
     fn rows(self) -> usize {
         self.texts * self.length
     }
+
+    fn segments(self) -> Segments {
+        Segments::from_lengths(&vec![self.length; self.texts])
+    }
 }
 
 /// Bytes of a row beside tensors: ids, labels, keys of dropout masks, positions.
@@ -122,6 +126,7 @@ impl DryRun {
         match net {
             Net::Text(net) => DryRun::of_texts(net.as_ref(), params, purpose),
             Net::Image(net) => DryRun::of_pictures(net, params, purpose),
+            Net::Speech(net) => DryRun::of_speech(net, params, purpose),
         }
     }
 
@@ -162,22 +167,45 @@ impl DryRun {
         // Large enough for the paths that large passes take, short enough for any table of positions.
         let long = most.saturating_sub(prompt_rows + prefix_rows).clamp(1, 12);
         let first = Probe { texts: 5, length: long.saturating_sub(4).max(1), targets: 16.min(long * 4) };
+        let logits = net.language_model().map_or(0, |head| head.linear.out_features);
+        DryRun {
+            logits: (logits as u64, chunk_rows(logits) as u64),
+            prompt_rows: prompt_rows as u64,
+            prefix_rows: prefix_rows as u64,
+            head_dim: if net.blocks() == 0 { 0 } else { net.attention(0).shape.head_dim as u64 },
+            ..DryRun::probed(first, long, |probe| run(net, params, purpose, probe))
+        }
+    }
+
+    /// Transcripts of several lengths, each over a whole window.
+    fn of_speech(net: &Whisper, params: &Params, purpose: Purpose) -> DryRun {
+        let long = net.room(Some(0)).clamp(1, 12);
+        let first = Probe { texts: 2, length: long.saturating_sub(4).max(1), targets: 8.min(long) };
+        let logits = net.config().vocab_size;
+        DryRun {
+            logits: (logits as u64, chunk_rows(logits) as u64),
+            head_dim: net.head_dim() as u64,
+            ..DryRun::probed(first, long, |probe| run(net, params, purpose, probe))
+        }
+    }
+
+    /// What four probes tell: one, and others that differ from it in one number each.
+    fn probed(first: Probe, long: usize, run: impl Fn(Probe)) -> DryRun {
         let probes = [
             first,
             Probe { length: long, ..first },
             Probe { targets: first.targets + 8.min(first.rows() - first.targets), ..first },
             Probe { texts: first.texts + 1, ..first },
         ];
-        let traces = probes.map(|probe| memory::trace(|| run(net, params, purpose, probe)));
-        let logits = net.language_model().map_or(0, |head| head.linear.out_features);
+        let traces = probes.map(|probe| memory::trace(|| run(probe)));
         DryRun {
             comparable: traces[1..].iter().all(|other| alike(&traces[0], other)),
             events: fit(&probes, &traces),
-            logits: (logits as u64, chunk_rows(logits) as u64),
-            prompt_rows: prompt_rows as u64,
-            prefix_rows: prefix_rows as u64,
+            logits: (0, 1),
+            prompt_rows: 0,
+            prefix_rows: 0,
             attends: true,
-            head_dim: if net.blocks() == 0 { 0 } else { net.attention(0).shape.head_dim as u64 },
+            head_dim: 0,
         }
     }
 
@@ -297,13 +325,17 @@ pub fn workspace_bytes(net: &Net, params: &Params) -> u64 {
     (rayon::current_num_threads() * bytes) as u64
 }
 
+/// What goes through a pass as tasks do.
+trait Probed {
+    /// The loss of a probe.
+    fn loss<'p>(&'p self, tape: &Tape<'p>, probe: Probe, pass: &Pass) -> Var;
+}
+
 /// One probe: two passes, so that the second finds the gradients of the first.
-fn run(net: &dyn TextModel, params: &Params, purpose: Purpose, probe: Probe) {
-    let ids = vec![0; probe.rows()];
-    let segments = Segments::from_lengths(&vec![probe.length; probe.texts]);
+fn run<N: Probed + ?Sized>(net: &N, params: &Params, purpose: Purpose, probe: Probe) {
     let Purpose::Training { checkpointing } = purpose else {
         let tape = Tape::inference(params);
-        loss(net, &tape, &ids, &segments, probe.targets, &Pass::default());
+        net.loss(&tape, probe, &Pass::default());
         return;
     };
     let mut gradients = Gradients::new();
@@ -312,7 +344,7 @@ fn run(net: &dyn TextModel, params: &Params, purpose: Purpose, probe: Probe) {
         let examples = (0..probe.texts as u64).collect();
         let dropout = Some(Dropouts { seed: 0, epoch: 0, examples });
         let pass = Pass { dropout, checkpoint: checkpointing, ..Pass::default() };
-        let value = loss(net, &tape, &ids, &segments, probe.targets, &pass);
+        let value = net.loss(&tape, probe, &pass);
         memory::mark();
         tape.backward(&value, Tensor::scalar(1.0), &mut gradients);
         drop(value);
@@ -353,30 +385,40 @@ fn run_pictures(net: &ImageModel, params: &Params, purpose: Purpose, images: usi
     }
 }
 
-/// The loss of some texts, as tasks compute it.
-fn loss<'p>(
-    net: &'p dyn TextModel,
-    tape: &Tape<'p>,
-    ids: &[u32],
-    segments: &Segments,
-    targets: usize,
-    pass: &Pass,
-) -> Var {
-    let hidden = net.hidden(tape, &TextInput::new(ids, segments), pass);
-    let labels = |rows: usize| LossRows {
-        rows: (0..rows).collect(),
-        targets: vec![0; rows],
-        weights: vec![1.0; rows],
-        denominator: 1.0,
-    };
-    match net.head() {
-        Head::LanguageModel(head) => head_loss(tape, head, &hidden, &labels(targets)),
-        Head::Classifier(head) => {
-            let logits = head.forward(tape, &hidden);
-            ops::cross_entropy(tape, &logits, &labels(logits.rows()))
+impl Probed for dyn TextModel + '_ {
+    fn loss<'p>(&'p self, tape: &Tape<'p>, probe: Probe, pass: &Pass) -> Var {
+        let (ids, segments) = (vec![0; probe.rows()], probe.segments());
+        let hidden = self.hidden(tape, &TextInput::new(&ids, &segments), pass);
+        match self.head() {
+            Head::LanguageModel(head) => head_loss(tape, head, &hidden, &labels(probe.targets)),
+            Head::Classifier(head) => {
+                let logits = head.forward(tape, &hidden);
+                ops::cross_entropy(tape, &logits, &labels(logits.rows()))
+            }
+            Head::Detector(_) | Head::None => hidden.x,
         }
-        Head::Detector(_) | Head::None => hidden.x,
     }
+}
+
+/// Transcripts over whole windows.
+impl Probed for Whisper {
+    fn loss<'p>(&'p self, tape: &Tape<'p>, probe: Probe, pass: &Pass) -> Var {
+        let (ids, segments) = (vec![0; probe.rows()], probe.segments());
+        let frames = probe.texts * self.config().frames();
+        let features = Var::constant(Tensor::scratch(frames, self.config().num_mel_bins));
+        let sound = self.encode(tape, &features, probe.texts, pass);
+        drop(features);
+        let hidden = self.decode(tape, &sound, &ids, &segments, pass);
+        match self.head() {
+            Head::LanguageModel(head) => head_loss(tape, head, &hidden, &labels(probe.targets)),
+            _ => hidden.x,
+        }
+    }
+}
+
+/// Labels of the first rows.
+fn labels(rows: usize) -> LossRows {
+    LossRows { rows: (0..rows).collect(), targets: vec![0; rows], weights: vec![1.0; rows], denominator: 1.0 }
 }
 
 /// Whether two traces differ in sizes alone.

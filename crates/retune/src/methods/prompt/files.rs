@@ -38,6 +38,7 @@ pub(crate) fn task_type(model: &Model) -> Option<&'static str> {
         Head::Classifier(head) if head.problem == Problem::Tokens => Some("TOKEN_CLS"),
         Head::Classifier(_) => Some("SEQ_CLS"),
         Head::LanguageModel(_) if model.text().is_ok_and(|net| net.info().decoder) => Some("CAUSAL_LM"),
+        Head::LanguageModel(_) if model.net.as_speech().is_some() => Some("SEQ_2_SEQ_LM"),
         Head::LanguageModel(_) | Head::Detector(_) | Head::None => None,
     }
 }
@@ -45,13 +46,16 @@ pub(crate) fn task_type(model: &Model) -> Option<&'static str> {
 /// # Errors
 /// If so many virtual tokens leave the model no room for a text.
 pub(crate) fn check_length(model: &Model, n: usize) -> Result<()> {
-    let info = model.text()?.info();
+    let most = match model.net.as_speech() {
+        Some(net) => net.config().max_target_positions,
+        None => model.text()?.info().context_length,
+    };
     match n {
         0 => Err(Error::Method("num_virtual_tokens is 0; it must be at least 1".into())),
-        n if n < info.context_length => Ok(()),
+        n if n < most => Ok(()),
         n => Err(Error::Method(format!(
             "num_virtual_tokens is {n}, but the model's context has {} positions: use fewer",
-            info.context_length
+            most
         ))),
     }
 }
