@@ -19,7 +19,7 @@ use retune::train::{
     self, Beside, Control, Event, MetricsLog, Objective, Outcome, OutcomeEnd, Plan, PlanRequest, Remedy,
     RunFolder, Start, TrainSettings, available_memory, process_bytes,
 };
-use retune_formats::{atomic, hash};
+use retune_formats::{atomic, hash_data};
 
 use crate::exit::{DIVERGED, Ended, UsageError};
 use crate::loading::{language, set_threads};
@@ -270,7 +270,7 @@ impl Prepared {
         let mut identity = BTreeMap::new();
         // The same hash as the adapter's base.json records: the weights are read for it once.
         identity.insert("model".into(), base::hash_files(&self.model.files.weight_files())?);
-        identity.insert("data".into(), hash::file(&self.run.data)?);
+        identity.insert("data".into(), hash_data::data(&self.run.data)?);
         identity.insert("method".into(), self.run.method.clone());
         identity.insert("max_length".into(), self.run.max_length.to_string());
         identity.insert("train_on".into(), format!("{:?}", self.run.train_on).to_lowercase());
@@ -282,13 +282,20 @@ impl Prepared {
         }
         identity.insert("eval_share".into(), format!("{:?}", self.run.eval_share));
         if let Some(path) = &self.run.eval_data {
-            identity.insert("eval_data".into(), hash::file(path)?);
+            identity.insert("eval_data".into(), hash_data::data(path)?);
         }
         if let Data::Classification(data) = &self.data {
             identity.insert("labels".into(), data.train.labels.names.join(", "));
             identity.insert("class_weights".into(), self.run.class_weights.clone());
             identity.insert("pooling".into(), format!("{:?}", self.run.pooling).to_lowercase());
             identity.insert("keep_head".into(), self.run.keep_head.to_string());
+        }
+        if let Data::Pictures(data) = &self.data {
+            identity.insert("labels".into(), data.train.classes.join(", "));
+            identity.insert("class_weights".into(), self.run.class_weights.clone());
+            identity.insert("image_size".into(), format!("{:?}", self.run.image_size));
+            identity.insert("keep_head".into(), self.run.keep_head.to_string());
+            identity.insert("augment".into(), toml::Value::try_from(&self.run.augment)?.to_string());
         }
         let settings = toml::Value::try_from(&self.run)?.get(&self.run.method).map(toml::Value::to_string);
         identity.insert("settings of the method".into(), settings.unwrap_or_default());

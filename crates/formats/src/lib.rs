@@ -21,6 +21,7 @@ pub mod gguf;
 pub mod gguf_lora;
 pub mod gguf_write;
 pub mod hash;
+pub mod hash_data;
 pub mod ia3_config;
 pub mod json;
 pub mod labels;

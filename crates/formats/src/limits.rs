@@ -86,3 +86,5 @@ pub const ONNX_MEMORY_BYTES: usize = 512 << 10;
 pub const ONNX_TEXT_BYTES: u64 = 1 << 20;
 /// Largest description of a quantised tensor (bitsandbytes' `quant_state`), in bytes.
 pub const QUANT_STATE_BYTES: u64 = 4 << 10;
+/// Most files of a data set that is a folder.
+pub const DATA_FILES: usize = 10_000_000;

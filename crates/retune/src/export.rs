@@ -219,7 +219,8 @@ fn write_in_folder(
     let staging = Staging::open(dir, &model.files, options.overwrite)?;
     atomic::check_space(staging.path(), plan.space())?;
     let mut notes = plan.notes(model);
-    let texts = texts::write(&model.files, model.text()?.info().context_length, staging.path(), &mut notes)?;
+    let context_length = model.net.as_text().map(|net| net.info().context_length);
+    let texts = texts::write(&model.files, context_length, staging.path(), &mut notes)?;
     let config = config::model(model, &plan, texts.as_ref())?;
     let done = plan.write(model, staging.path(), progress)?;
     let (is_base, exact) = (plan.selection.is_base(), done.is_exact());

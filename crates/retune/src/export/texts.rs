@@ -13,16 +13,19 @@ use crate::text::Language;
 /// Terms under which the weights may be passed on go with them.
 const TERMS: &[&str] = &["LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md"];
 
-/// Writes the texts into `out`; a GGUF's language is returned for the configuration.
+/// Writes the texts into `out`; a GGUF's language is returned for the configuration. `context_length` is of a model that reads text: others have no
+/// tokenizer that could be missed.
 pub fn write(
     files: &ModelFiles,
-    context_length: usize,
+    context_length: Option<usize>,
     out: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Option<Language>> {
     let file = match files {
         ModelFiles::Folder(folder) => {
-            copy_texts(folder.path(), out, notes)?;
+            if copy_texts(folder.path(), out)? == 0 && context_length.is_some() {
+                notes.push("the model's folder has no tokenizer, so none was written".into());
+            }
             return Ok(None);
         }
         ModelFiles::Image(_) => return Ok(None),
@@ -42,7 +45,7 @@ pub fn write(
             continue;
         }
         if name == "tokenizer_config.json" {
-            text = for_transformers(&out.join(name), &text, context_length)?;
+            text = for_transformers(&out.join(name), &text, context_length.unwrap_or_default())?;
         }
         atomic::write_bytes(&out.join(name), text.as_bytes())?;
     }
@@ -59,7 +62,8 @@ fn for_transformers(path: &Path, text: &str, context_length: usize) -> Result<St
     Ok(json::to_python_text(&config))
 }
 
-fn copy_texts(from: &Path, out: &Path, notes: &mut Vec<String>) -> Result<()> {
+/// Copies what is there; how many files of a tokenizer.
+fn copy_texts(from: &Path, out: &Path) -> Result<usize> {
     let mut copied = 0;
     for name in TOKENIZER_FILES.iter().chain([&GENERATION]).chain(TERMS) {
         if let Some(source) = inside(from, name)? {
@@ -67,10 +71,7 @@ fn copy_texts(from: &Path, out: &Path, notes: &mut Vec<String>) -> Result<()> {
             copied += usize::from(TOKENIZER_FILES.contains(name));
         }
     }
-    if copied == 0 {
-        notes.push("the model's folder has no tokenizer, so none was written".into());
-    }
-    Ok(())
+    Ok(copied)
 }
 
 /// The file of this name, if it lies in the folder itself or, as in the hub's cache, in the `blobs` beside it: a link

@@ -102,7 +102,11 @@ pub fn attach(model: &mut Model, settings: &run_file::Adapter, run: &RunFile) ->
     bottleneck::check(&bn)?;
     let class = files::model_class(&model.net.config_json());
     let method = HubMethod::Bottleneck(bn);
-    let config = HubConfig::new(NAME, &model.net.model_type(), &class, model.net.hidden_size(), method);
+    let mut config = HubConfig::new(NAME, &model.net.model_type(), &class, model.net.hidden_size(), method);
+    if model.net.as_image().is_some() {
+        // Stages have widths of their own.
+        config.hidden_size = None;
+    }
     let head = files::Head::of(model, &config);
     put(model, 0, config, head, &mut Fresh { seed: run.seed })
 }

@@ -256,15 +256,19 @@ impl Planned {
     /// Single entries of a linear's weight, one part for each adapter.
     fn entries(&self) -> Vec<(SparsePattern, Tensor, f32)> {
         let (rows, cols) = self.shape;
-        let place = |at: &u64| {
+        let place = |(at, value): (&u64, &f32)| {
             let (row, col) = self.layout.from_file(*at as usize, (rows, cols));
-            (row as u32, col as u32)
+            ((row as u32, col as u32), *value)
         };
         let part = |(weight, change): &(f32, Change)| {
             let Values::Sparse { indices, values } = &change.values else { return None };
+            let mut entries: Vec<((u32, u32), f32)> = indices.iter().zip(values).map(place).collect();
+            // In the order of the weight in memory, as they were trained: sums have the order of the entries.
+            entries.sort_by_key(|(place, _)| *place);
+            let (places, values): (Vec<_>, Vec<f32>) = entries.into_iter().unzip();
             // The reader has checked that all places lie within the shape.
-            let pattern = SparsePattern::new(rows, cols, indices.iter().map(place).collect()).ok()?;
-            Some((pattern, Tensor::from_slice(1, values.len(), values), *weight))
+            let pattern = SparsePattern::new(rows, cols, places).ok()?;
+            Some((pattern, Tensor::from_vec(1, values.len(), values), *weight))
         };
         self.parts.iter().filter_map(part).collect()
     }

@@ -11,11 +11,11 @@ use retune_formats::lora_config::{Bias, Modules};
 use retune_formats::peft::{Param, PeftAdapter, PeftConfig};
 use retune_formats::peft_common::Common;
 use retune_tensor::rng::Stream;
-use retune_tensor::{ParamId, Params, Tape, Tensor, Var, ops};
+use retune_tensor::{Layout, ParamId, Params, Tape, Tensor, Var, ops};
 
 use super::saved::{CLASSIFIERS, Wanted, Whole, task_type, with_classifier};
 use super::targets::Known;
-use super::values::{Saved, Value, Values, write};
+use super::values::{Form, Saved, Value, Values, write};
 use super::{Attached, Spec, clear, remember_mergeable, trainable_count};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -99,20 +99,13 @@ impl Chosen {
     /// # Errors
     /// If a name matches nothing, nothing is chosen, or a token table is.
     fn new(mut config: Ia3Config, known: Known) -> Result<Chosen> {
-        let usual = |missing: bool| if missing { known.usual().map(Some) } else { Ok(None) };
-        let targets = usual(config.target_modules.is_none())?.map_or(&[][..], |usual| usual.ia3);
-        let feedforward = match usual(config.feedforward_modules.is_none())? {
-            // With targets of one's own, those that scale their input as usual are among them.
-            Some(usual) => usual.feedforward,
-            None => &[],
-        };
+        if known.is_convolutional() {
+            config.target_modules.get_or_insert(Modules::AllLinear);
+        }
+        let targets = if config.target_modules.is_none() { known.usual()?.ia3 } else { &[] };
         known.spell_out("target_modules", &mut config.target_modules, targets)?;
         if config.feedforward_modules.is_none() {
-            let among = |name: &&&str| match &config.target_modules {
-                Some(Modules::List(names)) => names.iter().any(|n| n == **name),
-                _ => true,
-            };
-            let names = feedforward.iter().filter(among).map(|n| n.to_string()).collect();
+            let names = usual_feedforward(&known, config.target_modules.as_ref())?;
             config.feedforward_modules = Some(Modules::List(names));
         }
         if let Some(Modules::List(names)) = &config.exclude_modules {
@@ -129,6 +122,22 @@ impl Chosen {
     fn is_feedforward(&self, path: &str) -> bool {
         self.matcher.is_feedforward(self.known.name(path)) == Some(true)
     }
+}
+
+/// The modules among the targets that scale their input as usual.
+///
+/// # Errors
+/// If nothing is known of the architecture.
+fn usual_feedforward(known: &Known, targets: Option<&Modules>) -> Result<Vec<String>> {
+    if known.is_convolutional() {
+        let names = if let Some(Modules::List(names)) = targets { names } else { &known.linears };
+        return Ok(known.dense_among(names));
+    }
+    let among = |name: &&&str| match targets {
+        Some(Modules::List(names)) => names.iter().any(|n| n == **name),
+        _ => true,
+    };
+    Ok(known.usual()?.feedforward.iter().filter(among).map(|name| name.to_string()).collect())
 }
 
 /// What an IA³ puts on a model.
@@ -154,7 +163,11 @@ impl Plan {
                 // PEFT's `torch.randn`, for tests.
                 false => Tensor::from_fn(1, n, |_, i| Stream::named(seed, &key).normal(i as u64)),
             };
-            let l = values.take(&chosen.known, &layer.path, &Param::Ia3, &shape, (1, n), drawn)?;
+            // What scales the inputs of a dense layer has their order in files: of flattened pixels, channel by channel.
+            let layout = if feedforward && layer.sliding.is_none() { layer.layout } else { Layout::Rows };
+            let layout = if matches!(layout, Layout::Kernel(..)) { layout } else { Layout::Rows };
+            let form = Form { shape: &shape, size: (1, n), layout };
+            let l = values.take_as(&chosen.known, &layer.path, &Param::Ia3, &form, drawn)?;
             scales.insert(layer.path.clone(), (l, feedforward));
         }
         let wanted = Wanted {

@@ -124,7 +124,10 @@ impl Shape {
         });
         let kind = || model.net.model_type();
         let Some(&(kv_heads, dim)) = found.first() else {
-            return Err(Error::Method(format!("prefix tuning needs attention; a {} model has none", kind())));
+            return Err(Error::Method(format!(
+                "prefix tuning needs attention; a {} model has none: use --method lora",
+                kind()
+            )));
         };
         if !in_order || found.iter().any(|other| *other != (kv_heads, dim)) {
             let what =

@@ -156,7 +156,9 @@ fn check_site(model: &mut Model) -> Result<()> {
         return Ok(());
     }
     let kind = model.net.model_type();
-    Err(Error::Method(format!("prompt tuning needs token embeddings; a {kind} model has none")))
+    Err(Error::Method(format!(
+        "prompt tuning needs token embeddings; a {kind} model has none: use --method lora"
+    )))
 }
 
 /// PEFT's configuration for these settings.

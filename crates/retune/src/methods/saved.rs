@@ -21,27 +21,28 @@ pub(crate) const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 
 /// PEFT's `modules_to_save` of an adapter that is made for this model: the head of a classifier or detector is among them.
 pub(crate) fn with_classifier(model: &Model, asked: Option<Vec<String>>) -> Option<Vec<String>> {
-    let usual: &[&str] = match model.net.head() {
-        Head::Classifier(_) => &CLASSIFIERS,
-        Head::Detector(_) => &[],
+    let heads: Vec<String> = match model.net.head() {
         Head::LanguageModel(_) | Head::None => return asked.filter(|names| !names.is_empty()),
+        // Networks over pixels call dense layers of the trunk `classifier` too: the head is named by its whole path.
+        head if model.net.as_image().is_some() => {
+            head.linears().into_iter().map(|layer| layer.path.clone()).collect()
+        }
+        _ => CLASSIFIERS.map(String::from).to_vec(),
     };
     let mut names = asked.unwrap_or_default();
-    for name in usual {
-        if !names.iter().any(|n| n == name) {
-            names.push(name.to_string());
-        }
-    }
-    for head in model.net.head().linears() {
-        if !names.iter().any(|name| head.path.ends_with(name) || head.path.contains(&format!("{name}."))) {
-            names.push(head.path.clone());
+    for name in heads {
+        if !names.contains(&name) {
+            names.push(name);
         }
     }
     Some(names)
 }
 
-/// PEFT's `task_type` of an adapter that is made for this model.
+/// PEFT's `task_type` of an adapter that is made for this model; it has none for pictures.
 pub(crate) fn task_type(model: &Model) -> Option<String> {
+    if model.net.as_image().is_some() {
+        return None;
+    }
     let name = match model.net.head() {
         Head::LanguageModel(_) if model.text().is_ok_and(|net| net.info().decoder) => "CAUSAL_LM",
         Head::LanguageModel(_) | Head::Detector(_) => return None,

@@ -72,6 +72,8 @@ pub struct Known {
     pub heads: Vec<String>,
     /// Paths of the token tables.
     pub tables: Vec<String>,
+    /// Paths of the linears that are convolutions.
+    pub convolutions: Vec<String>,
     /// What the adapter's files leave out in front of a path: PEFT over a bare trunk (`AutoModel`) writes
     /// `encoder.layer.0...`, over a model with a head `bert.encoder.layer.0...`.
     left_out: Option<String>,
@@ -106,13 +108,31 @@ impl Known {
 
     fn all(model: &Model) -> Known {
         let (linears, heads) = model.linear_paths();
+        let convolutions = model.net.trunk_linears().into_iter().filter(|layer| layer.sliding.is_some());
         Known {
             model_type: model.net.model_type(),
             linears,
             heads,
             tables: model.net.embeddings().iter().map(|table| table.path.clone()).collect(),
+            convolutions: convolutions.map(|layer| layer.path.clone()).collect(),
             left_out: None,
         }
+    }
+
+    /// Is it a network of convolutions? PEFT knows no usual modules for these: ours are all linears but the head's.
+    pub fn is_convolutional(&self) -> bool {
+        !self.convolutions.is_empty()
+    }
+
+    /// Those of some names that choose dense layers of the trunk alone: IA3's feed-forward modules of a network of convolutions, whose
+    /// other modules are the convolutions.
+    pub fn dense_among(&self, names: &[String]) -> Vec<String> {
+        let is_dense = |path: &&String| !self.convolutions.contains(path) && !self.heads.contains(path);
+        let chooses_dense = |name: &&String| {
+            let mut chosen = self.linears.iter().filter(|path| ends_in(self.name(path), name)).peekable();
+            chosen.peek().is_some() && chosen.all(|path| is_dense(&path))
+        };
+        names.iter().filter(chooses_dense).cloned().collect()
     }
 
     /// `bert.`, if all linears of the trunk are inside it.
@@ -165,8 +185,13 @@ impl Known {
         Ok(())
     }
 
-    /// The shortest ends of the trunk's paths that are no ends of the head's, once each.
+    /// The shortest ends of the trunk's paths that are no ends of the head's, once each. Whole paths where there are convolutions: their names are
+    /// numbers, with which paths of other layers end too, and PEFT refuses to adapt a pooling.
     fn body_names(&self) -> Vec<String> {
+        if self.is_convolutional() {
+            let body = self.linears.iter().filter(|path| !self.heads.contains(path));
+            return body.map(|path| self.name(path).to_string()).collect();
+        }
         let heads: Vec<&str> = self.heads.iter().map(|path| self.name(path)).collect();
         let mut names: Vec<String> = Vec::new();
         for path in self.linears.iter().filter(|path| !self.heads.contains(path)) {
@@ -239,6 +264,9 @@ impl Chosen {
 /// If a name matches nothing (the message names the nearest module), or nothing at all is chosen.
 pub fn choose(config: &LoraConfig, known: Known) -> Result<Chosen> {
     let mut config = config.clone();
+    if known.is_convolutional() {
+        config.target_modules.get_or_insert(Modules::AllLinear);
+    }
     let usual = if config.target_modules.is_none() { known.usual()?.lora } else { &[] };
     known.spell_out("target_modules", &mut config.target_modules, usual)?;
     if let Some(Modules::List(names)) = &config.exclude_modules {
@@ -287,6 +315,7 @@ mod tests {
             ]),
             heads: texts(&["lm_head"]),
             tables: texts(&["model.embed_tokens"]),
+            convolutions: Vec::new(),
             left_out: None,
         }
     }
@@ -321,6 +350,23 @@ mod tests {
         let other = Known { model_type: "gpt9".into(), ..known() };
         let message = choose(&LoraConfig::default(), other).err().expect("unknown").to_string();
         assert!(message.contains("gpt9"), "{message}");
+    }
+
+    #[test]
+    fn all_modules_of_a_network_of_convolutions_by_their_whole_paths() {
+        let texts = |texts: &[&str]| -> Vec<String> { texts.iter().map(|t| t.to_string()).collect() };
+        let vgg = Known {
+            model_type: "vgg".into(),
+            linears: texts(&["features.0", "features.3", "classifier.0", "classifier.3"]),
+            heads: texts(&["classifier.3"]),
+            convolutions: texts(&["features.0", "features.3"]),
+            ..Known::default()
+        };
+        let chosen = choose(&LoraConfig::default(), vgg.clone()).expect("chosen");
+        assert_eq!(chosen.modules, vgg.linears[..3]);
+        assert_eq!(chosen.config.target_modules, Some(Modules::List(vgg.linears[..3].to_vec())));
+        assert_eq!(vgg.dense_among(&vgg.linears), ["classifier.0"]);
+        assert!(vgg.dense_among(&texts(&["0", "3"])).is_empty(), "both choose convolutions too");
     }
 
     #[test]

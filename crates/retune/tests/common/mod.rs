@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod case;
 pub mod gguf;
+pub mod images;
 pub mod texts;
 
 use std::path::{Path, PathBuf};

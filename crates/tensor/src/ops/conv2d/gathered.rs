@@ -8,6 +8,7 @@ use super::super::linear::mat;
 use super::super::parallel::for_rows;
 use super::Shape;
 use crate::kernel::{self, PackedLhs, Rhs, simd};
+use crate::memory;
 use crate::ops::add_bias::add_to_rows;
 use crate::storage::Storage;
 use crate::tensor::Tensor;
@@ -15,17 +16,21 @@ use crate::tensor::Tensor;
 /// Floats that are gathered at a time, about.
 const CHUNK: usize = 1 << 20;
 
-/// The chunks of output rows.
+/// The chunks of output rows. A plan's dry run sees the first alone: the others take the same memory after it.
 fn chunks(shape: &Shape) -> impl Iterator<Item = Range<usize>> + use<> {
     let (rows, width) = (shape.to.rows(), shape.window.taps() * shape.channels);
     let step = (CHUNK / width.max(1)).max(64);
-    (0..rows).step_by(step).map(move |first| first..(first + step).min(rows))
+    let seen = if memory::is_tracing() { 1 } else { usize::MAX };
+    (0..rows).step_by(step).map(move |first| first..(first + step).min(rows)).take(seen)
 }
 
 /// The rows `[places C]` under the kernel at some output pixels; zeros where it reads padding.
 fn gather(x: &Tensor, shape: &Shape, rows: Range<usize>) -> Tensor {
     let (channels, width) = (shape.channels, shape.window.taps() * shape.channels);
     let mut out = Tensor::scratch(rows.len(), width);
+    if memory::is_tracing() {
+        return out;
+    }
     for_rows(out.data_mut(), width, |first, chunk| {
         for (i, out) in chunk.chunks_exact_mut(width).enumerate() {
             let (image, y, x_) = shape.to.place(rows.start + first + i);
@@ -62,10 +67,11 @@ pub(super) fn input_gradient(g: &Tensor, shape: &Shape, w: &dyn Storage) -> Tens
     let Shape { from, to, window, channels, outputs } = *shape;
     let width = window.taps() * channels;
     let mut dx = Tensor::zeros(from.rows(), channels);
-    for image in 0..from.images {
+    let seen = if memory::is_tracing() { 1 } else { usize::MAX };
+    for image in (0..from.images).take(seen) {
         // A band of lines at a time; lines that two bands reach are summed band after band.
         let band = (CHUNK / (width * to.width).max(1)).max(1);
-        for first in (0..to.height).step_by(band) {
+        for first in (0..to.height).step_by(band).take(seen) {
             let lines = first..(first + band).min(to.height);
             let rows =
                 (image * to.height + lines.start) * to.width..(image * to.height + lines.end) * to.width;
@@ -76,6 +82,9 @@ pub(super) fn input_gradient(g: &Tensor, shape: &Shape, w: &dyn Storage) -> Tens
             ));
             let mut columns = Tensor::scratch(rows.len(), width);
             kernel::gemm(columns.data_mut(), width, rows.len(), width, 0.0, &[(&g, Rhs::Weight(w))]);
+            if memory::is_tracing() {
+                continue;
+            }
             let pixels = &mut dx.data_mut()[image * from.pixels() * channels..][..from.pixels() * channels];
             pixels.par_chunks_mut(from.width * channels).enumerate().for_each(|(y, out)| {
                 scatter_line(shape, &columns, lines.clone(), y, out);

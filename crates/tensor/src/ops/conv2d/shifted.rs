@@ -11,6 +11,7 @@ use super::super::linear::mat;
 use super::Shape;
 use crate::grid::{Grid, Window};
 use crate::kernel::{self, MatRef, PackedLhs, Rhs, simd};
+use crate::memory;
 use crate::storage::{Columns, Storage};
 use crate::tensor::Tensor;
 
@@ -23,8 +24,17 @@ struct Piece {
     lines: Range<usize>,
 }
 
-/// Cuts the images of `to` into pieces of about `rows` rows.
+/// Cuts the images of `to` into pieces of about `rows` rows. A plan's dry run sees the first alone: the others take the same memory after it, and how
+/// many there are depends on the images.
 fn pieces(to: Grid, rows: usize) -> Vec<Piece> {
+    let mut pieces = all_pieces(to, rows);
+    if memory::is_tracing() {
+        pieces.truncate(1);
+    }
+    pieces
+}
+
+fn all_pieces(to: Grid, rows: usize) -> Vec<Piece> {
     let pixels = to.pixels().max(1);
     if pixels <= rows {
         let each = rows / pixels;
@@ -74,6 +84,9 @@ impl<'a> Layout<'a> {
         let (cols, (top, left)) = (x.cols(), self.window.pad_before);
         let rows = self.rows() + self.shifts().last().copied().unwrap_or(0);
         let mut copy = Tensor::scratch(rows, cols);
+        if memory::is_tracing() {
+            return copy;
+        }
         copy.data_mut().par_chunks_mut(self.pitch * cols).enumerate().for_each(|(line, out)| {
             let (image, line) = (self.piece.images.start + line / self.lines, line % self.lines);
             let line = (self.piece.lines.start + line).checked_sub(top).filter(|&y| y < self.from.height);
@@ -89,6 +102,9 @@ impl<'a> Layout<'a> {
     fn spread_output(&self, g: &Tensor) -> Tensor {
         let cols = g.cols();
         let mut copy = Tensor::scratch(self.rows(), cols);
+        if memory::is_tracing() {
+            return copy;
+        }
         copy.data_mut().par_chunks_mut(self.pitch * cols).enumerate().for_each(|(line, out)| {
             let (image, line) = (line / self.lines, line % self.lines);
             match line < self.piece.lines.len() {
@@ -108,6 +124,9 @@ impl<'a> Layout<'a> {
 
     /// Takes the output's pixels out of the product; adds the bias.
     fn take_output(&self, product: &Tensor, bias: Option<&[f32]>, y: &mut Tensor) {
+        if memory::is_tracing() {
+            return;
+        }
         let cols = y.cols();
         let (first, count) = (self.output_line(0, 0), self.piece.images.len() * self.piece.lines.len());
         let out = &mut y.data_mut()[first * cols..][..count * self.to.width * cols];
