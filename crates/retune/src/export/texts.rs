@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use retune_formats::{Error as FormatError, atomic, json};
+use retune_formats::{Error as FormatError, atomic, gguf, json};
 
 use super::folder::{GENERATION, TOKENIZER_FILES};
 use crate::error::{Error, Result};
@@ -21,20 +21,24 @@ pub fn write(
     out: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Option<Language>> {
-    let file = match files {
-        ModelFiles::Folder(folder) => {
-            if copy_texts(folder.path(), out)? == 0 && context_length.is_some() {
-                notes.push("the model's folder has no tokenizer, so none was written".into());
-            }
-            return Ok(None);
-        }
+    let (folder, has_tokenizer) = match files {
+        ModelFiles::Folder(folder) => (folder.path(), context_length.is_some()),
+        ModelFiles::Speech(folder) => (folder.path(), true),
         ModelFiles::Image(_) => return Ok(None),
-        ModelFiles::Speech(folder) => {
-            copy_texts(folder.path(), out, notes)?;
-            return Ok(None);
-        }
-        ModelFiles::Gguf(file) => file,
+        ModelFiles::Gguf(file) => return from_gguf(file, context_length.unwrap_or_default(), out, notes),
     };
+    if copy_texts(folder, out)? == 0 && has_tokenizer {
+        notes.push("the model's folder has no tokenizer, so none was written".into());
+    }
+    Ok(None)
+}
+
+fn from_gguf(
+    file: &gguf::File,
+    context_length: usize,
+    out: &Path,
+    notes: &mut Vec<String>,
+) -> Result<Option<Language>> {
     if file.metadata().get("tokenizer.ggml.model").is_none() {
         notes.push("the GGUF file has no tokenizer, so none was written".into());
         return Ok(None);
@@ -45,7 +49,7 @@ pub fn write(
             continue;
         }
         if name == "tokenizer_config.json" {
-            text = for_transformers(&out.join(name), &text, context_length.unwrap_or_default())?;
+            text = for_transformers(&out.join(name), &text, context_length)?;
         }
         atomic::write_bytes(&out.join(name), text.as_bytes())?;
     }
