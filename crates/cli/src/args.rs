@@ -36,6 +36,8 @@ pub enum Command {
     Generate(commands::generate::Args),
     /// Tell the labels of texts, or their embeddings
     Predict(commands::predict::Args),
+    /// Write what is said in sound files, as text or subtitles
+    Transcribe(commands::transcribe::Args),
     /// Measure loss, perplexity and the task's metrics on rows of data
     Eval(commands::eval::Args),
     /// Add adapters to their base and write a whole model

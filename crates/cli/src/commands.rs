@@ -18,3 +18,4 @@ pub mod quantize;
 pub mod quickstart;
 pub mod sweep;
 pub mod train;
+pub mod transcribe;

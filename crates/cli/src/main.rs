@@ -41,6 +41,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Sweep(args) => commands::sweep::run(args, cli.json),
         Command::Generate(args) => commands::generate::run(args, cli.json),
         Command::Predict(args) => commands::predict::run(args, cli.json),
+        Command::Transcribe(args) => commands::transcribe::run(args, cli.json),
         Command::Eval(args) => commands::eval::run(args, cli.json),
         Command::Merge(args) => commands::merge::run(args, cli.json),
         Command::Convert(args) => commands::convert::run(args, cli.json),

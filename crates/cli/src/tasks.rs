@@ -61,7 +61,10 @@ pub struct Classified {
 pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(Task, Option<Problem>)> {
     let spec = retune::models::spec_of(files)?;
     if spec.reads == Reads::Sound {
-        bail!("{}: training on speech is not possible yet; `retune transcribe` writes what is said", files.path().display());
+        bail!(
+            "{}: training on speech is not possible yet; `retune transcribe` writes what is said",
+            files.path().display()
+        );
     }
     let reads_pictures = spec.reads == Reads::Pictures;
     if choice != TaskChoice::Auto && choice.is_of_pictures() != reads_pictures {
