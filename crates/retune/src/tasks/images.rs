@@ -5,7 +5,7 @@ mod error;
 mod objective;
 mod predict;
 
-pub use cache::ImageCache;
+pub use cache::{ImageCache, Trunk};
 pub use objective::ImageClassification;
 pub use predict::{Answer, predict};
 

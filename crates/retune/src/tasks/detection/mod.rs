@@ -9,7 +9,9 @@ mod free_loss;
 mod loss;
 mod mean_average_precision;
 mod nms;
+mod objective;
 mod overlap;
+mod predict;
 
 use crate::nn::detector as head;
 pub use crate::nn::detector::{AnchorScale, BoxLoss, Detector, Generation, Output};
@@ -17,6 +19,8 @@ pub use decode::decode;
 pub use loss::{LossParts, loss};
 pub use mean_average_precision::{ClassPrecision, OperatingPoint, Precisions, Scene, mean_average_precision};
 pub use nms::{Nms, nms};
+pub use objective::{Detect, detector, found};
+pub use predict::predict;
 pub use retune_media::pictures::boxes::{BoxF, LabelledBox};
 
 /// What a detector says of a picture.

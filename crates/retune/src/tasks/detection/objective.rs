@@ -1,0 +1,254 @@
+//! Learning to find objects: a detector's loss on pictures with boxes, and COCO's precisions of what it finds.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use rayon::prelude::*;
+use retune_media::pictures::augment::{Augment, Key, detect_example};
+use retune_media::pictures::{Annotations, Picture, Placement, Prepare};
+use retune_tensor::{Grid, Params, Tape, Tensor, Var, ops};
+
+use super::{
+    Detection, Detector, LabelledBox, Nms, Output, Scene, decode, loss, mean_average_precision, nms,
+};
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::models::{ImageModel, Network};
+use crate::nn::{Active, Head, Pass};
+use crate::objective::{Measured, Objective, ObjectiveError};
+use crate::tasks::images::{ImageCache, Trunk};
+
+/// Candidates below this score are not measured: COCO's precisions count the best hundred of each picture.
+const MEASURED_CONFIDENCE: f32 = 0.001;
+
+/// Pictures with boxes, and the network that is to find them.
+pub struct Detect<'a> {
+    pub net: &'a ImageModel,
+    pub data: &'a Annotations,
+    /// How pictures become the network's input.
+    pub input: Prepare,
+    /// How each picture is changed anew in every epoch, while training.
+    pub augment: Option<&'a Augment>,
+    /// `Some` while training: keys of augmentation and dropout.
+    pub seed: Option<u64>,
+    pub checkpoint: bool,
+    pub cache: Option<&'a ImageCache>,
+    pub active: Active,
+}
+
+/// A picture as the network reads it: its boxes are fractions of the input.
+struct Example {
+    picture: Picture,
+    boxes: Vec<LabelledBox>,
+}
+
+/// The detector of a network.
+///
+/// # Errors
+/// If it has another head, or none.
+pub fn detector(net: &ImageModel) -> Result<&Detector> {
+    match net.head() {
+        Head::Detector(head) => Ok(&head.detector),
+        _ => Err(Error::Input(format!("a {} model has no detector's head", net.model_type()))),
+    }
+}
+
+/// What the network says of some pictures, in boxes that are fractions of the pictures themselves.
+///
+/// # Errors
+/// If it is no detector.
+pub fn found(
+    net: &ImageModel,
+    outputs: &[(Var, Grid, usize)],
+    placements: &[Placement],
+    confidence: f32,
+    settings: &Nms,
+) -> Result<Vec<Vec<Detection>>> {
+    let outputs: Vec<Output> = as_outputs(outputs);
+    let candidates = decode(detector(net)?, &outputs, confidence)?;
+    let place = |(found, placement): (Vec<Detection>, &Placement)| {
+        let kept = nms(found, settings).into_iter();
+        let kept = kept.map(|d| Detection { bounds: placement.to_picture(d.bounds), ..d });
+        kept.filter_map(|d| Some(Detection { bounds: d.bounds.clipped()?, ..d })).collect()
+    };
+    Ok(candidates.into_par_iter().zip(placements.par_iter()).map(place).collect())
+}
+
+fn as_outputs(outputs: &[(Var, Grid, usize)]) -> Vec<Output<'_>> {
+    outputs
+        .iter()
+        .map(|(values, grid, stride)| Output { values: values.value(), grid: *grid, stride: *stride })
+        .collect()
+}
+
+impl Detect<'_> {
+    /// # Errors
+    /// If the model is no detector, or one of other classes.
+    pub fn check(&self) -> Result<()> {
+        let (found, wanted) = (detector(self.net)?.labels.len(), self.data.classes.len());
+        if found != wanted {
+            let what = format!("the model's head is for {found} classes; the data has {wanted}");
+            return Err(Error::Input(what));
+        }
+        Ok(())
+    }
+
+    fn load(&self, example: usize) -> Result<(Picture, Vec<LabelledBox>)> {
+        let annotated = &self.data.pictures[example];
+        Ok((annotated.read()?, annotated.boxes.clone()))
+    }
+
+    /// A picture as it is, and where it lies in the network's input.
+    fn plain(&self, example: usize) -> Result<(Example, Placement)> {
+        let (picture, boxes) = self.load(example)?;
+        let (fitted, placement) = self.input.fit(&picture);
+        let moved = |b: &LabelledBox| {
+            Some(LabelledBox { bounds: placement.to_canvas(b.bounds).clipped()?, class: b.class })
+        };
+        Ok((Example { boxes: boxes.iter().filter_map(moved).collect(), picture: fitted }, placement))
+    }
+
+    fn augmented(&self, example: usize, augment: &Augment, seed: u64, epoch: u64) -> Result<Example> {
+        let key = Key { seed, epoch, example };
+        let (picture, boxes) =
+            detect_example(augment, &self.input, key, self.data.pictures.len(), |e| self.load(e))?;
+        Ok(Example { picture, boxes })
+    }
+
+    fn input_of<'e>(&self, pictures: impl ExactSizeIterator<Item = &'e Picture>) -> (Tensor, Grid) {
+        let grid = Grid { images: pictures.len(), height: self.input.height, width: self.input.width };
+        let mut x = Tensor::scratch(grid.rows(), 3);
+        let each = x.data_mut().chunks_exact_mut((3 * grid.pixels()).max(1));
+        each.zip(pictures).for_each(|(out, picture)| self.input.normalise.write(picture, out));
+        (x, grid)
+    }
+
+    /// A number of a picture that is the same in every data set.
+    fn key(&self, example: usize) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.data.pictures[example].path.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// The outputs for some pictures: made of `examples`, or taken from the cache by the numbers of the pictures.
+    fn outputs<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        examples: &[Example],
+        batch: &[usize],
+        pass: &Pass,
+    ) -> Result<Vec<(Var, Grid, usize)>> {
+        let state = match self.cache {
+            Some(cache) => {
+                let keys: Vec<u64> = batch.iter().map(|&e| self.key(e)).collect();
+                let read = |which: &[usize]| -> Result<(Tensor, Grid)> {
+                    Ok(self.input_of(which.iter().map(|&i| &examples[i].picture)))
+                };
+                match cache.trunk(tape, self.net, &keys, pass, &read)? {
+                    Trunk::State(state) => state,
+                    Trunk::Pooled(_) => return Err(Error::Input("a detector's rows are not pooled".into())),
+                }
+            }
+            None => {
+                let (x, grid) = self.input_of(examples.iter().map(|e| &e.picture));
+                self.net.run(tape, self.net.start(Var::constant(x), grid), 0..self.net.blocks(), pass)
+            }
+        };
+        Ok(self.net.detect(tape, &state, pass))
+    }
+
+    fn loss_of(
+        &self,
+        tape: &Tape,
+        outputs: &[(Var, Grid, usize)],
+        examples: &[Example],
+        denominator: f64,
+    ) -> Result<Var> {
+        let truths: Vec<Vec<LabelledBox>> = examples.iter().map(|e| e.boxes.clone()).collect();
+        let found = loss(detector(self.net)?, &as_outputs(outputs), &truths, denominator)?;
+        let vars: Vec<&Var> = outputs.iter().map(|(values, ..)| values).collect();
+        Ok(ops::given_loss(tape, &vars, found.total as f32, found.gradients))
+    }
+}
+
+impl Objective for Detect<'_> {
+    fn len(&self) -> usize {
+        self.data.pictures.len()
+    }
+
+    fn rows(&self, _example: usize) -> usize {
+        self.input.height * self.input.width
+    }
+
+    fn targets(&self, _example: usize) -> usize {
+        1
+    }
+
+    fn weight(&self, _example: usize) -> f64 {
+        1.0
+    }
+
+    fn describe(&self, example: usize) -> String {
+        self.data.pictures[example].origin.clone()
+    }
+
+    fn loss<'p>(
+        &'p self,
+        tape: &Tape<'p>,
+        batch: &[usize],
+        epoch: u64,
+        denominator: f64,
+    ) -> std::result::Result<Var, ObjectiveError> {
+        let pass = Pass::of_step(tape, self.seed, epoch, batch.iter().map(|&e| e as u64), self.checkpoint);
+        let changed = self.augment.zip(self.seed.filter(|_| tape.is_recording()));
+        let example = |&e: &usize| match changed {
+            Some((augment, seed)) => self.augmented(e, augment, seed, epoch),
+            None => self.plain(e).map(|(example, _)| example),
+        };
+        let examples: Vec<Example> = batch.par_iter().map(example).collect::<Result<_>>()?;
+        let outputs = self.outputs(tape, &examples, batch, &pass)?;
+        Ok(self.loss_of(tape, &outputs, &examples, denominator)?)
+    }
+
+    fn measured(&self) -> Option<&dyn Measured> {
+        Some(self)
+    }
+}
+
+impl Measured for Detect<'_> {
+    fn metrics(
+        &self,
+        params: &Params,
+        batch_size: usize,
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> std::result::Result<Option<Metrics>, ObjectiveError> {
+        let all: Vec<usize> = (0..self.len()).collect();
+        let mut detections: Vec<Vec<Detection>> = Vec::with_capacity(all.len());
+        let mut sizes = Vec::with_capacity(all.len());
+        let (mut total, mut done) = (0.0, 0);
+        for batch in all.chunks(batch_size.max(1)) {
+            let tape = Tape::inference(params);
+            let pass = Pass { active: self.active.clone(), ..Pass::default() };
+            let read: Vec<(Example, Placement)> =
+                batch.par_iter().map(|&e| self.plain(e)).collect::<Result<_>>()?;
+            let (examples, placements): (Vec<Example>, Vec<Placement>) = read.into_iter().unzip();
+            sizes.extend(placements.iter().map(|p| (p.picture[0], p.picture[1])));
+            let outputs = self.outputs(&tape, &examples, batch, &pass)?;
+            let value = self.loss_of(&tape, &outputs, &examples, all.len() as f64)?;
+            total += f64::from(value.value().data().first().copied().unwrap_or(f32::NAN));
+            detections.extend(found(self.net, &outputs, &placements, MEASURED_CONFIDENCE, &Nms::default())?);
+            done += batch.len();
+            if !progress(done) && done < all.len() {
+                return Ok(None);
+            }
+        }
+        let scene = |(i, found): (usize, &Vec<Detection>)| Scene {
+            size: sizes[i],
+            truths: &self.data.pictures[i].boxes,
+            crowds: &[],
+            detections: found,
+        };
+        let scenes: Vec<Scene> = detections.iter().enumerate().map(|(i, found)| scene((i, found))).collect();
+        let precisions = mean_average_precision(&self.data.classes, &scenes)?;
+        Ok(Some(Metrics::of_detections(precisions, all.len()).with_loss(total)))
+    }
+}
