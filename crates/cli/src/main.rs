@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod detection;
 mod embedded;
 mod exit;
 mod exporting;

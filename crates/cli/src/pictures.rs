@@ -3,17 +3,22 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use retune::models::{ImageModel, Network};
+use retune::models::{ImageModel, Model, Network};
 use retune::nn::{Active, Head};
 use retune::run_file::RunFile;
 use retune::tasks::classification::{ClassWeights, HELD_OUT, Labels};
-use retune::tasks::images::{ImageCache, ImageClassification, split_stratified};
+use retune::tasks::images::{self, ImageCache, ImageClassification, split_stratified};
 use retune_media::pictures::augment::Augment;
+use retune_media::pictures::draw::{self, Cell};
 use retune_media::pictures::{Labelled, Splits};
 
 use retune_tensor::Params;
 
 use crate::style::count;
+
+/// Pictures of a report, and those that they are chosen from.
+const SHOWN: usize = 24;
+const LOOKED_AT: usize = 256;
 
 /// Pictures to learn from, and held-out ones.
 pub struct Pictured {
@@ -105,6 +110,36 @@ impl Pictured {
             cache: None,
             active: Active::default(),
         }
+    }
+
+    /// Held-out pictures with what is true and what the model says of them, as one PNG: wrong ones first, up to half of the sheet.
+    ///
+    /// # Errors
+    /// If a picture cannot be read.
+    pub fn sheet(&self, model: &Model) -> Result<Option<Vec<u8>>> {
+        let data = self.eval.as_ref().unwrap_or(&self.train);
+        let every = data.len().div_ceil(LOOKED_AT).max(1);
+        let chosen: Vec<usize> = (0..data.len()).step_by(every).collect();
+        let slots = vec![Some(0); chosen.len()];
+        let read = |i: usize| Ok(data.read(chosen[i])?);
+        let found = images::predict(model.image()?, &model.params, &slots, 8, &read, &mut |_| true)?;
+        let found = found.unwrap_or_default();
+        let is_right = |i: usize| found[i].class == data.examples[chosen[i]].class;
+        let (right, wrong): (Vec<usize>, Vec<usize>) = (0..found.len()).partition(|&i| is_right(i));
+        let wrong = wrong.into_iter().take(SHOWN / 2);
+        let shown: Vec<usize> = wrong.chain(right).take(SHOWN).collect();
+        let name = |class: u32| data.classes.get(class as usize).cloned().unwrap_or_default();
+        let mut cells = Vec::with_capacity(shown.len());
+        for i in shown {
+            let (answer, truth) = (&found[i], data.examples[chosen[i]].class);
+            let p = answer.probabilities.get(answer.class as usize).copied().unwrap_or_default();
+            cells.push(Cell {
+                picture: data.read(chosen[i])?,
+                caption: vec![name(truth), format!("{} {:.0} %", name(answer.class), 100.0 * p)],
+                frame: if is_right(i) { draw::GREEN } else { draw::RED },
+            });
+        }
+        Ok((!cells.is_empty()).then(|| draw::sheet(&cells, 6, 128).to_png()))
     }
 
     /// Counts for the report.

@@ -5,13 +5,14 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use retune::methods::targets::nearest;
 use retune::metrics::Metric;
-use retune::models::{HeadRequest, ImageModel, Model, ModelFiles, Net, Reads, TextModel};
+use retune::models::{HeadRequest, ImageModel, Model, ModelFiles, Net, Reads, TextModel, image_head};
 use retune::nn::{Active, Pooling, Problem};
 use retune::run_file::{PoolingChoice, RunFile, TaskChoice};
 use retune::tasks::causal_lm::{self, CausalLm};
 use retune::tasks::classification::{
     self, ClassWeights, Classification, Examples, HELD_OUT, Label, Labels, Options, Prediction, predict,
 };
+use retune::tasks::detection::Detect;
 use retune::tasks::images::{ImageCache, ImageClassification};
 use retune::tasks::masked_lm::{MaskedLm, Texts};
 use retune::tasks::trunk_cache::{self, Limits, TrunkCache};
@@ -23,6 +24,7 @@ use retune_tensor::Params;
 
 use crate::exit::UsageError;
 use crate::loading::dataset;
+use crate::detection::Detected;
 use crate::pictures::Pictured;
 use crate::style::count;
 
@@ -35,6 +37,7 @@ pub enum Read {
     MaskedLm,
     Classification { train: Box<classification::Dataset>, eval: Option<Box<classification::Dataset>> },
     Pictures(Box<Pictured>),
+    Boxes(Box<Detected>),
 }
 
 /// What a run's rows are, as its model reads them.
@@ -43,6 +46,7 @@ pub enum Data {
     MaskedLm { train: Texts, eval: Option<Texts>, seed: u64 },
     Classification(Box<Classified>),
     Pictures(Box<Pictured>),
+    Boxes(Box<Detected>),
 }
 
 /// Labelled examples.
@@ -77,6 +81,8 @@ pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(T
     }
     Ok(match choice {
         TaskChoice::ImageClassification => (Task::ImageClassification, Some(Problem::SingleLabel)),
+        TaskChoice::ObjectDetection => (Task::ObjectDetection, None),
+        TaskChoice::Auto if spec.detects => (Task::ObjectDetection, None),
         TaskChoice::Auto if reads_pictures => (Task::ImageClassification, Some(Problem::SingleLabel)),
         TaskChoice::TextGeneration => (Task::TextGeneration, None),
         TaskChoice::MaskedLm => (Task::MaskedLm, None),
@@ -116,6 +122,7 @@ impl Read {
             Task::TextGeneration => return Ok(Read::CausalLm),
             Task::MaskedLm => return Ok(Read::MaskedLm),
             Task::ImageClassification => return Ok(Read::Pictures(Box::new(Pictured::read(run)?))),
+            Task::ObjectDetection => return Ok(Read::Boxes(Box::new(Detected::read(run)?))),
             Task::TextClassification | Task::TokenClassification => {}
         }
         let own = own_labels(files)?.filter(|_| run.keep_head);
@@ -155,6 +162,13 @@ impl Read {
         let (problem, names) = match self {
             Read::Classification { train, .. } => (train.problem, &train.labels.names),
             Read::Pictures(data) => (Problem::SingleLabel, &data.train.classes),
+            Read::Boxes(data) => {
+                let labels = data.train.classes.clone();
+                let own = files.config().ok().and_then(|config| image_head::labels(&config).ok());
+                let keep = run.keep_head && own.is_some_and(|own| own == labels);
+                let (seed, image_size) = (run.seed, run.image_size());
+                return Ok((HeadRequest::Detector { labels, keep, seed, image_size }, !keep));
+            }
             Read::CausalLm | Read::MaskedLm => return Ok((HeadRequest::AsFile, false)),
         };
         if run.pooling == PoolingChoice::Auto && problem != Problem::Tokens && was_mean_pooled(files) {
@@ -236,15 +250,25 @@ impl Data {
     /// If rows are not understood or do not fit the model.
     pub fn new(read: Read, language: Option<&Language>, model: &Model, run: &RunFile) -> Result<Data> {
         let Some(language) = language else {
-            let Read::Pictures(mut data) = read else { bail!("texts need a model that reads them") };
-            data.choose_augmentation(run, model.image()?, &model.params);
-            data.objective(model.image()?, &data.train).check()?;
-            return Ok(Data::Pictures(data));
+            let net = model.image()?;
+            return match read {
+                Read::Pictures(mut data) => {
+                    data.choose_augmentation(run, net, &model.params);
+                    data.objective(net, &data.train).check()?;
+                    Ok(Data::Pictures(data))
+                }
+                Read::Boxes(mut data) => {
+                    data.choose_augmentation(run, net, &model.params);
+                    data.objective(net, &data.train).check()?;
+                    Ok(Data::Boxes(data))
+                }
+                _ => bail!("texts need a model that reads them"),
+            };
         };
         let net = model.text()?;
         let asked = run.max_length as usize;
         match read {
-            Read::Pictures(_) => bail!("pictures need a model that reads them"),
+            Read::Pictures(_) | Read::Boxes(_) => bail!("pictures need a model that reads them"),
             Read::CausalLm => {
                 let rows = |path: &Path| dataset(language, path, asked, run.train_on);
                 let train = rows(&run.data)?;
@@ -310,15 +334,26 @@ impl Data {
             Data::Classification(data) if data.train.problem == Problem::Tokens => Task::TokenClassification,
             Data::Classification(_) => Task::TextClassification,
             Data::Pictures(_) => Task::ImageClassification,
+            Data::Boxes(_) => Task::ObjectDetection,
+        }
+    }
+
+    /// Whether a frozen trunk's values are the same in every epoch.
+    fn is_cached(&self) -> bool {
+        match self {
+            // Masked words are others in each epoch.
+            Data::MaskedLm { .. } => false,
+            Data::Pictures(data) => data.is_cached(),
+            Data::Boxes(data) => data.is_cached(),
+            Data::CausalLm { .. } | Data::Classification(_) => true,
         }
     }
 
     /// Bytes of a frozen trunk's rows that a run would keep; `lengths` are those of all examples.
     pub fn kept_bytes(&self, net: &Net, params: &Params, lengths: impl Iterator<Item = usize>) -> u64 {
         match (self, net) {
-            // Masked words are others in each epoch.
             (Data::MaskedLm { .. }, _) => 0,
-            (Data::Pictures(data), Net::Image(net)) if data.is_cached() => {
+            (Data::Pictures(_) | Data::Boxes(_), Net::Image(net)) if self.is_cached() => {
                 ImageCache::bytes_each(net, params) * lengths.count() as u64
             }
             (_, Net::Text(net)) => trunk_cache::kept_bytes(net.as_ref(), params, lengths),
@@ -330,8 +365,8 @@ impl Data {
     pub fn cache(&self, net: &Net, params: &Params, limits: Limits) -> Option<Kept> {
         match (self, net) {
             (Data::MaskedLm { .. }, _) => None,
-            (Data::Pictures(data), Net::Image(net)) => {
-                data.is_cached().then(|| ImageCache::new(net, params, limits)).flatten().map(Kept::Pictures)
+            (_, Net::Image(net)) if self.is_cached() => {
+                ImageCache::new(net, params, limits).map(Kept::Pictures)
             }
             (_, Net::Text(net)) => TrunkCache::new(net.as_ref(), params, limits).map(Kept::Texts),
             (_, Net::Image(_) | Net::Speech(_)) => None,
@@ -368,6 +403,13 @@ impl Data {
                 augment: data.augment.as_ref(),
                 ..data.objective(image(net), &data.train)
             }),
+            Data::Boxes(data) => Box::new(Detect {
+                seed: Some(seed),
+                checkpoint,
+                cache: cache.and_then(Kept::pictures),
+                augment: data.augment.as_ref(),
+                ..data.objective(image(net), &data.train)
+            }),
         }
     }
 
@@ -388,6 +430,10 @@ impl Data {
                 Box::new(Classification { cache: kept, ..data.of(text(net), data.eval.as_ref()?) })
             }
             Data::Pictures(data) => Box::new(ImageClassification {
+                cache: cache.and_then(Kept::pictures),
+                ..data.objective(image(net), data.eval.as_ref()?)
+            }),
+            Data::Boxes(data) => Box::new(Detect {
                 cache: cache.and_then(Kept::pictures),
                 ..data.objective(image(net), data.eval.as_ref()?)
             }),
@@ -424,7 +470,7 @@ impl Data {
                 "{file}: this run's classifier is a new one, which knows no old task that it could forget; retain_data is \
                  for a model that has its classifier already (and keep_head = true)"
             ),
-            (Data::Pictures(_), _) => self.retained_pictures(path, model, fresh_head),
+            (Data::Pictures(_) | Data::Boxes(_), _) => self.retained_pictures(path, model, fresh_head),
             (Data::CausalLm { .. }, false) => {
                 let data = dataset(language, path, asked, run.train_on)?;
                 CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
@@ -451,7 +497,6 @@ impl Data {
 
     /// Pictures of an old task.
     fn retained_pictures(&self, path: &Path, model: &Model, fresh_head: bool) -> Result<Data> {
-        let Data::Pictures(data) = self else { bail!("{}: these are no pictures", path.display()) };
         if fresh_head {
             bail!(
                 "{}: this run's classifier is a new one, which knows no old task that it could forget; retain_data is for a model \
@@ -459,9 +504,20 @@ impl Data {
                 path.display()
             );
         }
-        let old = data.others(path)?;
-        old.objective(model.image()?, &old.train).check()?;
-        Ok(Data::Pictures(Box::new(old)))
+        let net = model.image()?;
+        match self {
+            Data::Pictures(data) => {
+                let old = data.others(path)?;
+                old.objective(net, &old.train).check()?;
+                Ok(Data::Pictures(Box::new(old)))
+            }
+            Data::Boxes(data) => {
+                let old = data.others(path)?;
+                old.objective(net, &old.train).check()?;
+                Ok(Data::Boxes(Box::new(old)))
+            }
+            _ => bail!("{}: these are no pictures", path.display()),
+        }
     }
 
     /// The training rows, to be measured instead; without the adapter where that can be switched off in a pass.
@@ -470,6 +526,10 @@ impl Data {
             Data::Pictures(data) => {
                 let active = if with_adapter { Active::default() } else { Active::Base };
                 Box::new(ImageClassification { active, ..data.objective(image(net), &data.train) })
+            }
+            Data::Boxes(data) => {
+                let active = if with_adapter { Active::default() } else { Active::Base };
+                Box::new(Detect { active, ..data.objective(image(net), &data.train) })
             }
             _ => self.measured_text(text(net)),
         }
@@ -485,7 +545,7 @@ impl Data {
                 Box::new(MaskedLm { net, data, seed: *seed, dropout_seed: None, checkpoint: false })
             }
             Data::Classification(data) => Box::new(data.of(net, &data.train)),
-            Data::Pictures(_) => unreachable!("pictures are measured by another network"),
+            Data::Pictures(_) | Data::Boxes(_) => unreachable!("pictures are measured by another network"),
         }
     }
 
@@ -502,6 +562,15 @@ impl Data {
             (Data::Classification(data), None) => {
                 Ok(Metric::of(data.train.problem).first().copied().unwrap_or_default())
             }
+            (Data::Boxes(_), None) => Ok(Metric::Map50),
+            (Data::Boxes(_), Some(metric)) => match Metric::OF_DETECTIONS.contains(&metric) {
+                true => Ok(metric),
+                false => {
+                    let known: Vec<&str> = Metric::OF_DETECTIONS.iter().map(|metric| metric.name()).collect();
+                    let what = format!("metric = \"{metric}\" is not for boxes; there are {}", known.join(", "));
+                    Err(UsageError(what).into())
+                }
+            },
             (Data::Pictures(_), None) => Ok(Metric::Accuracy),
             (Data::Pictures(_), Some(metric)) => {
                 metric.check(Problem::SingleLabel).map_err(|e| UsageError(e.to_string()))?;
@@ -526,6 +595,7 @@ impl Data {
             }
             Data::Classification(data) => data.train.warnings(),
             Data::Pictures(data) => data.train.warnings.clone(),
+            Data::Boxes(data) => data.warnings(),
         }
     }
 
@@ -538,6 +608,10 @@ impl Data {
                 count(data.train.len() as u64),
                 data.train.classes.len()
             );
+        }
+        if let Data::Boxes(data) = self {
+            let rows = data.rows();
+            return format!("{} pictures, {} boxes, {} classes", rows[0].1, rows[1].1, data.train.classes.len());
         }
         let pick = |name: &str| rows.iter().find(|(n, _)| n == name).map_or("0", |(_, value)| value);
         format!("{} rows, {} tokens", pick("examples"), pick("tokens in them"))
@@ -566,12 +640,14 @@ impl Data {
                 ("cut at max_length", n(data.train.truncated)),
             ],
             Data::Pictures(data) => data.rows(),
+            Data::Boxes(data) => data.rows(),
         };
         let held_out = match self {
             Data::CausalLm { eval, .. } => eval.as_ref().map(|e| e.report.examples),
             Data::MaskedLm { eval, .. } => eval.as_ref().map(|e| e.examples.len()),
             Data::Classification(data) => data.eval.as_ref().map(|e| e.examples.len()),
             Data::Pictures(data) => data.eval.as_ref().map(|e| e.len()),
+            Data::Boxes(data) => data.eval.as_ref().map(|e| e.pictures.len()),
         };
         rows.extend(held_out.map(|held| ("held-out examples", n(held))));
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

@@ -462,7 +462,7 @@ impl Prepared {
             }
             Data::MaskedLm { .. } => Samples::Questions(vec![]),
             Data::Classification(data) => Samples::Texts(data.questions()),
-            Data::Pictures(_) => Samples::Texts(vec![]),
+            Data::Pictures(_) | Data::Boxes(_) => Samples::Texts(vec![]),
         })
     }
 
@@ -514,7 +514,12 @@ impl Prepared {
         retained: Option<Retained>,
     ) -> Result<ReportData> {
         let out = &self.run.out;
-        let report = ReportData { answers, retained, ..self.report(plan, outcome, command)? };
+        let pictures = match &self.data {
+            Data::Pictures(data) => data.sheet(&self.model)?,
+            Data::Boxes(data) => data.sheet(&self.model)?,
+            _ => None,
+        };
+        let report = ReportData { answers, retained, pictures, ..self.report(plan, outcome, command)? };
         let card = report::model_card(&report, &self.run.to_toml());
         match &self.attached.save {
             Some(save) => {

@@ -8,6 +8,7 @@ pub(crate) mod quality;
 mod retained;
 pub(crate) mod scatter;
 
+use base64::Engine;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{Metric, Metrics};
@@ -50,6 +51,8 @@ pub struct ReportData {
     pub steps: Vec<StepPoint>,
     pub evals: Vec<EvalPoint>,
     pub answers: Vec<Answer>,
+    /// Examples of a task of pictures, as one PNG.
+    pub pictures: Option<Vec<u8>>,
     /// Scores on the held-out rows, of runs that have more than a loss.
     pub metrics: Option<BeforeAfter>,
     /// The head's outputs: classes, tags, or 1.
@@ -159,6 +162,7 @@ pub fn html(data: &ReportData) -> String {
     page += &curves(data);
     page += &retained::section(data);
     page += &answers(data);
+    page += &pictures(data);
     page += &tables(data);
     page += &how_to_use(data);
     page + PAGE_END
@@ -170,7 +174,7 @@ pub(crate) fn page_head(title: &str) -> String {
     page += "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";
     page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
     // Nothing outside this file may be loaded, whatever text found its way in.
-    page += "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n";
+    page += "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n";
     page + &format!("<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n", escape(title), CSS)
 }
 
@@ -187,6 +191,17 @@ fn header(data: &ReportData) -> String {
         escape(&data.out),
         escape(&format!("{} on {}", data.method, data.model)),
         escape(&data.command)
+    )
+}
+
+/// Held-out pictures with what is true and what was said.
+fn pictures(data: &ReportData) -> String {
+    let Some(png) = &data.pictures else { return String::new() };
+    let text = base64::engine::general_purpose::STANDARD.encode(png);
+    let alt = "held-out pictures, each with what is true of it and what the model says";
+    format!(
+        "<section>\n<h2>Examples</h2>\n<p>Held-out pictures: what is true, and below it what the model says after training. Framed green where \
+         it is right, red where it is wrong.</p>\n<img class=\"sheet\" alt=\"{alt}\" src=\"data:image/png;base64,{text}\">\n</section>\n"
     )
 }
 

@@ -282,6 +282,7 @@ pub enum TaskChoice {
     Regression,
     MaskedLm,
     ImageClassification,
+    ObjectDetection,
 }
 
 impl TaskChoice {
@@ -294,11 +295,12 @@ impl TaskChoice {
         "regression",
         "masked-lm",
         "image-classification",
+        "object-detection",
     ];
 
     /// Is it about pictures?
     pub fn is_of_pictures(self) -> bool {
-        self == TaskChoice::ImageClassification
+        matches!(self, TaskChoice::ImageClassification | TaskChoice::ObjectDetection)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use retune::metrics::{Metric, Metrics};
-use retune::models::{Model, TextModel};
+use retune::models::{Model, Network, TextModel};
 use retune::nn::Head;
 use retune::run_file::TrainOn;
 use retune::tasks::causal_lm::{CausalLm, Dataset};
@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language, tell_streamed};
+use crate::detection::Detected;
 use crate::pictures::Pictured;
 use crate::signals::Signals;
 use crate::style::{bold, count, dim, printable};
@@ -125,13 +126,17 @@ pub enum Rows {
     Masked(Texts),
     Labelled(Examples),
     Pictures(Box<Pictured>),
+    Boxes(Box<Detected>),
 }
 
 impl PassArgs {
     /// The rows, as the model's task reads them.
     pub fn rows(&self, data: &Path, model: &Model, record: Option<&TaskRecord>) -> Result<Rows> {
         if let Some(net) = model.net.as_image() {
-            return Ok(Rows::Pictures(Box::new(Pictured::for_model(data, net)?)));
+            return Ok(match net.head() {
+                Head::Detector(_) => Rows::Boxes(Box::new(Detected::for_model(data, net)?)),
+                _ => Rows::Pictures(Box::new(Pictured::for_model(data, net)?)),
+            });
         }
         let language = &language(&model.files)?;
         let net = model.text()?;
@@ -189,6 +194,9 @@ impl Rows {
         if let Rows::Pictures(data) = self {
             return Ok(Box::new(data.objective(model.image()?, &data.train)));
         }
+        if let Rows::Boxes(data) = self {
+            return Ok(Box::new(data.objective(model.image()?, &data.train)));
+        }
         let net = model.text()?;
         Ok(match self {
             Rows::Causal(data) => {
@@ -196,14 +204,14 @@ impl Rows {
             }
             Rows::Masked(data) => Box::new(masked(net, data)),
             Rows::Labelled(data) => Box::new(classified(net, data)),
-            Rows::Pictures(_) => unreachable!("they were measured above"),
+            Rows::Pictures(_) | Rows::Boxes(_) => unreachable!("they were measured above"),
         })
     }
 
     /// The ids of each row, and its token types.
     pub fn texts(&self) -> Vec<(&[u32], &[u32])> {
         match self {
-            Rows::Pictures(_) => Vec::new(),
+            Rows::Pictures(_) | Rows::Boxes(_) => Vec::new(),
             Rows::Causal(data) => data.examples.iter().map(|e| (&e.ids[..], &[][..])).collect(),
             Rows::Masked(data) => {
                 data.examples.iter().map(|e| (&e.tokens.ids[..], &e.tokens.token_types[..])).collect()
@@ -247,6 +255,7 @@ impl Rows {
             Rows::Masked(_) => Vec::new(),
             Rows::Labelled(data) => data.warnings(),
             Rows::Pictures(data) => data.train.warnings.clone(),
+            Rows::Boxes(data) => data.warnings(),
         }
     }
 
@@ -259,6 +268,7 @@ impl Rows {
             }
             Rows::Labelled(data) => (data.examples.len(), data.tokens, None),
             Rows::Pictures(data) => (data.train.len(), 0, None),
+            Rows::Boxes(data) => (data.train.pictures.len(), 0, None),
         }
     }
 

@@ -40,6 +40,8 @@ Examples:
   retune predict --model minilm --adapter sentiment --adapter topic --data rows.jsonl --json
   retune predict --model minilm --task embed --data texts.txt --out vectors.safetensors
   retune predict --model vgg16.pth --adapter flowers --image photo.jpg --image more/
+  retune predict --model yolov3-tiny.cfg --image street.jpg --draw found
+  retune predict --model yolov3-tiny.cfg --image street.jpg --classes person --draw hidden --anonymise
 
 Data is .jsonl, .json, .csv, .tsv (text, or a pair such as text_a and text_b; tokens) or .txt (a text a paragraph). A row's
 \"adapter\" names the --adapter that it goes through, \"base\" none; without it, the last one. They share batches.")]

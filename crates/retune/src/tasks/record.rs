@@ -30,6 +30,7 @@ pub enum Task {
     TokenClassification,
     MaskedLm,
     ImageClassification,
+    ObjectDetection,
 }
 
 /// What was learned.
@@ -74,6 +75,7 @@ impl TaskRecord {
                 pooling: Some(head.pooling),
                 ..plain
             },
+            Head::Detector(head) => TaskRecord { labels: head.detector.labels.clone(), ..plain },
             _ => plain,
         }
     }
@@ -266,6 +268,12 @@ impl TaskRecord {
                 problem,
                 labels: self.labels.clone(),
                 pooling: self.pooling,
+                keep: true,
+                seed: 0,
+                image_size: self.image_size,
+            },
+            (Task::ObjectDetection, _) => HeadRequest::Detector {
+                labels: self.labels.clone(),
                 keep: true,
                 seed: 0,
                 image_size: self.image_size,

@@ -1,4 +1,4 @@
-//! `retune predict` on pictures: the classes of each with their probabilities.
+//! `retune predict` on pictures: the classes of each with their probabilities, or the objects in it.
 
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
@@ -7,14 +7,18 @@ use anyhow::{Context, Result, bail};
 use retune::models::{Model, ModelFiles};
 use retune::nn::Head;
 use retune::tasks::TaskRecord;
+use retune::tasks::detection::{self, BoxF, Detection, Nms};
 use retune::tasks::images::{self, Answer};
 use retune_media::pictures::decode;
+use retune_media::pictures::draw::{self, Hide};
 use serde_json::{Value, json};
 
 use super::{Args, bar, print_lines, write_lines};
+use crate::detection::drawn;
 use crate::exit::{Ended, UsageError};
 use crate::signals::Signals;
 use crate::style::{bold, dim, printable};
+use crate::tasks::did_you_mean;
 
 /// Classes that are told for people.
 const CLASSES_SHOWN: usize = 3;
@@ -25,6 +29,31 @@ pub struct PictureArgs {
     /// A picture, or a folder of them; may be given several times
     #[arg(long, value_name = "PATH", conflicts_with_all = ["text", "data"])]
     image: Vec<PathBuf>,
+
+    /// Detectors: the least score of a box
+    #[arg(long, value_name = "X", default_value_t = 0.25, value_parser = share)]
+    confidence: f32,
+
+    /// Detectors: boxes of one class that overlap by more (IoU) are one object
+    #[arg(long, value_name = "X", default_value_t = 0.45, value_parser = share)]
+    overlap: f32,
+
+    /// Detectors: only these classes
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    classes: Vec<String>,
+
+    /// Detectors: write each picture with its boxes into this folder, as PNG
+    #[arg(long, value_name = "FOLDER")]
+    draw: Option<PathBuf>,
+
+    /// Detectors: blur what was found in the pictures of --draw instead of framing it
+    #[arg(long, requires = "draw")]
+    anonymise: bool,
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let x: f32 = text.parse().map_err(|_| "a number from 0 to 1".to_string())?;
+    if (0.0..=1.0).contains(&x) { Ok(x) } else { Err("a number from 0 to 1".into()) }
 }
 
 impl PictureArgs {
@@ -45,6 +74,100 @@ impl PictureArgs {
     }
 }
 
+impl PictureArgs {
+    /// What only a detector can do.
+    fn refuse_for_classifiers(&self) -> Result<()> {
+        let given = [("--draw", self.draw.is_some()), ("--classes", !self.classes.is_empty())];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(UsageError(format!("{flag} is for detectors; this model tells classes")).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The objects in each picture, which is drawn too where that was asked for.
+fn objects(
+    args: &Args,
+    model: &Model,
+    labels: &[String],
+    paths: &[PathBuf],
+    signals: &Signals,
+) -> Result<Vec<Value>> {
+    let PictureArgs { confidence, overlap, classes, draw, .. } = &args.pictures;
+    if let Some(odd) = classes.iter().find(|name| !labels.contains(name)) {
+        let near = did_you_mean(odd, labels.iter().map(String::as_str));
+        return Err(UsageError(format!("the model knows no class {odd:?}{near}")).into());
+    }
+    if let Some(folder) = draw {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let bar = bar(paths.len());
+    let settings = Nms { overlap: *overlap, ..Nms::default() };
+    let slots = vec![Some(0); paths.len()];
+    let found = detection::predict(
+        model.image()?,
+        &model.params,
+        &slots,
+        args.batch as usize,
+        (*confidence, &settings),
+        &|i| Ok(decode::read(&paths[i])?),
+        &mut |done| {
+            bar.set_position(done as u64);
+            signals.exit_code().is_none()
+        },
+    )?;
+    bar.finish_and_clear();
+    model.check_weights()?;
+    let Some(found) = found else {
+        return Err(Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into());
+    };
+    let mut lines = Vec::with_capacity(found.len());
+    for (path, mut found) in paths.iter().zip(found) {
+        let name = |d: &Detection| labels.get(d.class as usize).cloned().unwrap_or_default();
+        found.retain(|d| classes.is_empty() || classes.contains(&name(d)));
+        let (width, height) = decode::read_size(path)?;
+        let object = |d: &Detection| {
+            let pixels = d.bounds.to_pixels(width, height).map(|x| (f64::from(x) * 10.0).round() / 10.0);
+            json!({"label": name(d), "score": d.score, "box": pixels})
+        };
+        let mut line = json!({
+            "width": width, "height": height, "objects": found.iter().map(object).collect::<Vec<_>>(),
+        });
+        if let Some(folder) = draw {
+            let drawn = write_drawn(path, folder, &found, labels, args.pictures.anonymise)?;
+            line["drawn"] = json!(drawn.display().to_string());
+        }
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+/// Writes a picture with its objects framed, or hidden.
+fn write_drawn(
+    path: &Path,
+    folder: &Path,
+    found: &[Detection],
+    labels: &[String],
+    anonymise: bool,
+) -> Result<PathBuf> {
+    let mut picture = decode::read(path)?;
+    if anonymise {
+        let boxes: Vec<BoxF> = found.iter().map(|d| d.bounds).collect();
+        draw::hide(&mut picture, &boxes, Hide::Blur);
+    } else {
+        draw::boxes(&mut picture, &drawn(found, labels, true));
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let free = |n: usize| {
+        let name = if n == 0 { format!("{stem}.png") } else { format!("{stem}-{n}.png") };
+        folder.join(name)
+    };
+    // Pictures of several folders may share a name: none replaces another, nor what was there before.
+    let to = (0..).map(free).find(|path| !path.exists()).context("no free name")?;
+    picture.write(&to)?;
+    Ok(to)
+}
+
 /// Answers for all pictures, through each adapter in turn.
 pub fn run(args: &Args, files: &ModelFiles, json: bool, signals: &Signals) -> Result<()> {
     if args.task == "embed" || !args.text.is_empty() {
@@ -59,6 +182,18 @@ pub fn run(args: &Args, files: &ModelFiles, json: bool, signals: &Signals) -> Re
     let several = args.model.adapter.len() > 1;
     let mut lines = Vec::new();
     args.model.one_by_one(|adapter, model, _| {
+        if let Head::Detector(head) = model.net.head() {
+            let found = objects(args, model, &head.detector.labels, &paths, signals)?;
+            for (path, mut line) in paths.iter().zip(found) {
+                line["image"] = json!(path.display().to_string());
+                if let Some(adapter) = adapter {
+                    line["adapter"] = json!(adapter.display().to_string());
+                }
+                lines.push(line);
+            }
+            return Ok(());
+        }
+        args.pictures.refuse_for_classifiers()?;
         let answers = answers(args, model, &paths, signals)?;
         let Head::Classifier(head) = model.net.head() else { bail!("this model has no classifier") };
         for (path, answer) in paths.iter().zip(&answers) {
@@ -144,10 +279,37 @@ fn line(path: &Path, answer: &Answer, labels: &[String]) -> Value {
     })
 }
 
+/// The objects of a picture, a line each.
+fn show_objects(line: &Value, objects: &[Value], out: &mut impl Write) -> Result<()> {
+    let text = |value: &Value| printable(value.as_str().unwrap_or_default());
+    let n = match objects.len() {
+        0 => "nothing found".to_string(),
+        1 => "1 object".to_string(),
+        n => format!("{n} objects"),
+    };
+    let drawn = line["drawn"].as_str().map(|path| format!(" -> {}", printable(path))).unwrap_or_default();
+    writeln!(out, "{}  {}", text(&line["image"]), dim(&format!("{n}{drawn}")))?;
+    for object in objects {
+        let corners: Vec<String> = object["box"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|x| format!("{:.0}", x.as_f64().unwrap_or_default()))
+            .collect();
+        let score = object["score"].as_f64().unwrap_or_default();
+        writeln!(out, "  {} {score:.2}  {}", bold(&text(&object["label"])), dim(&corners.join(" ")))?;
+    }
+    Ok(())
+}
+
 /// A line for each picture: its likeliest classes.
 fn show(lines: &[Value], with_adapters: bool) -> Result<()> {
     let mut out = stdout().lock();
     for line in lines {
+        if let Some(objects) = line["objects"].as_array() {
+            show_objects(line, objects, &mut out)?;
+            continue;
+        }
         let mut scores: Vec<(String, f64)> = line["scores"]
             .as_object()
             .into_iter()
