@@ -25,6 +25,11 @@ pub enum Progress {
     OfSweep(Box<RunView>),
 }
 
+/// A speed: with a decimal where it is small.
+fn rate(x: f64) -> String {
+    if x < 10.0 { format!("{x:.1}") } else { count(x as u64) }
+}
+
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 impl Progress {
@@ -153,12 +158,13 @@ fn style(template: &str) -> ProgressStyle {
 
 fn show_on_bar(bar: &ProgressBar, event: &Event) {
     match event {
-        Event::Step { step, steps, loss, tokens_per_s, peak_bytes, eta_s, .. } => {
+        Event::Step { step, steps, loss, tokens_per_s, unit, peak_bytes, eta_s, .. } => {
             bar.set_length(*steps);
             bar.set_position(*step);
             bar.set_message(format!(
-                "loss {loss:.3}  {} tokens/s  {} left  {}",
-                count(*tokens_per_s as u64),
+                "loss {loss:.3}  {} {}/s  {} left  {}",
+                rate(*tokens_per_s),
+                unit.name(),
                 seconds(*eta_s),
                 mebibytes(*peak_bytes)
             ));
@@ -178,12 +184,13 @@ fn show_on_bar(bar: &ProgressBar, event: &Event) {
 }
 
 fn step_line(event: &Event) -> Option<String> {
-    let Event::Step { step, steps, loss, lr, grad_norm, tokens_per_s, peak_bytes, eta_s, .. } = event else {
+    let Event::Step { step, steps, loss, lr, grad_norm, tokens_per_s, unit, peak_bytes, eta_s, .. } = event else {
         return None;
     };
     Some(format!(
-        "step {step}/{steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.3}  {} tokens/s  {} left  {}",
-        count(*tokens_per_s as u64),
+        "step {step}/{steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.3}  {} {}/s  {} left  {}",
+        rate(*tokens_per_s),
+        unit.name(),
         seconds(*eta_s),
         mebibytes(*peak_bytes)
     ))
@@ -191,7 +198,7 @@ fn step_line(event: &Event) -> Option<String> {
 
 /// The few metrics that people quote.
 pub fn measured(metrics: &std::collections::BTreeMap<String, f64>) -> String {
-    const QUOTED: [&str; 5] = ["accuracy", "f1", "matthews", "spearman", "mse"];
+    const QUOTED: [&str; 7] = ["map50", "map", "accuracy", "f1", "matthews", "spearman", "mse"];
     let found = QUOTED.iter().filter_map(|name| Some((name, metrics.get(*name)?)));
     found.map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ")
 }

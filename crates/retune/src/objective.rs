@@ -1,11 +1,30 @@
 //! What training needs to know of the data and the loss: implemented by tasks, used by `train`.
 
 use retune_tensor::{Params, Tape, Var};
+use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
 
 /// Why a loss could not be computed; shown to the user with the step and the examples added.
 pub type ObjectiveError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the rows of a task are, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    #[default]
+    Tokens,
+    Pictures,
+}
+
+impl Unit {
+    pub fn name(self) -> &'static str {
+        match self {
+            Unit::Tokens => "tokens",
+            Unit::Pictures => "pictures",
+        }
+    }
+}
 
 /// Examples and their loss. Everything random in it is keyed by (seed, epoch, example), nothing is drawn from a state:
 /// the same call gives the same bytes, in any order, after any restart.
@@ -17,8 +36,13 @@ pub trait Objective: Sync {
         self.len() == 0
     }
 
-    /// Rows of an example (tokens, frames, pixels): for tokens per second and the memory plan.
+    /// Rows of an example: tokens, or 1 where all are of one size, as pictures are. For speed and the memory plan.
     fn rows(&self, example: usize) -> usize;
+
+    /// What rows are.
+    fn unit(&self) -> Unit {
+        Unit::Tokens
+    }
 
     /// Rows of an example that carry loss: for the memory plan.
     fn targets(&self, example: usize) -> usize {

@@ -12,6 +12,7 @@ use base64::Engine;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{Metric, Metrics};
+use crate::objective::Unit;
 use crate::tasks::classification::Problem;
 use crate::train::Event;
 
@@ -42,6 +43,8 @@ pub struct ReportData {
     pub seconds: f64,
     /// Tokens gone through, over all epochs.
     pub tokens: u64,
+    /// What those are.
+    pub unit: Unit,
     pub trainable_parameters: u64,
     pub total_parameters: u64,
     /// Settings of the run and what is known of the data: rows of two columns.
@@ -123,7 +126,8 @@ impl ReportData {
     pub fn read_metrics(&mut self, text: &str) {
         for event in text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok()) {
             match event {
-                Event::Step { step, loss, lr, grad_norm, tokens_per_s, peak_bytes, .. } => {
+                Event::Step { step, loss, lr, grad_norm, tokens_per_s, unit, peak_bytes, .. } => {
+                    self.unit = unit;
                     let tokens_per_second = tokens_per_s;
                     self.steps.push(StepPoint { step, loss, lr, grad_norm, tokens_per_second, peak_bytes });
                     self.memory.peak_bytes = self.memory.peak_bytes.max(peak_bytes);
@@ -194,6 +198,12 @@ fn header(data: &ReportData) -> String {
     )
 }
 
+/// With a capital.
+fn capital(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
 /// Held-out pictures with what is true and what was said.
 fn pictures(data: &ReportData) -> String {
     let Some(png) = &data.pictures else { return String::new() };
@@ -228,7 +238,7 @@ fn headline(data: &ReportData) -> String {
         format!("{share:.2} % of {}", count(data.total_parameters)),
     ));
     let rate = data.tokens as f64 / data.seconds.max(1e-9);
-    tiles.push(("time", duration(data.seconds), format!("{} tokens/s", count(rate as u64))));
+    tiles.push(("time", duration(data.seconds), format!("{} {}/s", count(rate as u64), data.unit.name())));
     tiles.push((
         "peak memory",
         bytes(data.memory.peak_bytes),
@@ -274,10 +284,11 @@ fn curves(data: &ReportData) -> String {
     text += &Chart { height: 300.0, from_zero: false, lines }.svg();
     text += "<div class=\"small-charts\">\n";
     type Pick = fn(&StepPoint) -> f64;
+    let speed = format!("{} a second", capital(data.unit.name()));
     let small: [(&str, Pick); 3] = [
         ("Learning rate", |point| point.lr),
         ("Gradient norm", |point| point.grad_norm),
-        ("Tokens a second", |point| point.tokens_per_second),
+        (&speed, |point| point.tokens_per_second),
     ];
     for (name, pick) in small {
         let lines = vec![Line { name: "", points: series(pick), style: Style::Main }];
@@ -327,7 +338,7 @@ fn tables(data: &ReportData) -> String {
         memory.push(("waited for that file".into(), duration(data.memory.paging_wait_s)));
     }
     let mut about_data = data.data.clone();
-    about_data.push(("tokens gone through".into(), count(data.tokens)));
+    about_data.push((format!("{} gone through", data.unit.name()), count(data.tokens)));
     let tables = [("Settings", &data.settings), ("Data", &about_data), ("Memory", &memory)];
     let tables: Vec<String> = tables.iter().map(|(name, rows)| table(name, rows)).collect();
     format!("<section class=\"tables\">\n{}</section>\n", tables.concat())

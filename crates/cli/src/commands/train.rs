@@ -92,9 +92,10 @@ pub fn print_summary(trained: &Trained) -> Result<()> {
     let peak = crate::style::mebibytes(report.memory.peak_bytes);
     writeln!(
         out,
-        "  trained        {} parameters, {} tokens in {took}, at most {peak}",
+        "  trained        {} parameters, {} {} in {took}, at most {peak}",
         count(report.trainable_parameters),
-        count(report.tokens)
+        count(report.tokens),
+        report.unit.name()
     )?;
     if report.memory.paged_bytes > 0 {
         let waited = crate::style::seconds(report.memory.paging_wait_s);
@@ -138,14 +139,16 @@ pub fn use_words(report: &ReportData, task: Task) -> String {
     match task {
         Task::TextGeneration => format!("generate {model} --chat --prompt \"...\""),
         Task::MaskedLm => format!("predict {model} --task embed --text \"...\""),
+        Task::ImageClassification => format!("predict {model} --image PHOTO.jpg"),
+        Task::ObjectDetection => format!("predict {model} --image PHOTO.jpg --draw found"),
         _ => format!("predict {model} --text \"...\""),
     }
 }
 
 /// The task's numbers on the held-out rows; of a new head only those after training, for before it knew nothing.
 fn write_metrics(out: &mut impl Write, metrics: &BeforeAfter) -> Result<()> {
-    const QUOTED: [Metric; 6] =
-        [Metric::Loss, Metric::Accuracy, Metric::F1, Metric::Matthews, Metric::Spearman, Metric::Mse];
+    const QUOTED: [Metric; 8] =
+        [Metric::Loss, Metric::Map50, Metric::Map, Metric::Accuracy, Metric::F1, Metric::Matthews, Metric::Spearman, Metric::Mse];
     for metric in QUOTED {
         let Some(after) = metrics.after.get(metric) else { continue };
         let before = metrics.before.as_ref().and_then(|before| before.get(metric));

@@ -1,6 +1,7 @@
 //! The adapter folder's README.md: a model card with the front matter that PEFT writes, and what this run was.
 
 use super::{ReportData, bytes, count, duration, number, quality, retained};
+use crate::objective::Unit;
 use crate::tasks::classification::Problem;
 
 /// The card's text. `run_file` is the complete run file, shown as it is.
@@ -46,10 +47,11 @@ pub fn model_card(data: &ReportData, run_file: &str) -> String {
         );
     }
     card += &format!(
-        "\n{} trained parameters of {}; {} tokens in {}; peak memory {}.\n\n",
+        "\n{} trained parameters of {}; {} {} in {}; peak memory {}.\n\n",
         count(data.trainable_parameters),
         count(data.total_parameters),
         count(data.tokens),
+        data.unit.name(),
         duration(data.seconds),
         bytes(data.memory.peak_bytes)
     );
@@ -87,6 +89,7 @@ pub(super) fn commands(data: &ReportData) -> String {
     let (model, out) = (one_line(data.model_path()), one_line(&data.out));
     let (command, input) = match data.problem() {
         None => ("generate", "--chat --prompt"),
+        Some(_) if data.unit == Unit::Pictures => ("predict ", "--image"),
         Some(_) => ("predict ", "--text"),
     };
     match data.whole_model {
@@ -99,6 +102,11 @@ pub(super) fn commands(data: &ReportData) -> String {
 
 /// How transformers and PEFT load the result.
 pub(super) fn python_snippet(data: &ReportData) -> String {
+    if data.unit == Unit::Pictures {
+        return "# transformers has no class for such a network: build it (torchvision, say), load its weights,\n\
+                # then peft.PeftModel.from_pretrained(network, FOLDER) for LoRA and IA3.\n"
+            .into();
+    }
     let (model, out) = (quoted(data.model_path()), quoted(&data.out));
     let class = match data.problem() {
         None => "AutoModelForCausalLM",

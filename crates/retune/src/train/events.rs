@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Best;
 use super::plan::Plan;
+use crate::objective::Unit;
 use crate::metrics::Metrics;
 
 /// Something that happened. Steps count from 1; a step is one update (or a skipped one).
@@ -52,6 +53,9 @@ pub enum Event {
         /// Real rows (tokens) of the step; there is no padding.
         tokens: u64,
         tokens_per_s: f64,
+        /// What these rows are.
+        #[serde(default)]
+        unit: Unit,
         /// The most bytes that tensors held so far.
         peak_bytes: u64,
         /// Seconds left, at the speed so far.

@@ -386,6 +386,7 @@ impl<'a> Run<'a> {
             grad_norm,
             tokens,
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
+            unit: self.objective.unit(),
             peak_bytes: memory::peak_bytes() as u64,
             eta_s: left * self.timed.1 / self.timed.0 as f64,
         });

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::{ImageModel, Network};
 use crate::nn::{Active, Head, Pass};
-use crate::objective::{Measured, Objective, ObjectiveError};
+use crate::objective::{Measured, Objective, ObjectiveError, Unit};
 use crate::tasks::images::{ImageCache, Trunk};
 
 /// Candidates below this score are not measured: COCO's precisions count the best hundred of each picture.
@@ -176,7 +176,11 @@ impl Objective for Detect<'_> {
     }
 
     fn rows(&self, _example: usize) -> usize {
-        self.input.height * self.input.width
+        1
+    }
+
+    fn unit(&self) -> Unit {
+        Unit::Pictures
     }
 
     fn targets(&self, _example: usize) -> usize {

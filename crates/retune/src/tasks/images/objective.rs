@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::models::{ImageModel, Network};
 use crate::nn::{Active, Pass};
-use crate::objective::{Measured, Objective, ObjectiveError};
+use crate::objective::{Measured, Objective, ObjectiveError, Unit};
 use crate::tasks::classification::argmax;
 
 /// Labelled pictures and the network that is to tell them apart.
@@ -134,7 +134,11 @@ impl Objective for ImageClassification<'_> {
     }
 
     fn rows(&self, _example: usize) -> usize {
-        self.input.height * self.input.width
+        1
+    }
+
+    fn unit(&self) -> Unit {
+        Unit::Pictures
     }
 
     fn targets(&self, _example: usize) -> usize {
