@@ -9,8 +9,8 @@ use retune::run_file::RunFile;
 use retune::tasks::classification::HELD_OUT;
 use retune::tasks::detection::{Detect, Detection, LabelledBox, Nms, detector, predict};
 use retune::tasks::images::ImageCache;
-use retune_media::pictures::annotations::{Annotations, Rules};
 use retune_media::pictures::Splits;
+use retune_media::pictures::annotations::{Annotations, Rules};
 use retune_media::pictures::augment::Augment;
 use retune_media::pictures::draw::{self, Cell, Drawn};
 use retune_tensor::Params;
@@ -137,8 +137,10 @@ impl Detected {
     /// Counts for the report.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
         let boxes: usize = self.train.pictures.iter().map(|picture| picture.boxes.len()).sum();
-        let names = self.train.classes.iter().zip(self.train.counts()).map(|(name, n)| format!("{name} ({n})"));
-        let changed = if self.augment.is_some() { "each epoch anew" } else { "no (the trunk's values are kept)" };
+        let names =
+            self.train.classes.iter().zip(self.train.counts()).map(|(name, n)| format!("{name} ({n})"));
+        let changed =
+            if self.augment.is_some() { "each epoch anew" } else { "no (the trunk's values are kept)" };
         vec![
             ("pictures", count(self.train.pictures.len() as u64)),
             ("boxes", count(boxes as u64)),

@@ -184,7 +184,8 @@ fn show_on_bar(bar: &ProgressBar, event: &Event) {
 }
 
 fn step_line(event: &Event) -> Option<String> {
-    let Event::Step { step, steps, loss, lr, grad_norm, tokens_per_s, unit, peak_bytes, eta_s, .. } = event else {
+    let Event::Step { step, steps, loss, lr, grad_norm, tokens_per_s, unit, peak_bytes, eta_s, .. } = event
+    else {
         return None;
     };
     Some(format!(

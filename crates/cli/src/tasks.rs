@@ -22,9 +22,9 @@ use retune::train::Objective;
 use retune_formats::records::Records;
 use retune_tensor::Params;
 
+use crate::detection::Detected;
 use crate::exit::UsageError;
 use crate::loading::dataset;
-use crate::detection::Detected;
 use crate::pictures::Pictured;
 use crate::style::count;
 
@@ -567,7 +567,8 @@ impl Data {
                 true => Ok(metric),
                 false => {
                     let known: Vec<&str> = Metric::OF_DETECTIONS.iter().map(|metric| metric.name()).collect();
-                    let what = format!("metric = \"{metric}\" is not for boxes; there are {}", known.join(", "));
+                    let what =
+                        format!("metric = \"{metric}\" is not for boxes; there are {}", known.join(", "));
                     Err(UsageError(what).into())
                 }
             },
@@ -611,7 +612,12 @@ impl Data {
         }
         if let Data::Boxes(data) = self {
             let rows = data.rows();
-            return format!("{} pictures, {} boxes, {} classes", rows[0].1, rows[1].1, data.train.classes.len());
+            return format!(
+                "{} pictures, {} boxes, {} classes",
+                rows[0].1,
+                rows[1].1,
+                data.train.classes.len()
+            );
         }
         let pick = |name: &str| rows.iter().find(|(n, _)| n == name).map_or("0", |(_, value)| value);
         format!("{} rows, {} tokens", pick("examples"), pick("tokens in them"))

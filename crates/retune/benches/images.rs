@@ -108,7 +108,8 @@ impl Noise<'_> {
                 let bounds = BoxF { x: 0.5, y: 0.5, w: 0.3, h: 0.4 };
                 let truths = vec![vec![LabelledBox { class: 1, bounds }]; batch.len()];
                 let detector = detector(self.net).unwrap_or_else(|e| panic!("{e}"));
-                let found = loss(detector, &given, &truths, batch.len() as f64).unwrap_or_else(|e| panic!("{e}"));
+                let found =
+                    loss(detector, &given, &truths, batch.len() as f64).unwrap_or_else(|e| panic!("{e}"));
                 let vars: Vec<&Var> = outputs.iter().map(|(v, ..)| v).collect();
                 ops::given_loss(tape, &vars, found.total as f32, found.gradients)
             }
@@ -184,8 +185,14 @@ fn main() {
     let x = Tensor::from_fn(grid.rows(), 3, |r, c| stream.normal((3 * r + c) as u64));
     let limits = Limits { memory: 4 << 30, folder: None };
     let cache = (method == "head").then(|| ImageCache::new(net, params, limits)).flatten();
-    let objective =
-        Noise { net, x, grid, checkpoint: args.has("checkpoint"), cache: cache.as_ref(), steps: steps + warm };
+    let objective = Noise {
+        net,
+        x,
+        grid,
+        checkpoint: args.has("checkpoint"),
+        cache: cache.as_ref(),
+        steps: steps + warm,
+    };
     let epochs = if cache.is_some() { 2 } else { 1 };
     let settings = TrainSettings {
         batch_size: batch,

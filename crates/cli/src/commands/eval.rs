@@ -18,9 +18,9 @@ use retune::train::{Control, Objective, measure};
 use retune_formats::records::Records;
 use serde_json::Value;
 
+use crate::detection::Detected;
 use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language, tell_streamed};
-use crate::detection::Detected;
 use crate::pictures::Pictured;
 use crate::signals::Signals;
 use crate::style::{bold, count, dim, printable};

@@ -147,8 +147,16 @@ pub fn use_words(report: &ReportData, task: Task) -> String {
 
 /// The task's numbers on the held-out rows; of a new head only those after training, for before it knew nothing.
 fn write_metrics(out: &mut impl Write, metrics: &BeforeAfter) -> Result<()> {
-    const QUOTED: [Metric; 8] =
-        [Metric::Loss, Metric::Map50, Metric::Map, Metric::Accuracy, Metric::F1, Metric::Matthews, Metric::Spearman, Metric::Mse];
+    const QUOTED: [Metric; 8] = [
+        Metric::Loss,
+        Metric::Map50,
+        Metric::Map,
+        Metric::Accuracy,
+        Metric::F1,
+        Metric::Matthews,
+        Metric::Spearman,
+        Metric::Mse,
+    ];
     for metric in QUOTED {
         let Some(after) = metrics.after.get(metric) else { continue };
         let before = metrics.before.as_ref().and_then(|before| before.get(metric));

@@ -26,6 +26,7 @@ pub const SPEC: Spec = Spec {
     name: "bert",
     summary: "encoders: BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, sentence encoders such as MiniLM",
     reads: Reads::Text,
+    detects: false,
     load: load::load,
     fresh: load::fresh,
 };

@@ -19,6 +19,7 @@ pub const SPEC: Spec = Spec {
     name: "darknet",
     summary: "object detectors: YOLOv3, v3-tiny, v4-tiny and their like, from darknet's .cfg and .weights",
     reads: Reads::Pictures,
+    detects: true,
     load: load::load,
     fresh: load::fresh,
 };

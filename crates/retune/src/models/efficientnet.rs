@@ -15,6 +15,7 @@ pub const SPEC: Spec = Spec {
     name: "efficientnet",
     summary: "image classifiers: EfficientNet-Lite0 to Lite4",
     reads: Reads::Pictures,
+    detects: false,
     load: load::load,
     fresh: load::fresh,
 };

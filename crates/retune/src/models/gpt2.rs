@@ -23,6 +23,7 @@ pub const SPEC: Spec = Spec {
     name: "gpt2",
     summary: "decoder-only text models with learned positions: GPT-2, DistilGPT-2",
     reads: Reads::Text,
+    detects: false,
     load: load::load,
     fresh: load::fresh,
 };

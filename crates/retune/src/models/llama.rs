@@ -23,6 +23,7 @@ pub const SPEC: Spec = Spec {
     name: "llama",
     summary: "decoder-only text models: Llama, SmolLM, TinyLlama, Mistral, Qwen2, Qwen3",
     reads: Reads::Text,
+    detects: false,
     load: load::load,
     fresh: load::fresh,
 };

@@ -56,6 +56,8 @@ pub struct Spec {
     pub name: &'static str,
     pub summary: &'static str,
     pub reads: Reads,
+    /// It finds objects; other image networks tell what a picture shows.
+    pub detects: bool,
     pub load: fn(&ModelFiles, &LoadOptions, &HeadRequest) -> Result<Model>,
     /// The parameters of a model of this configuration, freshly drawn.
     pub fresh: fn(&config::Config, fresh::Draw) -> Result<Params>,

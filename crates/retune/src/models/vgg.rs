@@ -18,6 +18,7 @@ pub const SPEC: Spec = Spec {
     name: "vgg",
     summary: "image classifiers: VGG 11 to 19 and their like, with and without batch norm",
     reads: Reads::Pictures,
+    detects: false,
     load: load::load,
     fresh: load::fresh,
 };

@@ -15,6 +15,7 @@ pub const SPEC: Spec = Spec {
     name: "yolov8",
     summary: "object detectors without anchors: YOLOv8 n, s, m and their like",
     reads: Reads::Pictures,
+    detects: true,
     load: load::load,
     fresh: load::fresh,
 };

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Best;
 use super::plan::Plan;
-use crate::objective::Unit;
 use crate::metrics::Metrics;
+use crate::objective::Unit;
 
 /// Something that happened. Steps count from 1; a step is one update (or a skipped one).
 ///

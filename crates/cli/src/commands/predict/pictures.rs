@@ -79,7 +79,9 @@ impl PictureArgs {
     fn refuse_for_classifiers(&self) -> Result<()> {
         let given = [("--draw", self.draw.is_some()), ("--classes", !self.classes.is_empty())];
         match given.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(UsageError(format!("{flag} is for detectors; this model tells classes")).into()),
+            Some((flag, _)) => {
+                Err(UsageError(format!("{flag} is for detectors; this model tells classes")).into())
+            }
             None => Ok(()),
         }
     }

@@ -245,13 +245,18 @@ impl Measured for Detect<'_> {
                 return Ok(None);
             }
         }
-        let scene = |(i, found): (usize, &Vec<Detection>)| Scene {
-            size: sizes[i],
-            truths: &self.data.pictures[i].boxes,
-            crowds: &[],
-            detections: found,
-        };
-        let scenes: Vec<Scene> = detections.iter().enumerate().map(|(i, found)| scene((i, found))).collect();
+        let scenes: Vec<Scene> = self
+            .data
+            .pictures
+            .iter()
+            .zip(sizes.iter().zip(&detections))
+            .map(|(picture, (size, found))| Scene {
+                size: *size,
+                truths: &picture.boxes,
+                crowds: &[],
+                detections: found,
+            })
+            .collect();
         let precisions = mean_average_precision(&self.data.classes, &scenes)?;
         Ok(Some(Metrics::of_detections(precisions, all.len()).with_loss(total)))
     }
