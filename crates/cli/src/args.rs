@@ -34,7 +34,7 @@ pub enum Command {
     Sweep(commands::sweep::Args),
     /// Continue a prompt or answer in a chat
     Generate(commands::generate::Args),
-    /// Tell the labels of texts, or their embeddings
+    /// Tell the labels of texts and pictures, find objects, or give embeddings
     Predict(commands::predict::Args),
     /// Write what is said in sound files, as text or subtitles
     Transcribe(commands::transcribe::Args),
@@ -52,6 +52,8 @@ pub enum Command {
     Plan(commands::plan::Args),
     /// Show rows of data as the model will see them, with what carries loss
     Preview(commands::preview::Args),
+    /// Cut large photos with their boxes into tiles
+    Tile(commands::tile::Args),
     /// Show what a model, adapter, weight or data file is and holds
     Inspect(commands::inspect::Args),
     /// Write a model's logits on given ids, to compare with another implementation

@@ -17,5 +17,6 @@ pub mod preview;
 pub mod quantize;
 pub mod quickstart;
 pub mod sweep;
+pub mod tile;
 pub mod train;
 pub mod transcribe;

@@ -53,6 +53,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => commands::inspect::run(args, cli.json),
         Command::Logits(args) => commands::logits::run(args, cli.json),
         Command::Fetch(args) => commands::fetch::run(args, cli.json),
+        Command::Tile(args) => commands::tile::run(args, cli.json),
         Command::Init(args) => commands::init::run(args, cli.json),
         Command::Methods(args) => commands::methods::run(args, cli.json),
         Command::Models(args) => commands::models::run(args, cli.json),
