@@ -1,0 +1,170 @@
+//! Classes and boxes of pictures as a user learns and tells them, on tiny random networks.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{Ran, ran};
+use retune_media::pictures::{Picture, decode};
+use serde_json::{Value, json};
+
+/// A folder with networks and pictures: red ones and blue ones, and grey ones with a bright square somewhere.
+struct Shop {
+    dir: tempfile::TempDir,
+}
+
+const CFG: &str = "[net]\nwidth=64\nheight=64\nchannels=3\n\n[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\nstride=2\npad=1\nactivation=leaky\n\n\
+[convolutional]\nbatch_normalize=1\nfilters=16\nsize=3\nstride=2\npad=1\nactivation=leaky\n\n[convolutional]\nbatch_normalize=1\nfilters=32\nsize=3\nstride=2\n\
+pad=1\nactivation=leaky\n\n[convolutional]\nsize=1\nstride=1\npad=1\nfilters=21\nactivation=linear\n\n[yolo]\nmask=0,1,2\nanchors=12,12, 20,20, 32,32\n\
+classes=2\nnum=3\nignore_thresh=.7\n";
+
+impl Shop {
+    fn new() -> Shop {
+        let shop = Shop { dir: tempfile::tempdir().unwrap() };
+        shop.colours();
+        shop.squares();
+        let vgg = json!({
+            "model_type": "vgg", "cfg": [8, "M", 16, "M"], "batch_norm": true, "dense": [], "num_labels": 3,
+            "image_input": {"width": 16, "height": 16, "fit": "stretch"},
+        });
+        let darknet = json!({"model_type": "darknet", "cfg": CFG});
+        for (name, config) in [("vgg", vgg), ("yolo", darknet)] {
+            std::fs::write(shop.path(&format!("{name}.json")), config.to_string()).unwrap();
+            shop.retune(&format!("init --config {name}.json --out {name}")).ok();
+        }
+        shop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn retune(&self, words: &str) -> Ran {
+        ran(common::program().args(words.split_whitespace()).current_dir(self.dir.path()).output().unwrap())
+    }
+
+    fn colours(&self) {
+        for (class, colour) in [("red", [220, 30, 30]), ("blue", [30, 30, 220])] {
+            let folder = self.path("colours").join(class);
+            std::fs::create_dir_all(&folder).unwrap();
+            for i in 0..12u8 {
+                let shade = colour.map(|c: u8| c.saturating_add(2 * i));
+                Picture::filled(20, 20, shade).write(&folder.join(format!("{i}.png"))).unwrap();
+            }
+        }
+    }
+
+    fn squares(&self) {
+        let folder = self.path("squares");
+        for part in ["images", "labels"] {
+            std::fs::create_dir_all(folder.join(part)).unwrap();
+        }
+        std::fs::write(folder.join("classes.txt"), "dark\nbright\n").unwrap();
+        for i in 0..10usize {
+            let (class, shade) = (i % 2, [40, 230][i % 2]);
+            let (x, y) = (8 + 3 * i, 38 - 2 * i);
+            let mut picture = Picture::filled(64, 64, [128; 3]);
+            for dy in 0..18 {
+                for dx in 0..18 {
+                    picture.set(x + dx, y + dy, [shade; 3]);
+                }
+            }
+            picture.write(&folder.join(format!("images/{i}.png"))).unwrap();
+            let line = format!(
+                "{class} {} {} {} {}\n",
+                (x + 9) as f32 / 64.0,
+                (y + 9) as f32 / 64.0,
+                18.0 / 64.0,
+                18.0 / 64.0
+            );
+            std::fs::write(folder.join(format!("labels/{i}.txt")), line).unwrap();
+        }
+    }
+
+    fn json(&self, words: &str) -> Vec<Value> {
+        self.retune(&format!("{words} --json")).ok().json_lines()
+    }
+}
+
+#[test]
+fn classes_are_learned_and_told() {
+    let shop = Shop::new();
+    let trained = shop
+        .retune("train --model vgg --data colours --method full --epochs 20 --batch 8 --lr 1e-2 --out out")
+        .ok();
+    assert!(trained.stderr.contains("pictures/s"), "{}", trained.stderr);
+    let report = std::fs::read_to_string(shop.path("out/report.html")).unwrap();
+    assert!(report.contains("data:image/png;base64,"), "no pictures in the report");
+    let told = shop.json("predict --model out --image colours/red/3.png --image colours/blue");
+    assert_eq!(told.len(), 13);
+    assert_eq!((told[0]["label"].as_str(), told[1]["label"].as_str()), (Some("red"), Some("blue")));
+    let measured = shop.json("eval --model out --data colours");
+    assert!(measured[0]["accuracy"].as_f64().unwrap() > 0.9, "{:?}", measured[0]);
+}
+
+#[test]
+fn a_new_head_on_a_frozen_trunk_is_an_adapter() {
+    let shop = Shop::new();
+    let weights = std::fs::read(shop.path("vgg/model.safetensors")).unwrap();
+    shop.retune("train --model vgg --data colours --method head --image-size 24 --epochs 30 --lr 5e-2 --out head").ok();
+    shop.retune("train --model vgg --data colours --method lora --epochs 2 --out lora").ok();
+    assert_eq!(weights, std::fs::read(shop.path("vgg/model.safetensors")).unwrap());
+    let measured = shop.json("eval --model vgg --adapter head --data colours");
+    assert!(measured[0]["accuracy"].as_f64().unwrap() > 0.9, "{:?}", measured[0]);
+    shop.retune("merge --model vgg --adapter lora --out merged").ok();
+    let told = |words: &str| shop.json(&format!("predict {words} --image colours/red"));
+    let (beside, inside) = (told("--model vgg --adapter lora"), told("--model merged"));
+    for (a, b) in beside.iter().zip(&inside) {
+        let (a, b) = (a["score"].as_f64().unwrap(), b["score"].as_f64().unwrap());
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+}
+
+#[test]
+fn boxes_are_learned_drawn_and_hidden() {
+    let shop = Shop::new();
+    let trained = shop
+        .retune(
+            "train --model yolo --data squares --eval-data squares --method full --epochs 60 --batch 5 --lr 5e-3 --augment none \
+             --out found",
+        )
+        .ok();
+    assert!(trained.stdout.contains("map50"), "{}", trained.stdout);
+    let measured = shop.json("eval --model found --data squares");
+    let map50 = measured[0]["detection"]["map50"].as_f64().unwrap();
+    assert!(map50 > 0.3, "mAP@50 {map50}");
+    let told = shop.json("predict --model found --image squares/images/1.png --confidence 0.1 --draw drawn");
+    let object = &told[0]["objects"][0];
+    assert!(object["label"].is_string() && object["box"].as_array().unwrap().len() == 4, "{object}");
+    assert_eq!(decode::read(&shop.path("drawn/1.png")).unwrap().width, 64);
+    shop.retune("predict --model found --image squares/images/1.png --confidence 0.1 --draw hidden --anonymise").ok();
+    let (was, is) = ("squares/images/1.png", "hidden/1.png");
+    assert_ne!(decode::read(&shop.path(was)).unwrap(), decode::read(&shop.path(is)).unwrap());
+}
+
+#[test]
+fn tiles_of_a_photo_keep_its_boxes() {
+    let shop = Shop::new();
+    let told = shop.retune("tile squares --size 40 --overlap 10 --only 1,2 --one-class thing --out tiles").ok();
+    assert!(told.stdout.contains("8 tiles"), "{}", told.stdout);
+    let classes = std::fs::read_to_string(shop.path("tiles/classes.txt")).unwrap();
+    assert_eq!(classes.trim(), "thing");
+    shop.retune("tile squares --out tiles").failed(1, &["there already"]);
+    shop.retune("tile squares --only 11 --out more").failed(2, &["no picture is called \"11\""]);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let shop = Shop::new();
+    let train = "train --model vgg --data colours --out no";
+    shop.retune(&format!("{train} --method prefix")).failed(1, &["attention"]);
+    shop.retune(&format!("{train} --method prompt")).failed(1, &["token"]);
+    shop.retune(&format!("{train} --method head --task text-classification")).failed(1, &["pictures"]);
+    shop.retune(&format!("{train} --method head --image-size 9 --augment-flip 2")).failed(2, &["flip"]);
+    shop.retune("predict --model vgg --text hello").failed(2, &["reads pictures"]);
+    shop.retune("generate --model vgg --prompt hello").failed(1, &["pictures"]);
+    std::fs::write(shop.path("colours/red/3.png"), b"\x89PNG\r\n\x1a\nnot really").unwrap();
+    shop.retune(&format!("{train} --method head")).failed(1, &["colours/red/3.png"]);
+    std::fs::write(shop.path("squares/labels/3.txt"), "7 0.5 0.5 0.1 0.1\n").unwrap();
+    shop.retune("train --model yolo --data squares --method head --out no").failed(1, &["3.txt", "line 1"]);
+}
