@@ -103,12 +103,12 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         .into());
     }
     let signals = Signals::catch()?;
-    set_threads(args.model.machine.threads)?;
     let files = args.model.files()?;
     if spec_of(&files)?.reads == Reads::Pictures {
         return pictures::run(args, &files, json, &signals);
     }
     args.pictures.refuse(&args.model.model)?;
+    set_threads(args.model.machine.threads)?;
     let asked = args.asked()?;
     if args.task == "embed" {
         return args.embed(&asked, json, &signals);

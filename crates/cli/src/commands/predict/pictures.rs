@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use retune::models::{Model, ModelFiles};
 use retune::nn::Head;
-use retune::tasks::TaskRecord;
 use retune::tasks::detection::{self, BoxF, Detection, Nms};
 use retune::tasks::images::{self, Answer};
 use retune_media::pictures::decode;
@@ -178,7 +177,8 @@ pub fn run(args: &Args, files: &ModelFiles, json: bool, signals: &Signals) -> Re
         return Err(UsageError(what).into());
     }
     let paths = paths(args)?;
-    if args.model.adapter.is_empty() && TaskRecord::of_files(files)?.is_none() {
+    let named = files.config().is_ok_and(|config| config.get("id2label").is_some());
+    if args.model.adapter.is_empty() && !named {
         eprintln!("note: the model has no names for its classes; they are told by their numbers");
     }
     let several = args.model.adapter.len() > 1;
