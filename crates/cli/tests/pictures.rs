@@ -106,7 +106,10 @@ fn classes_are_learned_and_told() {
 fn a_new_head_on_a_frozen_trunk_is_an_adapter() {
     let shop = Shop::new();
     let weights = std::fs::read(shop.path("vgg/model.safetensors")).unwrap();
-    shop.retune("train --model vgg --data colours --method head --image-size 24 --epochs 30 --lr 5e-2 --out head").ok();
+    shop.retune(
+        "train --model vgg --data colours --method head --image-size 24 --epochs 30 --lr 5e-2 --out head",
+    )
+    .ok();
     shop.retune("train --model vgg --data colours --method lora --epochs 2 --out lora").ok();
     assert_eq!(weights, std::fs::read(shop.path("vgg/model.safetensors")).unwrap());
     let measured = shop.json("eval --model vgg --adapter head --data colours");
@@ -137,7 +140,10 @@ fn boxes_are_learned_drawn_and_hidden() {
     let object = &told[0]["objects"][0];
     assert!(object["label"].is_string() && object["box"].as_array().unwrap().len() == 4, "{object}");
     assert_eq!(decode::read(&shop.path("drawn/1.png")).unwrap().width, 64);
-    shop.retune("predict --model found --image squares/images/1.png --confidence 0.1 --draw hidden --anonymise").ok();
+    shop.retune(
+        "predict --model found --image squares/images/1.png --confidence 0.1 --draw hidden --anonymise",
+    )
+    .ok();
     let (was, is) = ("squares/images/1.png", "hidden/1.png");
     assert_ne!(decode::read(&shop.path(was)).unwrap(), decode::read(&shop.path(is)).unwrap());
 }
@@ -145,7 +151,8 @@ fn boxes_are_learned_drawn_and_hidden() {
 #[test]
 fn tiles_of_a_photo_keep_its_boxes() {
     let shop = Shop::new();
-    let told = shop.retune("tile squares --size 40 --overlap 10 --only 1,2 --one-class thing --out tiles").ok();
+    let told =
+        shop.retune("tile squares --size 40 --overlap 10 --only 1,2 --one-class thing --out tiles").ok();
     assert!(told.stdout.contains("8 tiles"), "{}", told.stdout);
     let classes = std::fs::read_to_string(shop.path("tiles/classes.txt")).unwrap();
     assert_eq!(classes.trim(), "thing");
