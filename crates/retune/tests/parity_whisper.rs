@@ -206,5 +206,5 @@ fn text_is_written_step_by_step() {
         close("one", logits.row(0), whole.row(i), 1e-5);
         close("the fork", logits.row(1), whole.row(i), 1e-5);
     }
-    assert!(net.check_ids(&vec![1; 25]).is_err() && net.check_ids(&[160]).is_err());
+    assert!(net.check_ids(&[1; 25]).is_err() && net.check_ids(&[160]).is_err());
 }

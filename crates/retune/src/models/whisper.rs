@@ -30,6 +30,7 @@ pub const SPEC: Spec = Spec {
     name: "whisper",
     summary: "speech to text: Whisper tiny to large, also from CTranslate2's model.bin",
     reads: Reads::Sound,
+    detects: false,
     load: load::load,
     fresh: load::fresh,
 };
