@@ -178,7 +178,9 @@ fn file(path: &Path, rules: Rules) -> Result<Splits<Annotations>, Problems> {
 }
 
 fn folder(path: &Path, rules: Rules) -> Result<Splits<Annotations>, Problems> {
-    let listing = walk::list(path)?;
+    let mut listing = walk::list(path)?;
+    // What `retune fetch` leaves beside the files that it fetched.
+    listing.files.retain(|file| walk::name(file) != "fetched.json");
     let with =
         |ending: &str| -> Vec<&PathBuf> { listing.files.iter().filter(|f| extension(f) == ending).collect() };
     let sub = |name: &str| listing.folders.iter().find(|f| walk::name(f).eq_ignore_ascii_case(name));
