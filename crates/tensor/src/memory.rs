@@ -80,6 +80,32 @@ pub fn give_back_large_buffers() {
     }
 }
 
+/// So many zeros of the system. A large run of them asks for large pages: of pages of 4 KiB, a step of a convolution network takes
+/// hundreds of thousands, and a fifth of its time to get them.
+fn fresh(len: usize) -> Vec<f32> {
+    let data = vec![0.0; len];
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    if len * 4 >= LARGE {
+        unsafe extern "C" {
+            fn madvise(address: *mut std::ffi::c_void, length: usize, advice: i32) -> i32;
+        }
+        const MADV_HUGEPAGE: i32 = 14;
+        // Whole pages inside the buffer, so that nobody else's memory is meant.
+        let first = (data.as_ptr() as usize).next_multiple_of(PAGE);
+        let bytes = (data.as_ptr() as usize + len * 4 - first) / PAGE * PAGE;
+        // SAFETY: the system's own function and constant; the range lies within `data`, which lives, and the advice changes neither what is in it
+        // nor who may use it. Where large pages are switched off it does nothing. The test `large_buffers_are_zeros` writes and reads such a buffer.
+        unsafe { madvise(first as *mut std::ffi::c_void, bytes, MADV_HUGEPAGE) };
+    }
+    data
+}
+
+/// Bytes from which on a buffer asks for large pages (of 2 MiB), and the most that a page of this machine may have.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+const LARGE: usize = 4 << 20;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+const PAGE: usize = 64 << 10;
+
 /// What a piece of work did with buffers, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traced {
@@ -202,7 +228,7 @@ impl Buffer {
                 }
                 Buffer { data, len, traced: None }
             }
-            None => Buffer { data: vec![0.0; class], len, traced: None },
+            None => Buffer { data: fresh(class), len, traced: None },
         }
     }
 
@@ -281,6 +307,16 @@ pub fn trim() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_buffers_are_zeros() {
+        for len in [1 << 20, (1 << 20) + 1, 5 << 20] {
+            let mut data = super::fresh(len);
+            assert!(data.iter().all(|x| *x == 0.0));
+            data.iter_mut().zip(0u32..).for_each(|(x, i)| *x = i as f32);
+            assert!(data.iter().zip(0u32..).all(|(x, i)| *x == i as f32));
+        }
+    }
 
     #[test]
     fn classes_round_up_by_at_most_an_eighth() {
