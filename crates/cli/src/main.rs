@@ -15,6 +15,7 @@ mod prompting;
 mod room;
 mod run_flags;
 mod signals;
+mod speech;
 mod style;
 mod sweeping;
 mod tasks;

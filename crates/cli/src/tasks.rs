@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use retune::methods::targets::nearest;
 use retune::metrics::Metric;
-use retune::models::{HeadRequest, ImageModel, Model, ModelFiles, Net, Reads, TextModel, image_head};
+use retune::models::{HeadRequest, ImageModel, Model, ModelFiles, Net, Reads, TextModel, Whisper, image_head};
 use retune::nn::{Active, Pooling, Problem};
 use retune::run_file::{PoolingChoice, RunFile, TaskChoice};
 use retune::tasks::causal_lm::{self, CausalLm};
@@ -15,6 +15,7 @@ use retune::tasks::classification::{
 use retune::tasks::detection::Detect;
 use retune::tasks::images::{ImageCache, ImageClassification};
 use retune::tasks::masked_lm::{MaskedLm, Texts};
+use retune::tasks::speech::{SoundCache, SpeechToText};
 use retune::tasks::trunk_cache::{self, Limits, TrunkCache};
 use retune::tasks::{Task, TaskRecord};
 use retune::text::Language;
@@ -26,7 +27,8 @@ use crate::detection::Detected;
 use crate::exit::UsageError;
 use crate::loading::dataset;
 use crate::pictures::Pictured;
-use crate::style::count;
+use crate::speech::Spoken;
+use crate::style::{count, seconds};
 
 /// Rows that are looked at to tell what they are.
 const LOOKED_AT: usize = 20;
@@ -35,9 +37,14 @@ const LOOKED_AT: usize = 20;
 pub enum Read {
     CausalLm,
     MaskedLm,
-    Classification { train: Box<classification::Dataset>, eval: Option<Box<classification::Dataset>> },
+    Classification {
+        train: Box<classification::Dataset>,
+        eval: Option<Box<classification::Dataset>>,
+    },
     Pictures(Box<Pictured>),
     Boxes(Box<Detected>),
+    /// Read when the tokenizer is there.
+    Speech,
 }
 
 /// What a run's rows are, as its model reads them.
@@ -47,6 +54,7 @@ pub enum Data {
     Classification(Box<Classified>),
     Pictures(Box<Pictured>),
     Boxes(Box<Detected>),
+    Speech(Box<Spoken>),
 }
 
 /// Labelled examples.
@@ -64,11 +72,20 @@ pub struct Classified {
 /// If the data cannot be read.
 pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(Task, Option<Problem>)> {
     let spec = retune::models::spec_of(files)?;
-    if spec.reads == Reads::Sound {
-        bail!(
-            "{}: training on speech is not possible yet; `retune transcribe` writes what is said",
-            files.path().display()
-        );
+    let speech = TaskChoice::AutomaticSpeechRecognition;
+    match (spec.reads == Reads::Sound, choice) {
+        (true, TaskChoice::Auto | TaskChoice::AutomaticSpeechRecognition) => {
+            return Ok((Task::AutomaticSpeechRecognition, None));
+        }
+        (is_of_sound, choice) if is_of_sound || choice == speech => {
+            let what = if is_of_sound { "reads sound" } else { "does not read sound" };
+            bail!(
+                "{}: a {} model {what}, which is not what the task is about",
+                files.path().display(),
+                spec.name
+            );
+        }
+        _ => {}
     }
     let reads_pictures = spec.reads == Reads::Pictures;
     if choice != TaskChoice::Auto && choice.is_of_pictures() != reads_pictures {
@@ -84,6 +101,7 @@ pub fn task_of(choice: TaskChoice, data: &Path, files: &ModelFiles) -> Result<(T
         TaskChoice::ObjectDetection => (Task::ObjectDetection, None),
         TaskChoice::Auto if spec.detects => (Task::ObjectDetection, None),
         TaskChoice::Auto if reads_pictures => (Task::ImageClassification, Some(Problem::SingleLabel)),
+        TaskChoice::AutomaticSpeechRecognition => (Task::AutomaticSpeechRecognition, None),
         TaskChoice::TextGeneration => (Task::TextGeneration, None),
         TaskChoice::MaskedLm => (Task::MaskedLm, None),
         TaskChoice::TextClassification => (Task::TextClassification, None),
@@ -121,6 +139,7 @@ impl Read {
         match task {
             Task::TextGeneration => return Ok(Read::CausalLm),
             Task::MaskedLm => return Ok(Read::MaskedLm),
+            Task::AutomaticSpeechRecognition => return Ok(Read::Speech),
             Task::ImageClassification => return Ok(Read::Pictures(Box::new(Pictured::read(run)?))),
             Task::ObjectDetection => return Ok(Read::Boxes(Box::new(Detected::read(run)?))),
             Task::TextClassification | Task::TokenClassification => {}
@@ -169,7 +188,7 @@ impl Read {
                 let (seed, image_size) = (run.seed, run.image_size());
                 return Ok((HeadRequest::Detector { labels, keep, seed, image_size }, !keep));
             }
-            Read::CausalLm | Read::MaskedLm => return Ok((HeadRequest::AsFile, false)),
+            Read::CausalLm | Read::MaskedLm | Read::Speech => return Ok((HeadRequest::AsFile, false)),
         };
         if run.pooling == PoolingChoice::Auto && problem != Problem::Tokens && was_mean_pooled(files) {
             eprintln!(
@@ -237,6 +256,11 @@ fn image(net: &Net) -> &ImageModel {
     net.as_image().expect("pictures are read for a model that reads them")
 }
 
+/// The network of a task of sounds.
+fn speech(net: &Net) -> &Whisper {
+    net.as_speech().expect("clips are read for a model that reads them")
+}
+
 /// Tokens that a text may have: what is asked for, and what the model (with its adapter) has room for.
 pub fn room(net: &dyn TextModel, asked: usize) -> usize {
     let info = net.info();
@@ -265,9 +289,13 @@ impl Data {
                 _ => bail!("texts need a model that reads them"),
             };
         };
+        if let Read::Speech = read {
+            return Ok(Data::Speech(Box::new(Spoken::read(run, language, model)?)));
+        }
         let net = model.text()?;
         let asked = run.max_length as usize;
         match read {
+            Read::Speech => bail!("clips need a model that reads sound"),
             Read::Pictures(_) | Read::Boxes(_) => bail!("pictures need a model that reads them"),
             Read::CausalLm => {
                 let rows = |path: &Path| dataset(language, path, asked, run.train_on);
@@ -335,6 +363,7 @@ impl Data {
             Data::Classification(_) => Task::TextClassification,
             Data::Pictures(_) => Task::ImageClassification,
             Data::Boxes(_) => Task::ObjectDetection,
+            Data::Speech(_) => Task::AutomaticSpeechRecognition,
         }
     }
 
@@ -345,7 +374,7 @@ impl Data {
             Data::MaskedLm { .. } => false,
             Data::Pictures(data) => data.is_cached(),
             Data::Boxes(data) => data.is_cached(),
-            Data::CausalLm { .. } | Data::Classification(_) => true,
+            Data::CausalLm { .. } | Data::Classification(_) | Data::Speech(_) => true,
         }
     }
 
@@ -357,6 +386,9 @@ impl Data {
                 ImageCache::bytes_each(net, params) * lengths.count() as u64
             }
             (_, Net::Text(net)) => trunk_cache::kept_bytes(net.as_ref(), params, lengths),
+            (Data::Speech(_), Net::Speech(net)) => {
+                SoundCache::bytes_each(net, params) * lengths.count() as u64
+            }
             (_, Net::Image(_) | Net::Speech(_)) => 0,
         }
     }
@@ -369,6 +401,7 @@ impl Data {
                 ImageCache::new(net, params, limits).map(Kept::Pictures)
             }
             (_, Net::Text(net)) => TrunkCache::new(net.as_ref(), params, limits).map(Kept::Texts),
+            (Data::Speech(_), Net::Speech(net)) => SoundCache::new(net, params, limits).map(Kept::Sounds),
             (_, Net::Image(_) | Net::Speech(_)) => None,
         }
     }
@@ -410,6 +443,12 @@ impl Data {
                 augment: data.augment.as_ref(),
                 ..data.objective(image(net), &data.train)
             }),
+            Data::Speech(data) => Box::new(SpeechToText {
+                dropout_seed,
+                checkpoint,
+                cache: cache.and_then(Kept::sounds),
+                ..data.objective(speech(net), &data.train)
+            }),
         }
     }
 
@@ -437,6 +476,10 @@ impl Data {
                 cache: cache.and_then(Kept::pictures),
                 ..data.objective(image(net), data.eval.as_ref()?)
             }),
+            Data::Speech(data) => Box::new(SpeechToText {
+                cache: cache.and_then(Kept::sounds),
+                ..data.objective(speech(net), data.eval.as_ref()?)
+            }),
         })
     }
 
@@ -455,6 +498,9 @@ impl Data {
         let (Some(language), file) = (language, path.display()) else {
             return self.retained_pictures(path, model, fresh_head);
         };
+        if let Data::Speech(_) = self {
+            return Ok(Data::Speech(Box::new(Spoken::measured(path, language, model)?)));
+        }
         let net = model.text()?;
         let asked = run.max_length as usize;
         match (self, is_labelled(path)?) {
@@ -470,7 +516,7 @@ impl Data {
                 "{file}: this run's classifier is a new one, which knows no old task that it could forget; retain_data is \
                  for a model that has its classifier already (and keep_head = true)"
             ),
-            (Data::Pictures(_) | Data::Boxes(_), _) => self.retained_pictures(path, model, fresh_head),
+            (Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_), _) => self.retained_pictures(path, model, fresh_head),
             (Data::CausalLm { .. }, false) => {
                 let data = dataset(language, path, asked, run.train_on)?;
                 CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
@@ -531,6 +577,10 @@ impl Data {
                 let active = if with_adapter { Active::default() } else { Active::Base };
                 Box::new(Detect { active, ..data.objective(image(net), &data.train) })
             }
+            Data::Speech(data) => {
+                let active = if with_adapter { Active::default() } else { Active::Base };
+                Box::new(SpeechToText { active, ..data.objective(speech(net), &data.train) })
+            }
             _ => self.measured_text(text(net)),
         }
     }
@@ -545,7 +595,7 @@ impl Data {
                 Box::new(MaskedLm { net, data, seed: *seed, dropout_seed: None, checkpoint: false })
             }
             Data::Classification(data) => Box::new(data.of(net, &data.train)),
-            Data::Pictures(_) | Data::Boxes(_) => unreachable!("pictures are measured by another network"),
+            Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_) => unreachable!("these are measured by another network"),
         }
     }
 
@@ -597,6 +647,7 @@ impl Data {
             Data::Classification(data) => data.train.warnings(),
             Data::Pictures(data) => data.train.warnings.clone(),
             Data::Boxes(data) => data.warnings(),
+            Data::Speech(_) => Vec::new(),
         }
     }
 
@@ -618,6 +669,9 @@ impl Data {
                 rows[1].1,
                 data.train.classes.len()
             );
+        }
+        if let Data::Speech(data) = self {
+            return format!("{} clips, {}", count(data.train.len() as u64), seconds(data.report.seconds));
         }
         let pick = |name: &str| rows.iter().find(|(n, _)| n == name).map_or("0", |(_, value)| value);
         format!("{} rows, {} tokens", pick("examples"), pick("tokens in them"))
@@ -647,6 +701,7 @@ impl Data {
             ],
             Data::Pictures(data) => data.rows(),
             Data::Boxes(data) => data.rows(),
+            Data::Speech(data) => data.rows(),
         };
         let held_out = match self {
             Data::CausalLm { eval, .. } => eval.as_ref().map(|e| e.report.examples),
@@ -654,6 +709,7 @@ impl Data {
             Data::Classification(data) => data.eval.as_ref().map(|e| e.examples.len()),
             Data::Pictures(data) => data.eval.as_ref().map(|e| e.len()),
             Data::Boxes(data) => data.eval.as_ref().map(|e| e.pictures.len()),
+            Data::Speech(data) => data.eval.as_ref().map(|e| e.len()),
         };
         rows.extend(held_out.map(|held| ("held-out examples", n(held))));
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -664,6 +720,7 @@ impl Data {
 pub enum Kept {
     Texts(TrunkCache),
     Pictures(ImageCache),
+    Sounds(SoundCache),
 }
 
 impl Kept {
@@ -673,6 +730,10 @@ impl Kept {
 
     fn pictures(&self) -> Option<&ImageCache> {
         if let Kept::Pictures(cache) = self { Some(cache) } else { None }
+    }
+
+    fn sounds(&self) -> Option<&SoundCache> {
+        if let Kept::Sounds(cache) = self { Some(cache) } else { None }
     }
 }
 

@@ -41,7 +41,7 @@ const CHANGES_MAX: usize = 4;
 /// A base model with its head, and the rows of a run: what several runs can share.
 pub struct Base {
     model: Model,
-    /// Of a model that reads text.
+    /// Of a model that reads or writes text.
     language: Option<Language>,
     /// The head is new: before training it knows nothing.
     fresh_head: bool,
@@ -63,7 +63,7 @@ impl Base {
         let read = Read::new(run, &files)?;
         let (head, fresh_head) = read.head(run, &files)?;
         let model = Model::load_with(&path, run.load_options(), &head)?;
-        let language = model.net.as_text().map(|_| language(&model.files)).transpose()?;
+        let language = model.net.as_image().is_none().then(|| language(&model.files)).transpose()?;
         let total = model.params.iter().map(|(_, param)| param.elements()).sum();
         Ok(Base { model, language, fresh_head, total, read: Some(read), data: None })
     }
@@ -462,7 +462,7 @@ impl Prepared {
             }
             Data::MaskedLm { .. } => Samples::Questions(vec![]),
             Data::Classification(data) => Samples::Texts(data.questions()),
-            Data::Pictures(_) | Data::Boxes(_) => Samples::Texts(vec![]),
+            Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_) => Samples::Texts(vec![]),
         })
     }
 

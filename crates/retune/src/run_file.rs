@@ -283,6 +283,7 @@ pub enum TaskChoice {
     MaskedLm,
     ImageClassification,
     ObjectDetection,
+    AutomaticSpeechRecognition,
 }
 
 impl TaskChoice {
@@ -296,6 +297,7 @@ impl TaskChoice {
         "masked-lm",
         "image-classification",
         "object-detection",
+        "automatic-speech-recognition",
     ];
 
     /// Is it about pictures?

@@ -208,3 +208,58 @@ fn text_is_written_step_by_step() {
     }
     assert!(net.check_ids(&[1; 25]).is_err() && net.check_ids(&[160]).is_err());
 }
+
+/// What people get who name no targets, and every other method: a step lowers the loss, and at the start nothing is changed but by prefixes.
+#[test]
+fn every_method_goes_on() {
+    let clips = Clips::read(&case("whisper_full"));
+    for spec in methods::METHODS {
+        let mut model = base();
+        let plain = clips.loss_and_gradients(&model, &Pass::default()).0;
+        let settings = "[lora]\nrank = 4\nlora_dropout = 0\n";
+        let text = format!("model = 'm'\ndata = 'd'\nmethod = '{}'\n{settings}", spec.name);
+        let text = if spec.name == "lora" { text } else { text.replace(settings, "") };
+        let run = retune::run_file::RunFile::from_toml("here", &text)
+            .unwrap_or_else(|e| panic!("{}: {e}", spec.name));
+        let attached = match (spec.attach)(&mut model, &run) {
+            Ok(attached) => attached,
+            Err(error) => {
+                assert!(["prompt", "head"].contains(&spec.name), "{}: {error}", spec.name);
+                continue;
+            }
+        };
+        if spec.name == "lora" {
+            let chosen: Vec<&String> = attached.modules.iter().collect();
+            assert_eq!(chosen.len(), 12, "q_proj and v_proj of six attentions: {chosen:?}");
+        }
+        let (before, gradients) = clips.loss_and_gradients(&model, &Pass::default());
+        if spec.name != "prefix" {
+            close(spec.name, &[before], &[plain], 1e-5);
+        }
+        for (id, g) in gradients.iter() {
+            let mut step = g.clone();
+            step.scale_assign(-0.02);
+            model.params.tensor_mut(id).expect("f32").add_assign(&step);
+        }
+        let after = clips.loss_and_gradients(&model, &Pass::default()).0;
+        assert!(after < before, "{}: {before} -> {after}", spec.name);
+    }
+}
+
+/// PEFT's shapes at a convolution over frames.
+#[test]
+fn a_convolution_over_frames_has_three_dimensions() {
+    let mut model = base();
+    let text =
+        "model = 'm'\ndata = 'd'\nmethod = 'lora'\n[lora]\nrank = 4\ntarget_modules = ['conv1', 'conv2']\n";
+    let run = retune::run_file::RunFile::from_toml("here", text).unwrap_or_else(|e| panic!("{e}"));
+    let attached = (methods::find("lora").expect("lora").attach)(&mut model, &run).expect("attach");
+    let out = tempfile::tempdir().expect("folder");
+    attached.write(&model, out.path(), None).expect("write");
+    let file = open(&out.path().join("adapter_model.safetensors"));
+    let shape = |name: &str| {
+        file.get(&format!("base_model.model.model.encoder.{name}.weight")).expect("tensor").shape.clone()
+    };
+    assert_eq!([shape("conv1.lora_A"), shape("conv1.lora_B")], [vec![4, 80, 3], vec![32, 4, 1]]);
+    assert_eq!(shape("conv2.lora_A"), [4, 32, 3]);
+}

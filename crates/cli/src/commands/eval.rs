@@ -23,6 +23,7 @@ use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language, tell_streamed};
 use crate::pictures::Pictured;
 use crate::signals::Signals;
+use crate::speech::Spoken;
 use crate::style::{bold, count, dim, printable};
 use crate::tasks::room;
 
@@ -127,6 +128,7 @@ pub enum Rows {
     Labelled(Examples),
     Pictures(Box<Pictured>),
     Boxes(Box<Detected>),
+    Speech(Box<Spoken>),
 }
 
 impl PassArgs {
@@ -139,6 +141,9 @@ impl PassArgs {
             });
         }
         let language = &language(&model.files)?;
+        if model.net.as_speech().is_some() {
+            return Ok(Rows::Speech(Box::new(Spoken::measured(data, language, model)?)));
+        }
         let net = model.text()?;
         let asked = self.max_length.map(|n| n as usize).or(record.map(|record| record.max_length));
         let asked = asked.unwrap_or(MAX_LENGTH);
@@ -197,6 +202,9 @@ impl Rows {
         if let Rows::Boxes(data) = self {
             return Ok(Box::new(data.objective(model.image()?, &data.train)));
         }
+        if let Rows::Speech(data) = self {
+            return Ok(Box::new(data.objective(model.speech()?, &data.train)));
+        }
         let net = model.text()?;
         Ok(match self {
             Rows::Causal(data) => {
@@ -204,14 +212,14 @@ impl Rows {
             }
             Rows::Masked(data) => Box::new(masked(net, data)),
             Rows::Labelled(data) => Box::new(classified(net, data)),
-            Rows::Pictures(_) | Rows::Boxes(_) => unreachable!("they were measured above"),
+            Rows::Pictures(_) | Rows::Boxes(_) | Rows::Speech(_) => unreachable!("they were measured above"),
         })
     }
 
     /// The ids of each row, and its token types.
     pub fn texts(&self) -> Vec<(&[u32], &[u32])> {
         match self {
-            Rows::Pictures(_) | Rows::Boxes(_) => Vec::new(),
+            Rows::Pictures(_) | Rows::Boxes(_) | Rows::Speech(_) => Vec::new(),
             Rows::Causal(data) => data.examples.iter().map(|e| (&e.ids[..], &[][..])).collect(),
             Rows::Masked(data) => {
                 data.examples.iter().map(|e| (&e.tokens.ids[..], &e.tokens.token_types[..])).collect()
@@ -256,6 +264,7 @@ impl Rows {
             Rows::Labelled(data) => data.warnings(),
             Rows::Pictures(data) => data.train.warnings.clone(),
             Rows::Boxes(data) => data.warnings(),
+            Rows::Speech(_) => Vec::new(),
         }
     }
 
@@ -269,6 +278,7 @@ impl Rows {
             Rows::Labelled(data) => (data.examples.len(), data.tokens, None),
             Rows::Pictures(data) => (data.train.len(), 0, None),
             Rows::Boxes(data) => (data.train.pictures.len(), 0, None),
+            Rows::Speech(data) => (data.train.len(), 0, None),
         }
     }
 

@@ -141,6 +141,7 @@ pub fn use_words(report: &ReportData, task: Task) -> String {
         Task::MaskedLm => format!("predict {model} --task embed --text \"...\""),
         Task::ImageClassification => format!("predict {model} --image PHOTO.jpg"),
         Task::ObjectDetection => format!("predict {model} --image PHOTO.jpg --draw found"),
+        Task::AutomaticSpeechRecognition => format!("transcribe {model} FILE"),
         _ => format!("predict {model} --text \"...\""),
     }
 }

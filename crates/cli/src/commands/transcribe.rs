@@ -1,11 +1,14 @@
 //! `retune transcribe`: what is said in sound files, streamed to the terminal or written as text, subtitles and JSON.
 
+mod score;
+
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retune::models::{Model, Reads, spec_of};
 use retune::nn::Active;
@@ -26,6 +29,7 @@ Examples:
   retune transcribe --model whisper-small talk.mp3 --language fr
   retune transcribe --model whisper-small --adapter french *.wav --language fr --format srt,txt --out transcripts
   retune transcribe --model whisper-small talk.ogg --task translate --beam-size 5
+  retune transcribe --model whisper-small --adapter french --data test.tsv --language fr
 
 Sounds are wav, FLAC, MP3 and Ogg/Vorbis, of any length up to 4 hours. Without --language a multilingual model is asked first. With several
 --adapter each file goes through each of them.")]
@@ -34,8 +38,16 @@ pub struct Args {
     model: ModelArgs,
 
     /// Sound files
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required_unless_present = "data")]
     files: Vec<PathBuf>,
+
+    /// Rows with their transcripts, in the forms that train reads: tells the word and character error rates, and the worst rows
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["files", "out", "format"])]
+    data: Option<PathBuf>,
+
+    /// Of --data: how texts are made alike before they are compared; auto as Whisper's authors do for the language
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = PossibleValuesParser::new(score::Alike::NAMES))]
+    normalizer: String,
 
     /// The language that is spoken, as a code or an English name: fr, French
     #[arg(long, value_name = "NAME", value_parser = language_code)]
@@ -140,6 +152,11 @@ impl Args {
     ) -> Result<usize> {
         let language = language(&model.files)?;
         let transcriber = Transcriber::new(model, &language.tokenizer, Active::default())?;
+        if let Some(path) = &self.data {
+            let alike = score::Alike::from_name(&self.normalizer).map_err(UsageError)?;
+            score::run(&transcriber, adapter, path, options, alike, json, signals)?;
+            return Ok(0);
+        }
         let mut failed = 0;
         for file in &self.files {
             let samples = match sound::load(file) {
@@ -256,13 +273,14 @@ fn clock(seconds: f64) -> String {
     format!("{:02}:{:02}:{:05.2}", whole / 3600, whole / 60 % 60, seconds.max(0.0) % 60.0)
 }
 
+/// A bar of seconds, or of rows.
 fn bar(file: &Path, seconds: f64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar =
         ProgressBar::with_draw_target(Some(seconds.ceil() as u64), ProgressDrawTarget::stderr_with_hz(8));
-    let style = ProgressStyle::with_template("{elapsed:>4}  {bar:30.cyan/dim} {pos}/{len} s  {msg}");
+    let style = ProgressStyle::with_template("{elapsed:>4}  {bar:30.cyan/dim} {pos}/{len}  {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─"));
     bar.set_message(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
     bar.enable_steady_tick(std::time::Duration::from_millis(500));

@@ -121,7 +121,8 @@ impl Known {
 
     /// Is it a network of convolutions? PEFT knows no usual modules for these: ours are all linears but the head's.
     pub fn is_convolutional(&self) -> bool {
-        !self.convolutions.is_empty()
+        // What has token tables is a network of blocks, whatever stands in front of them.
+        !self.convolutions.is_empty() && self.tables.is_empty()
     }
 
     /// Those of some names that choose dense layers of the trunk alone: IA3's feed-forward modules of a network of convolutions, whose

@@ -246,6 +246,16 @@ impl Whisper {
         self.upper_encoder(tape, start, 0, pass)
     }
 
+    /// The rows that block `to` of the encoder reads: everything below it.
+    pub fn lower_encoder(&self, tape: &Tape, features: &Var, clips: usize, to: usize, pass: &Pass) -> Hidden {
+        let Hidden { mut x, rows } = self.start(tape, features, clips, pass);
+        let shared = Shared { rows: rows.clone(), rope: None };
+        for block in self.encoder.blocks.iter().take(to) {
+            x = block.forward(tape, &shared, &x);
+        }
+        Hidden { x, rows }
+    }
+
     /// The encoder's blocks `from..` and its last norm, over the rows that block `from` reads.
     pub fn upper_encoder<'p>(&'p self, tape: &Tape<'p>, hidden: Hidden, from: usize, pass: &Pass) -> Hidden {
         let Hidden { mut x, rows } = hidden;
@@ -321,7 +331,8 @@ impl Whisper {
         self.decoder.blocks.first().map_or(0, |block| block.attention.heads.prefix_positions(slot))
     }
 
-    fn prefix_rows(&self, slot: Option<usize>) -> usize {
+    /// Keys that an adapter puts in front of a transcript's.
+    pub fn prefix_rows(&self, slot: Option<usize>) -> usize {
         self.decoder.blocks.first().map_or(0, |block| block.attention.heads.prefix_rows(slot))
     }
 

@@ -152,9 +152,19 @@ impl Linear {
         self.in_features / (h * w).max(1)
     }
 
-    /// The shape in files of a weight like its own with `rows` rows: a convolution's has four dimensions.
+    /// Dimensions of its kernel in files: none of a dense layer, one over frames (which are pixels of a single line), else two.
+    pub fn kernel_dims(&self) -> usize {
+        match self.sliding.map(|sliding| sliding.kernel()) {
+            None => 0,
+            Some((1, width)) if width > 1 => 1,
+            Some(_) => 2,
+        }
+    }
+
+    /// The shape in files of a weight like its own with `rows` rows: a convolution's has four dimensions, over frames three.
     pub fn file_shape(&self, rows: usize) -> Vec<usize> {
         match self.sliding {
+            Some(sliding) if self.kernel_dims() == 1 => vec![rows, self.channels(), sliding.kernel().1],
             Some(sliding) => vec![rows, self.channels(), sliding.kernel().0, sliding.kernel().1],
             None => vec![rows, self.in_features],
         }

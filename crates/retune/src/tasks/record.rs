@@ -31,6 +31,7 @@ pub enum Task {
     MaskedLm,
     ImageClassification,
     ObjectDetection,
+    AutomaticSpeechRecognition,
 }
 
 /// What was learned.

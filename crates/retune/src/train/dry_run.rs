@@ -184,6 +184,7 @@ impl DryRun {
         let logits = net.config().vocab_size;
         DryRun {
             logits: (logits as u64, chunk_rows(logits) as u64),
+            prefix_rows: net.prefix_rows(Some(0)) as u64,
             head_dim: net.head_dim() as u64,
             ..DryRun::probed(first, long, |probe| run(net, params, purpose, probe))
         }

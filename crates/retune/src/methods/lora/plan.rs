@@ -98,7 +98,7 @@ impl Plan {
     }
 }
 
-/// Shapes in files: at a convolution all of them have four dimensions.
+/// Shapes in files: at a convolution all of them have four dimensions, over frames three.
 struct Shapes {
     a: Vec<usize>,
     b: Vec<usize>,
@@ -108,10 +108,9 @@ struct Shapes {
 impl Shapes {
     fn of(layer: &Linear, r: usize) -> Shapes {
         let (a, out) = (layer.file_shape(r), layer.out_features);
-        match layer.sliding {
-            Some(_) => Shapes { a, b: vec![out, r, 1, 1], magnitude: vec![1, out, 1, 1] },
-            None => Shapes { a, b: vec![out, r], magnitude: vec![out] },
-        }
+        let with_kernel = |shape: &[usize]| [shape, &[1, 1][..layer.kernel_dims()]].concat();
+        let magnitude = if layer.sliding.is_some() { with_kernel(&[1, out]) } else { vec![out] };
+        Shapes { a, b: with_kernel(&[out, r]), magnitude }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod data;
 mod error;
 mod languages;
+mod objective;
 mod search;
 mod subtitles;
 mod tokens;
@@ -11,6 +12,7 @@ pub mod transcribe;
 pub use data::{Clip, DataReport, Dataset, Options, Sound};
 pub use error::{BadRow, Error, Result, SHOWN_MAX, Source};
 pub use languages::{LANGUAGES, language_code, language_name, without_spaces};
+pub use objective::{Examples, SoundCache, SpeechToText};
 pub use search::{Found, Search};
 pub use subtitles::{Format, Segment};
 pub use tokens::{Labels, PREVIOUS_MAX, Request, SpeechTask, SpeechTokens, Suppress, TOKENS_MAX};
