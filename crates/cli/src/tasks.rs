@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use retune::methods::targets::nearest;
 use retune::metrics::Metric;
-use retune::models::{HeadRequest, ImageModel, Model, ModelFiles, Net, Reads, TextModel, Whisper, image_head};
+use retune::models::{
+    HeadRequest, ImageModel, Model, ModelFiles, Net, Reads, TextModel, Whisper, image_head,
+};
 use retune::nn::{Active, Pooling, Problem};
 use retune::run_file::{PoolingChoice, RunFile, TaskChoice};
 use retune::tasks::causal_lm::{self, CausalLm};
@@ -516,7 +518,9 @@ impl Data {
                 "{file}: this run's classifier is a new one, which knows no old task that it could forget; retain_data is \
                  for a model that has its classifier already (and keep_head = true)"
             ),
-            (Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_), _) => self.retained_pictures(path, model, fresh_head),
+            (Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_), _) => {
+                self.retained_pictures(path, model, fresh_head)
+            }
             (Data::CausalLm { .. }, false) => {
                 let data = dataset(language, path, asked, run.train_on)?;
                 CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
@@ -595,7 +599,9 @@ impl Data {
                 Box::new(MaskedLm { net, data, seed: *seed, dropout_seed: None, checkpoint: false })
             }
             Data::Classification(data) => Box::new(data.of(net, &data.train)),
-            Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_) => unreachable!("these are measured by another network"),
+            Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_) => {
+                unreachable!("these are measured by another network")
+            }
         }
     }
 
