@@ -53,7 +53,9 @@ fn vgg16() {
 
 #[test]
 fn yolov3_tiny() {
-    let Some(folder) = path("RETUNE_TEST_YOLO") else { return };
+    let Some(path) = path("RETUNE_TEST_YOLO") else { return };
+    // The folder, or the .cfg in it.
+    let folder = if path.is_file() { path.parent().unwrap().to_path_buf() } else { path };
     let config = Config::open(folder.join("yolov3-tiny.cfg")).unwrap();
     let mut weights = Weights::open(folder.join("yolov3-tiny.weights")).unwrap();
     println!("{:?}, {} numbers", weights.header(), weights.remaining());

@@ -59,6 +59,26 @@ mod tests {
     };
     use super::*;
 
+    fn every_augmentation() -> Augment {
+        Augment {
+            preset: AugmentPreset::Standard,
+            flip: Some(0.5),
+            flip_vertical: Some(0.1),
+            crop: Some(0.4),
+            rotate: Some(10.0),
+            brightness: Some(0.1),
+            contrast: Some(0.2),
+            saturation: Some(0.3),
+            hue: Some(0.05),
+            erase: Some(0.25),
+            mixup: Some(0.8),
+            cutmix: Some(1.0),
+            mosaic: Some(0.75),
+            zoom: Some(0.5),
+            translate: Some(0.15),
+        }
+    }
+
     #[test]
     fn written_run_reads_back_the_same() {
         let run = RunFile {
@@ -73,23 +93,7 @@ mod tests {
             weights: super::super::Weights::Streamed,
             image_size: Some(96),
             quantization: Quantization { double_quant: false, keep_modules: vec!["down_proj".into()] },
-            augment: Augment {
-                preset: AugmentPreset::Standard,
-                flip: Some(0.5),
-                flip_vertical: Some(0.1),
-                crop: Some(0.4),
-                rotate: Some(10.0),
-                brightness: Some(0.1),
-                contrast: Some(0.2),
-                saturation: Some(0.3),
-                hue: Some(0.05),
-                erase: Some(0.25),
-                mixup: Some(0.8),
-                cutmix: Some(1.0),
-                mosaic: Some(0.75),
-                zoom: Some(0.5),
-                translate: Some(0.15),
-            },
+            augment: every_augmentation(),
             ..RunFile::default()
         };
         assert_eq!(RunFile::from_toml("run.toml", &run.to_toml()).unwrap(), run);
@@ -112,6 +116,8 @@ mod tests {
             labels: Some(vec!["a".into()]),
             metric: Some(crate::metrics::Metric::F1),
             early_stopping_patience: Some(1),
+            image_size: Some(96),
+            augment: every_augmentation(),
             partial: Partial { train: Some(vec!["a".into()]), ..Partial::default() },
             sparse: Sparse { r: Some(1), ..Sparse::default() },
             lora: Lora {

@@ -30,6 +30,8 @@ pub struct VggConfig {
     pub dense: Vec<usize>,
     /// Lines and columns that are flattened for them.
     pub grid: usize,
+    /// Whether the classifier reads flattened pixels (through the dense layers), or the mean of the last ones; `None`: as the dense layers say.
+    pub flatten: Option<bool>,
     pub num_labels: usize,
     pub input: Prepare,
     /// The channels of a pixel lie side by side when pixels are flattened (TensorFlow), not the pixels of a channel (PyTorch).
@@ -80,6 +82,7 @@ impl VggConfig {
             grid: c.opt_size("grid", 64)?.unwrap_or(7),
             num_labels: image_head::labels(c)?.len(),
             input,
+            flatten: c.get("flatten").map(|_| c.flag("flatten", false)).transpose()?,
             channels_last: c.flag("channels_last", false)?,
             dense_norm,
             eps: c.positive("norm_eps")?.map_or(NORM_EPS, |eps| eps as f32),
@@ -141,7 +144,7 @@ pub fn recognise(source: &dyn TensorSource) -> Option<Value> {
     }
     dense.pop();
     Some(json!({
-        "model_type": "vgg", "cfg": cfg, "batch_norm": batch_norm, "dense": dense, "grid": grid.max(1),
+        "model_type": "vgg", "cfg": cfg, "batch_norm": batch_norm, "dense": dense, "grid": grid.max(1), "flatten": at > 0,
         "num_labels": labels.max(1),
     }))
 }
@@ -183,7 +186,12 @@ fn network(
     let flattens = match wanted {
         Some(Pooling::Mean) => false,
         Some(_) => true,
-        None => fits || matches!(request, HeadRequest::AsFile),
+        None => match (request, config.flatten) {
+            (HeadRequest::AsFile, Some(flattens)) => flattens,
+            (HeadRequest::AsFile, None) => !config.dense.is_empty(),
+            (_, Some(false)) => false,
+            (_, flattens) => fits && (flattens == Some(true) || !config.dense.is_empty()),
+        },
     };
     let last = 3 * config.dense.len();
     let mut width = config.width();
@@ -192,7 +200,9 @@ fn network(
         (at, width) = dense(&mut builder, config, at)?;
         pooling = Pooling::First;
     }
-    let description = Description { model_type: "vgg".into(), class: "VGG", input, config: config.to_json() };
+    let mut described = config.to_json();
+    described["flatten"] = flattens.into();
+    let description = Description { model_type: "vgg".into(), class: "VGG", input, config: described };
     let path = format!("classifier.{last}");
     let head = ImageHead { path: &path, width, pooling, prefixes: &["classifier."] };
     let head = head.build(builder.loader, files, request)?;
