@@ -43,6 +43,12 @@ impl Shop {
         ran(common::program().args(words.split_whitespace()).current_dir(self.dir.path()).output().unwrap())
     }
 
+    /// Ends with an error that says this.
+    fn refused(&self, words: &str, why: &str) {
+        let ran = self.retune(words);
+        assert!(ran.code != 0 && ran.stderr.contains(why), "no {why:?} in ({}):\n{}", ran.code, ran.stderr);
+    }
+
     fn colours(&self) {
         for (class, colour) in [("red", [220, 30, 30]), ("blue", [30, 30, 220])] {
             let folder = self.path("colours").join(class);
@@ -156,22 +162,22 @@ fn tiles_of_a_photo_keep_its_boxes() {
     assert!(told.stdout.contains("8 tiles"), "{}", told.stdout);
     let classes = std::fs::read_to_string(shop.path("tiles/classes.txt")).unwrap();
     assert_eq!(classes.trim(), "thing");
-    shop.retune("tile squares --out tiles").failed(1, &["there already"]);
-    shop.retune("tile squares --only 11 --out more").failed(2, &["no picture is called \"11\""]);
+    shop.refused("tile squares --out tiles", "there already");
+    shop.refused("tile squares --only 11 --out more", "no picture is called \"11\"");
 }
 
 #[test]
 fn what_makes_no_sense_is_refused() {
     let shop = Shop::new();
     let train = "train --model vgg --data colours --out no";
-    shop.retune(&format!("{train} --method prefix")).failed(1, &["attention"]);
-    shop.retune(&format!("{train} --method prompt")).failed(1, &["token"]);
-    shop.retune(&format!("{train} --method head --task text-classification")).failed(1, &["pictures"]);
-    shop.retune(&format!("{train} --method head --image-size 9 --augment-flip 2")).failed(2, &["flip"]);
-    shop.retune("predict --model vgg --text hello").failed(2, &["reads pictures"]);
-    shop.retune("generate --model vgg --prompt hello").failed(1, &["pictures"]);
+    shop.refused(&format!("{train} --method prefix"), "attention");
+    shop.refused(&format!("{train} --method prompt"), "token");
+    shop.refused(&format!("{train} --method head --task text-classification"), "pictures");
+    shop.refused(&format!("{train} --method head --image-size 9 --augment-flip 2"), "flip");
+    shop.refused("predict --model vgg --text hello", "reads pictures");
+    shop.refused("generate --model vgg --prompt hello", "pictures");
     std::fs::write(shop.path("colours/red/3.png"), b"\x89PNG\r\n\x1a\nnot really").unwrap();
-    shop.retune(&format!("{train} --method head")).failed(1, &["colours/red/3.png"]);
+    shop.refused(&format!("{train} --method head"), "colours/red/3.png");
     std::fs::write(shop.path("squares/labels/3.txt"), "7 0.5 0.5 0.1 0.1\n").unwrap();
-    shop.retune("train --model yolo --data squares --method head --out no").failed(1, &["3.txt", "line 1"]);
+    shop.refused("train --model yolo --data squares --method head --out no", "3.txt");
 }

@@ -114,6 +114,12 @@ impl ModelFiles {
 
     /// The model's tokenizer and chat template.
     pub fn language(&self) -> Result<Language> {
+        if let Ok(spec) = super::spec_of(self)
+            && spec.reads == super::Reads::Pictures
+        {
+            let what = format!("a {} model reads pictures: there is no tokenizer", spec.name);
+            return Err(Error::Model { path: self.path().to_path_buf(), what });
+        }
         match self {
             ModelFiles::Folder(folder) => Ok(Language::from_folder(folder)?),
             ModelFiles::Gguf(file) => Ok(Language::from_gguf(file)?),
