@@ -167,6 +167,11 @@ impl ImageModel {
         state
     }
 
+    /// Pictures `[images * height * width, 3]` through all blocks.
+    pub fn trunk<'p>(&'p self, tape: &Tape<'p>, x: Tensor, grid: Grid, pass: &Pass) -> State {
+        self.run(tape, self.start(Var::constant(x), grid), 0..self.blocks.len(), pass)
+    }
+
     /// What the head reads, behind the last block.
     pub fn outputs<'s>(&self, state: &'s State) -> Vec<(&'s Var, Grid)> {
         let find = |layer: &usize| state.values.iter().find(|(at, ..)| at == layer);

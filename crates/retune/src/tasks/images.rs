@@ -34,6 +34,18 @@ pub fn batch(
     Ok((x, grid))
 }
 
+/// Pictures that have the network's size already, as it reads them: `[n * height * width, 3]` and its grid.
+pub(crate) fn fitted<'p>(
+    input: Prepare,
+    pictures: impl ExactSizeIterator<Item = &'p Picture>,
+) -> (Tensor, Grid) {
+    let grid = Grid { images: pictures.len(), height: input.height, width: input.width };
+    let mut x = Tensor::scratch(grid.rows(), 3);
+    let each = x.data_mut().chunks_exact_mut((3 * grid.pixels()).max(1));
+    each.zip(pictures).for_each(|(out, picture)| input.normalise.write(picture, out));
+    (x, grid)
+}
+
 /// The picture of a labelled example.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::models::{ImageModel, Network};
 use crate::nn::{Active, Head, Pass};
 use crate::objective::{Measured, Objective, ObjectiveError, Unit};
-use crate::tasks::images::{ImageCache, Trunk};
+use crate::tasks::images::{ImageCache, Trunk, fitted};
 
 /// Candidates below this score are not measured: COCO's precisions count the best hundred of each picture.
 const MEASURED_CONFIDENCE: f32 = 0.001;
@@ -114,14 +114,6 @@ impl Detect<'_> {
         Ok(Example { picture, boxes })
     }
 
-    fn input_of<'e>(&self, pictures: impl ExactSizeIterator<Item = &'e Picture>) -> (Tensor, Grid) {
-        let grid = Grid { images: pictures.len(), height: self.input.height, width: self.input.width };
-        let mut x = Tensor::scratch(grid.rows(), 3);
-        let each = x.data_mut().chunks_exact_mut((3 * grid.pixels()).max(1));
-        each.zip(pictures).for_each(|(out, picture)| self.input.normalise.write(picture, out));
-        (x, grid)
-    }
-
     /// A number of a picture that is the same in every data set.
     fn key(&self, example: usize) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -141,7 +133,7 @@ impl Detect<'_> {
             Some(cache) => {
                 let keys: Vec<u64> = batch.iter().map(|&e| self.key(e)).collect();
                 let read = |which: &[usize]| -> Result<(Tensor, Grid)> {
-                    Ok(self.input_of(which.iter().map(|&i| &examples[i].picture)))
+                    Ok(fitted(self.input, which.iter().map(|&i| &examples[i].picture)))
                 };
                 match cache.trunk(tape, self.net, &keys, pass, &read)? {
                     Trunk::State(state) => state,
@@ -149,8 +141,8 @@ impl Detect<'_> {
                 }
             }
             None => {
-                let (x, grid) = self.input_of(examples.iter().map(|e| &e.picture));
-                self.net.run(tape, self.net.start(Var::constant(x), grid), 0..self.net.blocks(), pass)
+                let (x, grid) = fitted(self.input, examples.iter().map(|e| &e.picture));
+                self.net.trunk(tape, x, grid, pass)
             }
         };
         Ok(self.net.detect(tape, &state, pass))

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use retune_media::pictures::{Picture, Placement};
-use retune_tensor::{Grid, Params, Tape, Tensor, Var};
+use retune_tensor::{Params, Tape};
 
 use super::{Detection, Nms, objective};
 use crate::error::Result;
-use crate::models::{ImageModel, Network};
+use crate::models::ImageModel;
 use crate::nn::{Active, Pass};
+use crate::tasks::images::fitted;
 
 /// The objects in pictures `0..slots.len()`, which `read` opens, each through the adapter in its slot (`None`: the base alone), in batches of
 /// `batch_size`, at most: those that score at least `confidence`, best first, as fractions of the picture. `progress` is told how many are done
@@ -31,18 +32,18 @@ pub fn predict(
     let all: Vec<usize> = (0..slots.len()).collect();
     let mut answers = Vec::with_capacity(slots.len());
     for part in all.chunks(batch_size.max(1)) {
-        let fitted: Vec<(Picture, Placement)> =
-            part.par_iter().map(|&i| Ok(input.fit(&read(i)?))).collect::<Result<_>>()?;
-        let grid = Grid { images: part.len(), height: input.height, width: input.width };
-        let mut x = Tensor::scratch(grid.rows(), 3);
-        let each = x.data_mut().chunks_exact_mut((3 * grid.pixels()).max(1));
-        each.zip(&fitted).for_each(|(out, (picture, _))| input.normalise.write(picture, out));
+        let (pictures, placements): (Vec<Picture>, Vec<Placement>) = part
+            .par_iter()
+            .map(|&i| Ok(input.fit(&read(i)?)))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .unzip();
+        let (x, grid) = fitted(input, pictures.iter());
         let active: Arc<[Option<usize>]> = part.iter().map(|&i| slots[i]).collect();
         let pass = Pass { active: Active::PerExample(active), ..Pass::default() };
         let tape = Tape::inference(params);
-        let state = net.run(&tape, net.start(Var::constant(x), grid), 0..net.blocks(), &pass);
+        let state = net.trunk(&tape, x, grid, &pass);
         let outputs = net.detect(&tape, &state, &pass);
-        let placements: Vec<Placement> = fitted.into_iter().map(|(_, placement)| placement).collect();
         answers.extend(objective::found(net, &outputs, &placements, confidence, settings)?);
         if !progress(answers.len()) && answers.len() < slots.len() {
             return Ok(None);

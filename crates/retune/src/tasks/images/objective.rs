@@ -4,14 +4,14 @@ use rayon::prelude::*;
 use retune_media::pictures::augment::{Augment, Key, Mixed, classify_example};
 use retune_media::pictures::{Labelled, Prepare};
 use retune_tensor::ops::{self, LossRows};
-use retune_tensor::{Grid, Params, Tape, Tensor, Var};
+use retune_tensor::{Params, Tape, Tensor, Var};
 
 use super::cache::{ImageCache, Trunk};
 use super::error::{classifier, no_output};
-use super::{batch, picture_of};
+use super::{batch, fitted, picture_of};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::models::{ImageModel, Network};
+use crate::models::ImageModel;
 use crate::nn::{Active, Pass};
 use crate::objective::{Measured, Objective, ObjectiveError, Unit};
 use crate::tasks::classification::argmax;
@@ -65,9 +65,7 @@ impl ImageClassification<'_> {
             None => {
                 let all: Vec<usize> = (0..examples.len()).collect();
                 let (x, grid) = read(&all)?;
-                let state = self.net.start(Var::constant(x), grid);
-                let state = self.net.run(tape, state, 0..self.net.blocks(), pass);
-                self.net.hidden(&state, pass)
+                self.net.hidden(&self.net.trunk(tape, x, grid, pass), pass)
             }
         };
         Ok(head.forward(tape, &hidden.ok_or_else(no_output)?))
@@ -97,12 +95,8 @@ impl ImageClassification<'_> {
                 classify_example(augment, &self.input, key, self.data.len(), |e| picture_of(self.data, e))
             })
             .collect::<Result<_>>()?;
-        let grid = Grid { images: made.len(), height: self.input.height, width: self.input.width };
-        let mut x = Tensor::scratch(grid.rows(), 3);
-        let each = x.data_mut().chunks_exact_mut((3 * grid.pixels()).max(1));
-        each.zip(&made).for_each(|(out, mixed)| self.input.normalise.write(&mixed.picture, out));
-        let state = self.net.start(Var::constant(x), grid);
-        let state = self.net.run(tape, state, 0..self.net.blocks(), pass);
+        let (x, grid) = fitted(self.input, made.iter().map(|mixed| &mixed.picture));
+        let state = self.net.trunk(tape, x, grid, pass);
         let hidden = self.net.hidden(&state, pass).ok_or_else(no_output)?;
         let labels = made.into_iter().map(|mixed| mixed.labels).collect();
         Ok((classifier(self.net)?.forward(tape, &hidden), labels))

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use retune_media::pictures::Picture;
-use retune_tensor::{Params, Tape, Var};
+use retune_tensor::{Params, Tape};
 
 use super::batch;
 use super::error::{classifier, no_output};
 use crate::error::Result;
-use crate::models::{ImageModel, Network};
+use crate::models::ImageModel;
 use crate::nn::{Active, Pass};
 use crate::tasks::classification::{argmax, softmax};
 
@@ -45,7 +45,7 @@ pub fn predict(
         let pass = Pass { active: Active::PerExample(each), ..Pass::default() };
         let (x, grid) = batch(net.input(), part.len(), |i| read(part[i]))?;
         let tape = Tape::inference(params);
-        let state = net.run(&tape, net.start(Var::constant(x), grid), 0..net.blocks(), &pass);
+        let state = net.trunk(&tape, x, grid, &pass);
         let logits = head.forward(&tape, &net.hidden(&state, &pass).ok_or_else(no_output)?);
         for (place, &picture) in part.iter().enumerate() {
             let logits = logits.value().row(place);
