@@ -81,10 +81,10 @@ fn clips_below(folder: &Path) -> Result<BTreeMap<String, String>> {
 /// Name and text of a line, if it is speech and nothing else.
 fn prompt(line: &str) -> Option<(&str, String)> {
     let (name, text) = line.trim().split_once(':').filter(|(name, _)| !name.starts_with(';'))?;
-    // `[` begins a noise; behind words it is the sign that they name.
-    let text = text.split('[').next().unwrap_or_default();
+    // `[` or `<` begins a noise; behind words `[` is the sign that they name.
+    let text = text.split(['[', '<']).next().unwrap_or_default();
     let is_speech = !text.trim().is_empty() && !text.contains('(');
-    let words: Vec<&str> = text.trim_matches(['“', '”', ' ']).split_whitespace().collect();
+    let words: Vec<&str> = text.trim_matches(['“', '”', '"', ' ']).split_whitespace().collect();
     is_speech.then(|| (name.trim(), words.join(" ")))
 }
 
@@ -115,11 +115,11 @@ mod tests {
     #[test]
     fn prompts_become_rows_and_noises_do_not() {
         let dir = tempfile::tempdir().unwrap();
-        let list = "; comment: here\n\nadded: ajouté\nbeep: [a beep]\nletters/at: at [@]\ndigits/1: “un”\nsilence/1: (1 second)\nno-clip: non\nempty:\nfor: Pour (emphase)\ncolon: deux  points: oui\n";
+        let list = "; comment: here\n\nadded: ajouté\nbeep: [a beep]\njoin: <beep>\nletters/at: at [@]\ndigits/1: “un\"\nsilence/1: (1 second)\nno-clip: non\nempty:\nfor: Pour (emphase)\ncolon: deux  points: oui\n";
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), Default::default());
         packed.write_all(list.as_bytes()).unwrap();
         fs::write(dir.path().join("texts.txt.gz"), packed.finish().unwrap()).unwrap();
-        for name in ["added", "beep", "letters/at", "digits/1", "silence/1", "empty", "for", "colon"] {
+        for name in ["added", "beep", "join", "letters/at", "digits/1", "silence/1", "empty", "for", "colon"] {
             let path = dir.path().join(format!("fr_voice/{name}.wav"));
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, b"RIFF").unwrap();

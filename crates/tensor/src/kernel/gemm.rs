@@ -102,6 +102,47 @@ pub fn gemm(out: &mut [f32], ldc: usize, m: usize, n: usize, beta: f32, terms: &
     });
 }
 
+/// Several products of one shape, `out_i[M, N] = beta out_i + A_i[M, K] B_i[K, N]`; result i begins at `i each` of `out`, rows `ldc` apart.
+///
+/// One parallel region for all of them; each is what [`gemm`] gives. Panics if shapes disagree, results overlap or `out` is too short.
+pub fn gemm_batch(
+    out: &mut [f32],
+    each: usize,
+    ldc: usize,
+    m: usize,
+    n: usize,
+    beta: f32,
+    products: &[(PackedLhs<'_>, MatRef<'_>)],
+) {
+    assert!(beta == 0.0 || beta == 1.0, "beta is 0 or 1, not {beta}");
+    assert!(n <= ldc || m <= 1, "rows of {n} elements cannot be {ldc} apart");
+    if m == 0 || n == 0 || products.is_empty() || memory::is_tracing() {
+        return;
+    }
+    let one = (m - 1) * ldc + n;
+    assert!(one <= each && (products.len() - 1) * each + one <= out.len(), "results overlap or lie outside");
+    let jobs = out.chunks_mut(each).zip(products).map(|(out, (lhs, b))| {
+        let k = lhs.depth();
+        assert_eq!((lhs.rows(), k, b.cols()), (m, b.rows(), n), "rows, depth, width of a product");
+        if beta == 0.0 && k == 0 {
+            out.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        let len = block_len(k);
+        let block = |k0: usize| Block { lhs, rhs: Rhs::Dense(*b), depth: k0..(k0 + len).min(k) };
+        let blocks = (0..k).step_by(len).map(block).collect();
+        Job { kernels: lhs.kernels, n, blocks, c: SharedMut::new(out), c_stride: ldc, accumulate: beta == 1.0 }
+    });
+    let jobs: Vec<Job> = jobs.collect();
+    let cut = jobs[0].cut(m, rayon::current_num_threads().div_ceil(jobs.len()));
+    let strips = products[0].0.strips();
+    for_each_task(jobs.len() * cut.panels() * cut.chunks, |task| {
+        let (job, task) = (task / (cut.panels() * cut.chunks), task % (cut.panels() * cut.chunks));
+        let (panel, chunk) = (task / cut.chunks, task % cut.chunks);
+        let cols = panel * cut.panel..((panel + 1) * cut.panel).min(n);
+        jobs[job].run(part(strips, cut.chunks, chunk), cols);
+    });
+}
+
 /// How C is cut into tasks.
 #[derive(Debug, Clone, Copy)]
 struct Cut {

@@ -14,7 +14,7 @@ mod skinny;
 #[cfg(test)]
 mod tests;
 
-pub use gemm::{gemm, gemm_serial, workspace_bytes};
+pub use gemm::{gemm, gemm_batch, gemm_serial, workspace_bytes};
 pub use level::{Level, level};
 pub use lhs::PackedLhs;
 pub use mat::MatRef;

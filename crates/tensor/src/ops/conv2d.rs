@@ -1,12 +1,13 @@
 //! Convolution over pixels as rows: `y[i, o] = b[o] + sum over places (a, b) and channels c of x[source(i, a, b), c] w[o, (a, b, c)]`.
 //!
-//! `x` `[T, C]`, `w` `[N, places C]` in any storage, a row's columns ordered line, column, channel (OHWI), `y` `[T', N]`. Two ways, chosen by
-//! shape alone: where neighbours step by one pixel, a sum of products over shifted views of one padded copy (nothing is unfolded); else the
-//! pixels under the kernel are gathered into rows, a chunk at a time. Backward: `dx` is the product of `g` with the kernel turned round,
+//! `x` `[T, C]`, `w` `[N, places C]` in any storage, a row's columns ordered line, column, channel (OHWI), `y` `[T', N]`. Three ways, chosen by
+//! shape alone: 3 x 3 with enough channels by minimal filtering; where neighbours step by one pixel, a sum of products over shifted views of one
+//! padded copy (nothing is unfolded); else the pixels under the kernel are gathered into rows, a chunk at a time. Backward: `dx` is the product of `g` with the kernel turned round,
 //! `dw = gᵀ x` for each place, `db` the sum over rows of `g`; what was gathered is gathered again, not kept.
 
 mod gathered;
 mod shifted;
+mod winograd;
 
 use super::linear::{column_sums, linear};
 use crate::grid::{Grid, Window};
@@ -28,6 +29,14 @@ struct Shape {
 }
 
 impl Shape {
+    fn way(&self, block: usize) -> Way {
+        match (winograd::serves(self), self.is_shifted(block)) {
+            (true, _) => Way::Winograd,
+            (_, true) => Way::Shifted,
+            _ => Way::Gathered,
+        }
+    }
+
     /// Whether products over shifted views serve: a step of one pixel, padding within the kernel, channels worth it and blocks unsplit.
     fn is_shifted(&self, block: usize) -> bool {
         let Window { kernel, stride, dilation, pad_before, pad_after } = self.window;
@@ -80,27 +89,37 @@ pub fn conv2d(
     (y, to)
 }
 
+/// How a convolution is computed.
+enum Way {
+    Winograd,
+    Shifted,
+    Gathered,
+}
+
 fn forward(x: &Tensor, shape: &Shape, w: &WeightVar, bias: Option<&Tensor>) -> Tensor {
     let w = pin(w.weight.storage());
     let bias = bias.map(Tensor::data);
-    match shape.is_shifted(w.block()) {
-        true => shifted::forward(x, shape, &*w, bias, shifted::ROWS),
-        false => gathered::forward(x, shape, &*w, bias),
+    match shape.way(w.block()) {
+        Way::Winograd => winograd::forward(x, shape, &*w, bias, winograd::HELD),
+        Way::Shifted => shifted::forward(x, shape, &*w, bias, shifted::ROWS),
+        Way::Gathered => gathered::forward(x, shape, &*w, bias),
     }
 }
 
 fn input_gradient(g: &Tensor, shape: &Shape, w: &WeightVar) -> Tensor {
     let w = pin(w.weight.storage());
-    match shape.is_shifted(w.block()) {
-        true => shifted::input_gradient(g, shape, &*w, shifted::ROWS),
-        false => gathered::input_gradient(g, shape, &*w),
+    match shape.way(w.block()) {
+        Way::Winograd => winograd::input_gradient(g, shape, &*w, winograd::HELD),
+        Way::Shifted => shifted::input_gradient(g, shape, &*w, shifted::ROWS),
+        Way::Gathered => gathered::input_gradient(g, shape, &*w),
     }
 }
 
 fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape) -> Tensor {
-    match shape.is_shifted(1) {
-        true => shifted::weight_gradient(g, x, shape, shifted::ROWS),
-        false => gathered::weight_gradient(g, x, shape),
+    match shape.way(1) {
+        Way::Winograd => winograd::weight_gradient(g, x, shape, winograd::HELD),
+        Way::Shifted => shifted::weight_gradient(g, x, shape, shifted::ROWS),
+        Way::Gathered => gathered::weight_gradient(g, x, shape),
     }
 }
 
@@ -160,7 +179,7 @@ mod tests {
     #[test]
     fn follows_the_definition() {
         for window in windows() {
-            for (channels, outputs) in [(3, 4), (8, 5), (17, 16)] {
+            for (channels, outputs) in [(3, 4), (8, 5), (17, 16), (16, 35)] {
                 let x = random(GRID.rows(), channels, 1);
                 let (w, b) = (random(outputs, window.taps() * channels, 2), random(1, outputs, 3));
                 let params = crate::Params::new();
@@ -181,11 +200,11 @@ mod tests {
     fn gradient() {
         let grid = Grid { images: 2, height: 3, width: 4 };
         for window in windows().into_iter().filter(|w| w.output(grid).is_some() && w.taps() < 10) {
-            for channels in [2, 8] {
+            for (channels, outputs) in [(2, 3), (8, 3)] {
                 let inputs = [
                     random(grid.rows(), channels, 1),
-                    random(3, window.taps() * channels, 2),
-                    random(1, 3, 3),
+                    random(outputs, window.taps() * channels, 2),
+                    random(1, outputs, 3),
                 ];
                 check(&inputs, |tape, x| conv2d(tape, &x[0], grid, &weight(&x[1]), Some(&x[2]), &window).0);
             }
@@ -210,6 +229,35 @@ mod tests {
             assert_eq!((y.data(), dx.data()), (whole[0].data(), whole[1].data()), "{rows}");
             for (a, b) in dw.data().iter().zip(whole[2].data()) {
                 assert!((a - b).abs() < 1e-4, "{rows} {a} {b}");
+            }
+        }
+    }
+
+    /// Lines of tiles held together touch no pixel; weights sum their pieces one after the other.
+    #[test]
+    fn tiles_held_change_nothing() {
+        for (window, grid) in [(Window::square(3, 1, 1), GRID), (Window::square(3, 1, 0), GRID), (Window::square(3, 1, 2), GRID)]
+        {
+            let to = window.output(grid).unwrap();
+            let shape = Shape { from: grid, to, window, channels: 19, outputs: 33 };
+            let (x, w, g) = (random(grid.rows(), 19, 1), random(33, 9 * 19, 2), random(to.rows(), 33, 3));
+            let bias = random(1, 33, 4);
+            let of = |held| {
+                let y = winograd::forward(&x, &shape, &w, Some(bias.data()), held);
+                [y, winograd::input_gradient(&g, &shape, &w, held), winograd::weight_gradient(&g, &x, &shape, held)]
+            };
+            let (whole, cut) = (of(winograd::HELD), of(5_000));
+            assert_eq!((whole[0].data(), whole[1].data()), (cut[0].data(), cut[1].data()));
+            let plain = [
+                gathered::forward(&x, &shape, &w, Some(bias.data())),
+                gathered::input_gradient(&g, &shape, &w),
+                gathered::weight_gradient(&g, &x, &shape),
+            ];
+            for (what, (a, b)) in whole.iter().zip(&plain).chain(cut.iter().zip(&plain)).enumerate() {
+                assert_eq!((a.rows(), a.cols()), (b.rows(), b.cols()));
+                for (a, b) in a.data().iter().zip(b.data()) {
+                    assert!((a - b).abs() < 1e-4, "{what} {window:?} {a} {b}");
+                }
             }
         }
     }
@@ -239,11 +287,13 @@ mod tests {
 
     #[test]
     fn a_stored_weight_is_its_decoded_values() {
-        for window in [Window::square(3, 1, 1), Window::square(3, 2, 1)] {
-            let values = random(6, 9 * 16, 2);
-            let bytes = encode(Format::BF16, 6, 9 * 16, values.data()).unwrap();
+        for (window, outputs) in
+            [(Window::square(3, 1, 1), 6), (Window::square(3, 1, 1), 16), (Window::square(3, 2, 1), 6)]
+        {
+            let values = random(outputs, 9 * 16, 2);
+            let bytes = encode(Format::BF16, outputs, 9 * 16, values.data()).unwrap();
             let stored =
-                || Weight::Stored(from_bytes(Format::BF16, 6, 9 * 16, bytes.clone()).unwrap().into());
+                || Weight::Stored(from_bytes(Format::BF16, outputs, 9 * 16, bytes.clone()).unwrap().into());
             let decoded = Weight::F32(stored().to_tensor());
             let run = |weight: Weight| {
                 let params = crate::Params::new();
