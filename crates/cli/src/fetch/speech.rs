@@ -119,7 +119,8 @@ mod tests {
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), Default::default());
         packed.write_all(list.as_bytes()).unwrap();
         fs::write(dir.path().join("texts.txt.gz"), packed.finish().unwrap()).unwrap();
-        for name in ["added", "beep", "join", "letters/at", "digits/1", "silence/1", "empty", "for", "colon"] {
+        for name in ["added", "beep", "join", "letters/at", "digits/1", "silence/1", "empty", "for", "colon"]
+        {
             let path = dir.path().join(format!("fr_voice/{name}.wav"));
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, b"RIFF").unwrap();

@@ -9,7 +9,7 @@ use super::buffer::with_scratch;
 use super::lhs::PackedLhs;
 use super::mat::MatRef;
 use super::micro::{Kernels, Tile};
-use super::pack::{Rhs, packed_len};
+use super::pack::{PackedRhs, Rhs, packed_len};
 use super::parallel::{SharedMut, for_each_task, part};
 use crate::memory;
 
@@ -44,6 +44,12 @@ struct Block<'a> {
     lhs: &'a PackedLhs<'a>,
     rhs: Rhs<'a>,
     depth: Range<usize>,
+}
+
+/// A right side that is not packed for the product.
+enum InPlace<'a> {
+    View(&'a MatRef<'a>),
+    Packed(&'a PackedRhs),
 }
 
 /// One product, as its tasks see it.
@@ -104,7 +110,8 @@ pub fn gemm(out: &mut [f32], ldc: usize, m: usize, n: usize, beta: f32, terms: &
 
 /// Several products of one shape, `out_i[M, N] = beta out_i + A_i[M, K] B_i[K, N]`; result i begins at `i each` of `out`, rows `ldc` apart.
 ///
-/// One parallel region for all of them; each is what [`gemm`] gives. Panics if shapes disagree, results overlap or `out` is too short.
+/// One parallel region for all of them; each is what [`gemm`] gives of views and packed sides. Panics if shapes disagree, results overlap or
+/// `out` is too short.
 pub fn gemm_batch(
     out: &mut [f32],
     each: usize,
@@ -112,7 +119,7 @@ pub fn gemm_batch(
     m: usize,
     n: usize,
     beta: f32,
-    products: &[(PackedLhs<'_>, MatRef<'_>)],
+    products: &[(PackedLhs<'_>, Rhs<'_>)],
 ) {
     assert!(beta == 0.0 || beta == 1.0, "beta is 0 or 1, not {beta}");
     assert!(n <= ldc || m <= 1, "rows of {n} elements cannot be {ldc} apart");
@@ -121,16 +128,23 @@ pub fn gemm_batch(
     }
     let one = (m - 1) * ldc + n;
     assert!(one <= each && (products.len() - 1) * each + one <= out.len(), "results overlap or lie outside");
-    let jobs = out.chunks_mut(each).zip(products).map(|(out, (lhs, b))| {
+    let jobs = out.chunks_mut(each).zip(products).map(|(out, (lhs, rhs))| {
         let k = lhs.depth();
-        assert_eq!((lhs.rows(), k, b.cols()), (m, b.rows(), n), "rows, depth, width of a product");
+        assert_eq!((lhs.rows(), k, rhs.width()), (m, rhs.depth(), n), "rows, depth, width of a product");
         if beta == 0.0 && k == 0 {
             out.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(0.0));
         }
         let len = block_len(k);
-        let block = |k0: usize| Block { lhs, rhs: Rhs::Dense(*b), depth: k0..(k0 + len).min(k) };
+        let block = |k0: usize| Block { lhs, rhs: rhs.plain(), depth: k0..(k0 + len).min(k) };
         let blocks = (0..k).step_by(len).map(block).collect();
-        Job { kernels: lhs.kernels, n, blocks, c: SharedMut::new(out), c_stride: ldc, accumulate: beta == 1.0 }
+        Job {
+            kernels: lhs.kernels,
+            n,
+            blocks,
+            c: SharedMut::new(out),
+            c_stride: ldc,
+            accumulate: beta == 1.0,
+        }
     });
     let jobs: Vec<Job> = jobs.collect();
     let cut = jobs[0].cut(m, rayon::current_num_threads().div_ceil(jobs.len()));
@@ -225,15 +239,16 @@ impl Job<'_> {
         });
     }
 
-    /// The view to read B from where it lies: if so few rows use it that packing would take longer than it saves.
-    fn in_place<'a>(&self, block: &'a Block, strips: usize, cols: &Range<usize>) -> Option<&'a MatRef<'a>> {
+    /// B where it lies, if that may be read: packed before, or used by so few rows that packing would take longer than it saves.
+    fn in_place<'a>(&self, block: &'a Block, strips: usize, cols: &Range<usize>) -> Option<InPlace<'a>> {
         match &block.rhs {
+            Rhs::Packed(b) => Some(InPlace::Packed(b)),
             Rhs::Dense(b)
                 if b.col_stride() == 1
                     && strips <= STRIPS_IN_PLACE
                     && cols.len().is_multiple_of(self.kernels.lanes) =>
             {
-                Some(b)
+                Some(InPlace::View(b))
             }
             _ => None,
         }
@@ -262,7 +277,8 @@ impl Job<'_> {
                     let n = self.kernels.nr.min(cols.end - start);
                     let width = self.kernels.strip_width(n);
                     let (b, b_stride) = match in_place {
-                        Some(view) => (view.ptr(block.depth.start, start), view.row_stride()),
+                        Some(InPlace::View(b)) => (b.ptr(block.depth.start, start), b.row_stride()),
+                        Some(InPlace::Packed(b)) => (b.at(&block.depth, start), width),
                         None => {
                             packed += kc * width;
                             (panel[packed - kc * width..packed].as_ptr(), width)

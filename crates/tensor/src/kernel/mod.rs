@@ -19,5 +19,5 @@ pub use level::{Level, level};
 pub use lhs::PackedLhs;
 pub use mat::MatRef;
 pub use matvec::{MATVEC_ROWS_MAX, matvec, matvec_many};
-pub use pack::Rhs;
+pub use pack::{PackedRhs, Rhs};
 pub use skinny::gemm_tn_skinny;

@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use super::buffer::Aligned;
+use super::gemm::block_len;
 use super::mat::MatRef;
 use super::micro::Kernels;
+use crate::memory::Buffer;
 use crate::storage::{Pinned, Storage, pin};
 
 /// The right operand B of C[M, N] += A[M, K] B[K, N].
@@ -16,6 +18,44 @@ pub enum Rhs<'a> {
     WeightT(&'a dyn Storage),
     /// B = W, a stored W[K, N]: the backward product g W.
     Weight(&'a dyn Storage),
+    /// B packed before, for products with many left sides.
+    Packed(&'a PackedRhs),
+}
+
+/// B[K, N], packed once: block after block of its depth, each as strips of NR columns.
+pub struct PackedRhs {
+    kernels: &'static Kernels,
+    depth: usize,
+    width: usize,
+    data: Buffer,
+}
+
+impl PackedRhs {
+    /// Packs a view, on the calling thread.
+    pub fn new(b: MatRef<'_>) -> PackedRhs {
+        Self::on(Kernels::get(), b)
+    }
+
+    pub(super) fn on(kernels: &'static Kernels, b: MatRef<'_>) -> PackedRhs {
+        let (depth, width) = (b.rows(), b.cols());
+        let mut data = Buffer::scratch(packed_len(kernels, depth, width));
+        let mut rest = data.as_mut_slice();
+        if !crate::memory::is_tracing() {
+            for k0 in (0..depth).step_by(block_len(depth)) {
+                let block = k0..(k0 + block_len(depth)).min(depth);
+                let (out, tail) = rest.split_at_mut(packed_len(kernels, block.len(), width));
+                pack_dense(kernels, &b, block, 0..width, out);
+                rest = tail;
+            }
+        }
+        PackedRhs { kernels, depth, width, data }
+    }
+
+    /// Where the strip at column `col` (a multiple of NR) of the block `depth` starts.
+    pub(super) fn at(&self, depth: &Range<usize>, col: usize) -> *const f32 {
+        let at = packed_len(self.kernels, depth.start, self.width) + depth.len() * col;
+        self.data.as_slice()[at..].as_ptr()
+    }
 }
 
 impl<'a> Rhs<'a> {
@@ -25,6 +65,7 @@ impl<'a> Rhs<'a> {
             Rhs::Dense(b) => b.rows(),
             Rhs::WeightT(w) => w.cols(),
             Rhs::Weight(w) => w.rows(),
+            Rhs::Packed(b) => b.depth,
         }
     }
 
@@ -34,13 +75,14 @@ impl<'a> Rhs<'a> {
             Rhs::Dense(b) => b.cols(),
             Rhs::WeightT(w) => w.rows(),
             Rhs::Weight(w) => w.cols(),
+            Rhs::Packed(b) => b.width,
         }
     }
 
     /// Holds a stored weight in memory until the product is done.
     pub(super) fn pin(&self) -> Option<Pinned<'a>> {
         match self {
-            Rhs::Dense(_) => None,
+            Rhs::Dense(_) | Rhs::Packed(_) => None,
             Rhs::WeightT(w) | Rhs::Weight(w) => Some(pin(*w)),
         }
     }
@@ -89,6 +131,7 @@ impl<'a> Rhs<'a> {
             Rhs::Dense(b) => pack_dense(kernels, b, depth, cols, out),
             Rhs::WeightT(w) => pack_weight_t(kernels, *w, depth, cols, out, rows),
             Rhs::Weight(w) => pack_weight(kernels, *w, depth, cols, out, rows),
+            Rhs::Packed(_) => {}
         }
     }
 }
@@ -220,11 +263,24 @@ fn pack_weight(
     }
 }
 
+/// Whole strips of a width that is known: a copy takes a few instructions instead of a call.
+fn spread_strips<const NR: usize>(kc: usize, k: usize, out: &mut [f32], row: &[f32]) {
+    for (strip, piece) in row.as_chunks::<NR>().0.iter().enumerate() {
+        out[(strip * kc + k) * NR..][..NR].copy_from_slice(piece);
+    }
+}
+
 /// Spreads one row of B over row k of the strips.
 fn spread_row(kernels: &Kernels, kc: usize, k: usize, out: &mut [f32], row: &[f32]) {
     let (whole, rest) = row.split_at(row.len() / kernels.nr * kernels.nr);
-    for (strip, piece) in whole.chunks_exact(kernels.nr).enumerate() {
-        out[(strip * kc + k) * kernels.nr..][..kernels.nr].copy_from_slice(piece);
+    match kernels.nr {
+        32 => spread_strips::<32>(kc, k, out, whole),
+        16 => spread_strips::<16>(kc, k, out, whole),
+        nr => {
+            for (strip, piece) in whole.chunks_exact(nr).enumerate() {
+                out[(strip * kc + k) * nr..][..nr].copy_from_slice(piece);
+            }
+        }
     }
     if !rest.is_empty() {
         let width = kernels.strip_width(rest.len());

@@ -1,10 +1,29 @@
 //! Splits work into numbered tasks for the rayon threads. Who runs which task is chance; what a task computes never depends on it.
 
+use std::cell::Cell;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work`, and what it splits into tasks, on this thread alone: for work that is one of many tasks itself.
+pub fn alone<R>(work: impl FnOnce() -> R) -> R {
+    /// Ends it also when `work` panics.
+    struct End(bool);
+    impl Drop for End {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _end = End(ALONE.replace(true));
+    work()
+}
 
 /// Calls `f(0)` to `f(tasks - 1)`, each once, on the current rayon pool; the caller works too. Returns when all are done.
 pub fn for_each_task(tasks: usize, f: impl Fn(usize) + Sync) {
-    let threads = rayon::current_num_threads().min(tasks);
+    let threads = if ALONE.get() { 1 } else { rayon::current_num_threads().min(tasks) };
     if threads <= 1 {
         return (0..tasks).for_each(f);
     }
@@ -23,6 +42,17 @@ pub fn for_each_task(tasks: usize, f: impl Fn(usize) + Sync) {
             scope.spawn(|_| work());
         }
         work();
+    });
+}
+
+/// [`for_each_task`] with something of its own for each task.
+pub fn for_each_of<T: Send>(items: Vec<T>, f: impl Fn(usize, T) + Sync) {
+    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    for_each_task(items.len(), |i| {
+        let item = items[i].lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if let Some(item) = item {
+            f(i, item);
+        }
     });
 }
 
@@ -66,6 +96,24 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn alone_no_other_thread_is_asked() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        pool.install(|| {
+            let me = std::thread::current().id();
+            alone(|| for_each_task(50, |_| assert_eq!(std::thread::current().id(), me)));
+            assert!(std::panic::catch_unwind(|| alone(|| panic!())).is_err());
+            assert!(!ALONE.get());
+        });
+    }
+
+    #[test]
+    fn every_task_gets_its_own() {
+        let mut numbers = [0; 40];
+        for_each_of(numbers.iter_mut().collect(), |i, number| *number = i);
+        assert!(numbers.iter().enumerate().all(|(i, &number)| number == i));
     }
 
     #[test]

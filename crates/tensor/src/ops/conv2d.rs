@@ -100,7 +100,7 @@ fn forward(x: &Tensor, shape: &Shape, w: &WeightVar, bias: Option<&Tensor>) -> T
     let w = pin(w.weight.storage());
     let bias = bias.map(Tensor::data);
     match shape.way(w.block()) {
-        Way::Winograd => winograd::forward(x, shape, &*w, bias, winograd::HELD),
+        Way::Winograd => winograd::forward(x, shape, &*w, bias, winograd::TOGETHER),
         Way::Shifted => shifted::forward(x, shape, &*w, bias, shifted::ROWS),
         Way::Gathered => gathered::forward(x, shape, &*w, bias),
     }
@@ -109,7 +109,7 @@ fn forward(x: &Tensor, shape: &Shape, w: &WeightVar, bias: Option<&Tensor>) -> T
 fn input_gradient(g: &Tensor, shape: &Shape, w: &WeightVar) -> Tensor {
     let w = pin(w.weight.storage());
     match shape.way(w.block()) {
-        Way::Winograd => winograd::input_gradient(g, shape, &*w, winograd::HELD),
+        Way::Winograd => winograd::input_gradient(g, shape, &*w, winograd::TOGETHER),
         Way::Shifted => shifted::input_gradient(g, shape, &*w, shifted::ROWS),
         Way::Gathered => gathered::input_gradient(g, shape, &*w),
     }
@@ -117,7 +117,7 @@ fn input_gradient(g: &Tensor, shape: &Shape, w: &WeightVar) -> Tensor {
 
 fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape) -> Tensor {
     match shape.way(1) {
-        Way::Winograd => winograd::weight_gradient(g, x, shape, winograd::HELD),
+        Way::Winograd => winograd::weight_gradient(g, x, shape, winograd::TOGETHER),
         Way::Shifted => shifted::weight_gradient(g, x, shape, shifted::ROWS),
         Way::Gathered => gathered::weight_gradient(g, x, shape),
     }
@@ -236,17 +236,24 @@ mod tests {
     /// Lines of tiles held together touch no pixel; weights sum their pieces one after the other.
     #[test]
     fn tiles_held_change_nothing() {
-        for (window, grid) in [(Window::square(3, 1, 1), GRID), (Window::square(3, 1, 0), GRID), (Window::square(3, 1, 2), GRID)]
-        {
+        for (window, grid) in [
+            (Window::square(3, 1, 1), GRID),
+            (Window::square(3, 1, 0), GRID),
+            (Window::square(3, 1, 2), GRID),
+        ] {
             let to = window.output(grid).unwrap();
             let shape = Shape { from: grid, to, window, channels: 19, outputs: 33 };
             let (x, w, g) = (random(grid.rows(), 19, 1), random(33, 9 * 19, 2), random(to.rows(), 33, 3));
             let bias = random(1, 33, 4);
             let of = |held| {
                 let y = winograd::forward(&x, &shape, &w, Some(bias.data()), held);
-                [y, winograd::input_gradient(&g, &shape, &w, held), winograd::weight_gradient(&g, &x, &shape, held)]
+                [
+                    y,
+                    winograd::input_gradient(&g, &shape, &w, held),
+                    winograd::weight_gradient(&g, &x, &shape, held),
+                ]
             };
-            let (whole, cut) = (of(winograd::HELD), of(5_000));
+            let (whole, cut) = (of(winograd::TOGETHER), of(5_000));
             assert_eq!((whole[0].data(), whole[1].data()), (cut[0].data(), cut[1].data()));
             let plain = [
                 gathered::forward(&x, &shape, &w, Some(bias.data())),

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::super::linear::mat;
 use super::super::parallel::for_rows;
 use super::Shape;
+use crate::grid::Window;
 use crate::kernel::{self, PackedLhs, Rhs, simd};
 use crate::memory;
 use crate::ops::add_bias::add_to_rows;
@@ -31,20 +32,39 @@ fn gather(x: &Tensor, shape: &Shape, rows: Range<usize>) -> Tensor {
     if memory::is_tracing() {
         return out;
     }
+    let line = shape.window.kernel.1 * channels;
     for_rows(out.data_mut(), width, |first, chunk| {
         for (i, out) in chunk.chunks_exact_mut(width).enumerate() {
             let (image, y, x_) = shape.to.place(rows.start + first + i);
-            for (out, place) in out.chunks_exact_mut(channels).zip(shape.window.places()) {
-                match shape.window.source(shape.from, (y, x_), place) {
-                    Some((y, x_)) => {
-                        out.copy_from_slice(x.row((image * shape.from.height + y) * shape.from.width + x_));
-                    }
-                    None => out.fill(0.0),
+            for (a, out) in out.chunks_exact_mut(line).enumerate() {
+                match run(shape, image, (y, x_), a) {
+                    Some(pixel) => out.copy_from_slice(&x.data()[pixel * channels..][..line]),
+                    None => gather_line(x, shape, image, (y, x_), a, out),
                 }
             }
         }
     });
     out
+}
+
+/// The first of the pixels under line `a` of the kernel, where all of them are there, one behind the other.
+fn run(shape: &Shape, image: usize, at: (usize, usize), a: usize) -> Option<usize> {
+    let Window { kernel, dilation, .. } = shape.window;
+    let (y, first) = shape.window.source(shape.from, at, (a, 0))?;
+    let inside = dilation.1 == 1 && first + kernel.1 <= shape.from.width;
+    inside.then(|| (image * shape.from.height + y) * shape.from.width + first)
+}
+
+/// The pixels under line `a` of the kernel one by one, zeros where there is none.
+fn gather_line(x: &Tensor, shape: &Shape, image: usize, at: (usize, usize), a: usize, out: &mut [f32]) {
+    for (b, out) in out.chunks_exact_mut(shape.channels).enumerate() {
+        match shape.window.source(shape.from, at, (a, b)) {
+            Some((y, x_)) => {
+                out.copy_from_slice(x.row((image * shape.from.height + y) * shape.from.width + x_));
+            }
+            None => out.fill(0.0),
+        }
+    }
 }
 
 /// `y` `[T', N]`.

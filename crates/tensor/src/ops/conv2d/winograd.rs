@@ -6,12 +6,14 @@
 
 use std::array;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use rayon::prelude::*;
 
 use super::Shape;
 use crate::grid::{Grid, Window};
-use crate::kernel::{self, MatRef, PackedLhs};
+use crate::kernel::parallel::{alone, for_each_of, part};
+use crate::kernel::{self, MatRef, PackedLhs, PackedRhs, Rhs};
 use crate::memory;
 use crate::multiversion;
 use crate::storage::Storage;
@@ -21,8 +23,12 @@ use crate::tensor::Tensor;
 const PRODUCTS: usize = 16;
 /// Fewest channels and outputs: below, changing to and from products costs more than they save.
 const CHANNELS_MIN: usize = 16;
-/// Floats of the tiles that are held at a time, about.
-pub(super) const HELD: usize = 4 << 20;
+/// Floats of the tiles that are held at a time where all threads work together, about; and of the sums of a weight's gradient.
+pub(super) const TOGETHER: usize = 4 << 20;
+/// Tiles that a thread works on at a time, at least: enough for the kernels, and few enough for its cache.
+const TILES: usize = 96;
+/// Most sums of a weight's gradient that are kept apart.
+const SUMS_MAX: usize = 16;
 
 /// Channels that are changed side by side.
 const LANES: usize = 16;
@@ -55,12 +61,22 @@ impl Tiles {
         self.to.height.div_ceil(2)
     }
 
-    /// Pieces of all images' lines of tiles for which `per_tile` floats a tile are about `held`. A plan's dry run sees the first alone.
-    fn pieces(&self, per_tile: usize, held: usize) -> Vec<Range<usize>> {
+    /// All images' lines of tiles, cut into pieces of so many.
+    fn pieces(&self, step: usize) -> Vec<Range<usize>> {
         let lines = self.to.images * self.down();
-        let step = (held / (per_tile * self.across()).max(1)).clamp(1, lines.max(1));
-        let seen = if memory::is_tracing() { 1 } else { usize::MAX };
-        (0..lines).step_by(step).map(|first| first..(first + step).min(lines)).take(seen).collect()
+        let step = step.clamp(1, lines.max(1));
+        (0..lines).step_by(step).map(|first| first..(first + step).min(lines)).collect()
+    }
+
+    /// The output's rows (`cols` floats each) of each of the pieces, which follow each other from the first line on.
+    fn split<'a>(
+        &self,
+        pieces: impl Iterator<Item = Range<usize>>,
+        cols: usize,
+        mut y: &'a mut [f32],
+    ) -> Vec<&'a mut [f32]> {
+        let rows = |lines: Range<usize>| self.rows_before(lines.end) - self.rows_before(lines.start);
+        pieces.map(|lines| y.split_off_mut(..rows(lines) * cols).unwrap_or_default()).collect()
     }
 
     /// The 4 x 4 pixels under tile `t` of a line; zeros in the padding.
@@ -75,11 +91,6 @@ impl Tiles {
     fn output<'a>(&self, g: &'a Tensor, line: usize, t: usize, zeros: &'a [f32]) -> [&'a [f32]; 4] {
         let (image, top, left) = (line / self.down(), 2 * (line % self.down()), 2 * t);
         pixels(g, self.to, image, zeros, |i| (Some(top + i / 2), Some(left + i % 2)))
-    }
-
-    /// Output lines of a line of tiles: two, at an odd edge one.
-    fn lines_of(&self, line: usize) -> usize {
-        (self.to.height - 2 * (line % self.down())).min(2)
     }
 
     /// Output rows (pixels) in front of a line of tiles.
@@ -148,14 +159,20 @@ impl Stack {
         stretches.into_iter().filter_map(|list| list.try_into().ok()).collect()
     }
 
-    /// `rows` rows of each matrix from what `of(stretch, row, out)` makes of a row; stretches of `each` rows in parallel.
-    fn fill(&mut self, rows: usize, each: usize, of: impl Fn(usize, usize, &mut [&mut [f32]; PRODUCTS]) + Sync) {
+    /// `rows` rows of each matrix from what `of(stretch, row, out)` makes of a row; each stretch of `each` rows is a task.
+    fn fill(
+        &mut self,
+        rows: usize,
+        each: usize,
+        of: impl Fn(usize, usize, &mut [&mut [f32]; PRODUCTS]) + Sync,
+    ) {
         if memory::is_tracing() {
             return;
         }
         let width = self.width;
-        let stretches = self.stretches(each);
-        stretches.into_par_iter().take(rows.div_ceil(each)).enumerate().for_each(|(number, mut stretch)| {
+        let mut stretches = self.stretches(each);
+        stretches.truncate(rows.div_ceil(each));
+        for_each_of(stretches, |number, mut stretch| {
             for t in 0..each.min(rows - number * each) {
                 let mut out = stretch.each_mut().map(|mat| &mut mat[t * width..(t + 1) * width]);
                 of(number, t, &mut out);
@@ -167,161 +184,167 @@ impl Stack {
 /// The lanes of a row from channel `c`, zeros behind its end.
 #[inline(always)]
 fn load(row: &[f32], c: usize) -> Lane {
-    match row.get(c..c + LANES) {
-        Some(lanes) => lanes.try_into().unwrap_or([0.0; LANES]),
-        None => {
-            let mut lanes = [0.0; LANES];
-            let rest = &row[c..];
-            lanes[..rest.len()].copy_from_slice(rest);
-            lanes
-        }
+    let mut lanes = [0.0; LANES];
+    let len = LANES.min(row.len() - c);
+    match len {
+        LANES => lanes.copy_from_slice(&row[c..c + LANES]),
+        _ => lanes[..len].copy_from_slice(&row[c..]),
     }
+    lanes
 }
 
 #[inline(always)]
 fn store(lanes: Lane, row: &mut [f32], c: usize) {
-    match row.get_mut(c..c + LANES) {
-        Some(out) => out.copy_from_slice(&lanes),
-        None => {
-            let rest = &mut row[c..];
-            let len = rest.len();
-            rest.copy_from_slice(&lanes[..len]);
-        }
+    let len = LANES.min(row.len() - c);
+    match len {
+        LANES => row[c..c + LANES].copy_from_slice(&lanes),
+        _ => row[c..].copy_from_slice(&lanes[..len]),
     }
-}
-
-#[inline(always)]
-fn zip(a: Lane, b: Lane, f: impl Fn(f32, f32) -> f32) -> Lane {
-    let mut out = [0.0; LANES];
-    for i in 0..LANES {
-        out[i] = f(a[i], b[i]);
-    }
-    out
 }
 
 #[inline(always)]
 fn plus(a: Lane, b: Lane) -> Lane {
-    zip(a, b, |a, b| a + b)
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = a[i] + b[i];
+    }
+    out
 }
 
 #[inline(always)]
 fn minus(a: Lane, b: Lane) -> Lane {
-    zip(a, b, |a, b| a - b)
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = a[i] - b[i];
+    }
+    out
 }
 
 #[inline(always)]
 fn half(a: Lane) -> Lane {
-    zip(a, a, |a, _| 0.5 * a)
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = 0.5 * a[i];
+    }
+    out
 }
 
-/// `f` of the rows' channels, lanes at a time.
+/// A small matrix with `I` columns and `O` rows, as what it makes of a vector. (A type and not a closure: what it does must be inlined
+/// into the loops of each instruction set.)
+trait Change<const I: usize, const O: usize> {
+    fn of(x: [Lane; I]) -> [Lane; O];
+}
+
+/// Bᵀ, of pixels.
+struct Pixels;
+
+impl Change<4, 4> for Pixels {
+    #[inline(always)]
+    fn of([a, b, c, d]: [Lane; 4]) -> [Lane; 4] {
+        [minus(a, c), plus(b, c), minus(c, b), minus(b, d)]
+    }
+}
+
+/// Aᵀ, of products.
+struct Products;
+
+impl Change<4, 2> for Products {
+    #[inline(always)]
+    fn of([a, b, c, d]: [Lane; 4]) -> [Lane; 2] {
+        [plus(plus(a, b), c), minus(minus(b, c), d)]
+    }
+}
+
+/// A, of gradients of outputs.
+struct Outputs;
+
+impl Change<2, 4> for Outputs {
+    #[inline(always)]
+    fn of([p, q]: [Lane; 2]) -> [Lane; 4] {
+        [p, plus(p, q), minus(p, q), minus([0.0; LANES], q)]
+    }
+}
+
+/// G, of a kernel.
+struct Kernel;
+
+impl Change<3, 4> for Kernel {
+    #[inline(always)]
+    fn of([a, b, c]: [Lane; 3]) -> [Lane; 4] {
+        let outer = plus(a, c);
+        [a, half(plus(outer, b)), half(minus(outer, b)), c]
+    }
+}
+
+/// Gᵀ, of products' gradients.
+struct KernelGradient;
+
+impl Change<4, 3> for KernelGradient {
+    #[inline(always)]
+    fn of([a, b, c, d]: [Lane; 4]) -> [Lane; 3] {
+        let (sum, difference) = (half(plus(b, c)), half(minus(b, c)));
+        [plus(a, sum), difference, plus(d, sum)]
+    }
+}
+
+/// `F X Fᵀ` for each channel of the matrices `X` `[I, I]` whose elements are rows of channels; adds `bias` to all of it, if there is one.
 #[inline(always)]
-fn over_lanes<const I: usize, const O: usize>(
+fn change<F: Change<I, O>, const I: usize, const O: usize>(
     channels: usize,
-    from: &[&[f32]; I],
-    to: &mut [&mut [f32]; O],
-    f: impl Fn([Lane; I]) -> [Lane; O],
+    from: &[&[f32]],
+    bias: Option<&[f32]>,
+    to: &mut [&mut [f32]],
 ) {
+    assert!(from.len() == I * I && to.len() == O * O);
     for c in (0..channels).step_by(LANES) {
-        let out = f(array::from_fn(|i| load(from[i], c)));
-        for (lanes, row) in out.into_iter().zip(to.iter_mut()) {
-            store(lanes, row, c);
+        let mut half = [[[0.0; LANES]; I]; O];
+        for column in 0..I {
+            let mut x = [[0.0; LANES]; I];
+            for line in 0..I {
+                x[line] = load(from[line * I + column], c);
+            }
+            let x = F::of(x);
+            for line in 0..O {
+                half[line][column] = x[line];
+            }
+        }
+        let bias = match bias {
+            Some(bias) => load(bias, c),
+            None => [0.0; LANES],
+        };
+        for line in 0..O {
+            let x = F::of(half[line]);
+            for column in 0..O {
+                store(plus(x[column], bias), to[line * O + column], c);
+            }
         }
     }
-}
-
-/// `f` down the columns of a `[I, W]` grid of lanes: `[O, W]`.
-#[inline(always)]
-fn down<const IW: usize, const OW: usize, const I: usize, const O: usize>(
-    d: [Lane; IW],
-    f: impl Fn([Lane; I]) -> [Lane; O],
-) -> [Lane; OW] {
-    let width = IW / I;
-    let mut out = [[0.0; LANES]; OW];
-    for column in 0..width {
-        let sums = f(array::from_fn(|i| d[i * width + column]));
-        for (i, sum) in sums.into_iter().enumerate() {
-            out[i * width + column] = sum;
-        }
-    }
-    out
-}
-
-/// `f` along the lines of a `[H, I]` grid of lanes: `[H, O]`.
-#[inline(always)]
-fn along<const HI: usize, const HO: usize, const I: usize, const O: usize>(
-    d: [Lane; HI],
-    f: impl Fn([Lane; I]) -> [Lane; O],
-) -> [Lane; HO] {
-    let mut out = [[0.0; LANES]; HO];
-    for line in 0..HI / I {
-        let sums = f(array::from_fn(|i| d[line * I + i]));
-        for (i, sum) in sums.into_iter().enumerate() {
-            out[line * O + i] = sum;
-        }
-    }
-    out
-}
-
-/// Bᵀ d.
-#[inline(always)]
-fn bt([a, b, c, d]: [Lane; 4]) -> [Lane; 4] {
-    [minus(a, c), plus(b, c), minus(c, b), minus(b, d)]
-}
-
-/// Aᵀ m.
-#[inline(always)]
-fn at([a, b, c, d]: [Lane; 4]) -> [Lane; 2] {
-    [plus(plus(a, b), c), minus(minus(b, c), d)]
-}
-
-/// A y.
-#[inline(always)]
-fn a([p, q]: [Lane; 2]) -> [Lane; 4] {
-    [p, plus(p, q), minus(p, q), minus([0.0; LANES], q)]
-}
-
-/// G g.
-#[inline(always)]
-fn g([a, b, c]: [Lane; 3]) -> [Lane; 4] {
-    let outer = plus(a, c);
-    [a, half(plus(outer, b)), half(minus(outer, b)), c]
-}
-
-/// Gᵀ u.
-#[inline(always)]
-fn gt([a, b, c, d]: [Lane; 4]) -> [Lane; 3] {
-    let (sum, difference) = (half(plus(b, c)), half(minus(b, c)));
-    [plus(a, sum), difference, plus(d, sum)]
 }
 
 multiversion! {
     /// `V = Bᵀ d B` of a tile.
     fn input_tile(channels: usize, from: &[&[f32]; 16], to: &mut [&mut [f32]; 16]) {
-        over_lanes(channels, from, to, |d| along::<16, 16, 4, 4>(down::<16, 16, 4, 4>(d, bt), bt));
+        change::<Pixels, 4, 4>(channels, from, None, to);
     }
 
-    /// `Y = Aᵀ M A + bias` of a tile; the bias is the last of the rows.
-    fn output_tile(channels: usize, from: &[&[f32]; 17], to: &mut [&mut [f32]; 4]) {
-        over_lanes(channels, from, to, |rows| {
-            let m: [Lane; 16] = array::from_fn(|i| rows[i]);
-            along::<8, 4, 4, 2>(down::<16, 8, 4, 2>(m, at), at).map(|y| plus(y, rows[16]))
-        });
+    /// `Y = Aᵀ M A + bias` of a tile.
+    fn output_tile(channels: usize, from: &[&[f32]; 16], bias: Option<&[f32]>, to: &mut [&mut [f32]; 4]) {
+        change::<Products, 4, 2>(channels, from, bias, to);
     }
 
     /// `A dY Aᵀ` of a tile.
     fn gradient_tile(channels: usize, from: &[&[f32]; 4], to: &mut [&mut [f32]; 16]) {
-        over_lanes(channels, from, to, |y| along::<8, 16, 2, 4>(down::<4, 8, 2, 4>(y, a), a));
+        change::<Outputs, 2, 4>(channels, from, None, to);
     }
 
     /// `U = G g Gᵀ` of one output's kernel.
     fn kernel_tile(channels: usize, from: &[&[f32]; 9], to: &mut [&mut [f32]; 16]) {
-        over_lanes(channels, from, to, |w| along::<12, 16, 3, 4>(down::<9, 12, 3, 4>(w, g), g));
+        change::<Kernel, 3, 4>(channels, from, None, to);
     }
 
     /// `dg = Gᵀ dU G` of one output's kernel.
     fn kernel_gradient_tile(channels: usize, from: &[&[f32]; 16], to: &mut [&mut [f32]; 9]) {
-        over_lanes(channels, from, to, |u| along::<12, 9, 4, 3>(down::<16, 12, 4, 3>(u, gt), gt));
+        change::<KernelGradient, 4, 3>(channels, from, None, to);
     }
 }
 
@@ -346,9 +369,9 @@ fn multiply<'a>(
     rows: usize,
     beta: f32,
     a: impl Fn(usize) -> MatRef<'a>,
-    b: impl Fn(usize) -> MatRef<'a>,
+    b: impl Fn(usize) -> Rhs<'a>,
 ) {
-    let sides: Vec<(PackedLhs, MatRef)> = (0..PRODUCTS).map(|k| (PackedLhs::new(a(k)), b(k))).collect();
+    let sides: Vec<(PackedLhs, Rhs)> = (0..PRODUCTS).map(|k| (PackedLhs::new(a(k)), b(k))).collect();
     let (each, width, cols) = (m.each(), m.width, m.cols);
     kernel::gemm_batch(m.data.data_mut(), each, width, rows, cols, beta, &sides);
 }
@@ -362,35 +385,23 @@ fn read(v: &mut Stack, x: &Tensor, tiles: &Tiles, lines: &Range<usize>) {
     });
 }
 
-/// Output pixels `[T', N]` of the products of some lines of tiles.
-fn write(m: &Stack, tiles: &Tiles, lines: &Range<usize>, bias: Option<&[f32]>, y: &mut Tensor) {
+/// Writes the output pixels of the products of some lines of tiles to `y`, the lines' rows of the output.
+fn write(m: &Stack, tiles: &Tiles, lines: &Range<usize>, bias: Option<&[f32]>, y: &mut [f32]) {
     if memory::is_tracing() {
         return;
     }
-    let (cols, across, row) = (y.cols(), tiles.across(), tiles.to.width * y.cols());
-    let zeros = vec![0.0; cols];
-    let bias = bias.unwrap_or(&zeros);
-    let mut rest = &mut y.data_mut()[tiles.rows_before(lines.start) * cols..];
-    let mut outs = Vec::with_capacity(lines.len());
-    for line in lines.clone() {
-        let (out, tail) = std::mem::take(&mut rest).split_at_mut(tiles.lines_of(line) * row);
-        outs.push(out);
-        rest = tail;
-    }
-    outs.into_par_iter().enumerate().for_each(|(line, out)| {
+    let (cols, across, row) = (m.cols, tiles.across(), tiles.to.width * m.cols);
+    for_each_of(tiles.split(lines.clone().map(|line| line..line + 1), cols, y), |line, out| {
         let mut beyond = vec![0.0; 3 * cols];
         let (upper, lower) = out.split_at_mut(row);
         let mut lower = lower.chunks_mut(2 * cols);
         for (t, upper) in upper.chunks_mut(2 * cols).enumerate() {
-            let from: [&[f32]; 17] = array::from_fn(|k| match k {
-                PRODUCTS => bias,
-                k => m.row(k, line * across + t),
-            });
+            let from = array::from_fn(|k| m.row(k, line * across + t));
             let (b, c) = beyond.split_at_mut(cols);
             let (c, d) = c.split_at_mut(cols);
             let [a, b] = pair(upper, [&mut [], b]);
             let [c, d] = pair(lower.next().unwrap_or_default(), [c, d]);
-            output_tile(cols, &from, &mut [a, b, c, d]);
+            output_tile(cols, &from, bias, &mut [a, b, c, d]);
         }
     });
 }
@@ -405,64 +416,138 @@ fn pair<'a>(pixels: &'a mut [f32], beyond: [&'a mut [f32]; 2]) -> [&'a mut [f32]
     }
 }
 
-/// The convolution of `x` with the sixteen matrices of a kernel, `U_kᵀ` or (turned) `U_k`.
-fn convolve(x: &Tensor, tiles: Tiles, u: &Stack, turned: bool, bias: Option<&[f32]>, held: usize) -> Tensor {
-    let outputs = if turned { u.cols } else { u.rows };
-    let per_tile = PRODUCTS * (Stack::width_for(x.cols()) + Stack::width_for(outputs));
-    let pieces = tiles.pieces(per_tile, held);
-    let most = pieces.first().map_or(0, Range::len) * tiles.across();
-    let (mut v, mut m) = (Stack::new(most, x.cols()), Stack::new(most, outputs));
+/// The convolution of `x` with the sixteen right sides `[C, N]` of a kernel.
+///
+/// Where there is enough for all threads, each takes a few lines of tiles at a time, which stay in its cache; else all work on one piece together.
+fn convolve(
+    x: &Tensor,
+    tiles: Tiles,
+    u: &[PackedRhs],
+    outputs: usize,
+    bias: Option<&[f32]>,
+    together: usize,
+) -> Tensor {
     let mut y = Tensor::scratch(tiles.to.rows(), outputs);
-    for lines in pieces {
+    let piece = |v: &mut Stack, m: &mut Stack, lines: Range<usize>, y: &mut [f32]| {
         let rows = lines.len() * tiles.across();
-        read(&mut v, x, &tiles, &lines);
-        let side = |k| if turned { u.mat(k, u.rows) } else { u.mat(k, u.rows).t() };
-        multiply(&mut m, rows, 0.0, |k| v.mat(k, rows), side);
-        write(&m, &tiles, &lines, bias, &mut y);
+        read(v, x, &tiles, &lines);
+        multiply(m, rows, 0.0, |k| v.mat(k, rows), |k| Rhs::Packed(&u[k]));
+        write(m, &tiles, &lines, bias, y);
+    };
+    let per_tile = PRODUCTS * (Stack::width_for(x.cols()) + Stack::width_for(outputs));
+    let small = tiles.pieces(TILES.div_ceil(tiles.across()));
+    let threads = rayon::current_num_threads();
+    let is_shared = small.len() < 2 * threads;
+    let pieces = if is_shared { tiles.pieces(together / (per_tile * tiles.across()).max(1)) } else { small };
+    let most = pieces.iter().map(Range::len).max().unwrap_or(0) * tiles.across();
+    let stacks = || (Stack::new(most, x.cols()), Stack::new(most, outputs));
+    if is_shared {
+        let (mut v, mut m) = stacks();
+        for (lines, out) in pieces.iter().zip(tiles.split(pieces.iter().cloned(), outputs, y.data_mut())) {
+            piece(&mut v, &mut m, lines.clone(), out);
+        }
+        return y;
     }
+    let spare = Spare::new((0..threads).map(|_| stacks()).collect());
+    if memory::is_tracing() {
+        return y;
+    }
+    for_each_of(tiles.split(pieces.iter().cloned(), outputs, y.data_mut()), |i, out| {
+        spare.with(|(v, m)| alone(|| piece(v, m, pieces[i].clone(), out)));
+    });
     y
 }
 
-/// `y` `[T', N]`.
-pub(super) fn forward(x: &Tensor, shape: &Shape, w: &dyn Storage, bias: Option<&[f32]>, held: usize) -> Tensor {
+/// Things that tasks borrow in turn, one for each thread.
+struct Spare<T>(Mutex<Vec<T>>);
+
+impl<T> Spare<T> {
+    fn new(things: Vec<T>) -> Spare<T> {
+        Spare(Mutex::new(things))
+    }
+
+    fn with(&self, work: impl FnOnce(&mut T)) {
+        let lock = || self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some(mut thing) = lock().pop() else { unreachable!("one for each thread") };
+        work(&mut thing);
+        lock().push(thing);
+    }
+}
+
+/// The right sides of a convolution with a weight: `U_kᵀ`; turned round, `U_k`.
+fn sides(w: &dyn Storage, channels: usize, turned: bool) -> Vec<PackedRhs> {
+    let u = kernels(w, channels, turned);
+    let side = |k| if turned { u.mat(k, u.rows) } else { u.mat(k, u.rows).t() };
+    if memory::is_tracing() {
+        return (0..PRODUCTS).map(|k| PackedRhs::new(side(k))).collect();
+    }
+    (0..PRODUCTS).into_par_iter().map(|k| PackedRhs::new(side(k))).collect()
+}
+
+/// `y` `[T', N]`; where all threads work together, about `together` floats of tiles are held at a time.
+pub(super) fn forward(
+    x: &Tensor,
+    shape: &Shape,
+    w: &dyn Storage,
+    bias: Option<&[f32]>,
+    together: usize,
+) -> Tensor {
     let tiles = Tiles { from: shape.from, to: shape.to, pad: shape.window.pad_before };
-    convolve(x, tiles, &kernels(w, shape.channels, false), false, bias, held)
+    convolve(x, tiles, &sides(w, shape.channels, false), shape.outputs, bias, together)
 }
 
 /// `dx` `[T, C]`: the gradient convolved with the kernel turned round.
-pub(super) fn input_gradient(g: &Tensor, shape: &Shape, w: &dyn Storage, held: usize) -> Tensor {
+pub(super) fn input_gradient(g: &Tensor, shape: &Shape, w: &dyn Storage, together: usize) -> Tensor {
     let pad = shape.window.pad_before;
     let tiles = Tiles { from: shape.to, to: shape.from, pad: (2 - pad.0, 2 - pad.1) };
-    convolve(g, tiles, &kernels(w, shape.channels, true), true, None, held)
+    convolve(g, tiles, &sides(w, shape.channels, true), shape.channels, None, together)
 }
 
-/// `dw` `[N, 9 C]`.
-pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape, held: usize) -> Tensor {
+/// `dw` `[N, 9 C]`. Small kernels have several sums, each over a part of the tiles and the work of one thread; large ones one.
+pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape, together: usize) -> Tensor {
     let Shape { from, to, channels, outputs, window } = *shape;
     let tiles = Tiles { from, to, pad: window.pad_before };
+    let across = tiles.across();
     let per_tile = PRODUCTS * (Stack::width_for(channels) + Stack::width_for(outputs));
-    let (pieces, across) = (tiles.pieces(per_tile, held), tiles.across());
-    let most = pieces.first().map_or(0, Range::len) * across;
-    let (mut v, mut dm) = (Stack::new(most, channels), Stack::new(most, outputs));
-    let mut du = Stack::new(outputs, channels);
+    let sums = (together / (PRODUCTS * outputs * channels)).clamp(1, SUMS_MAX);
+    let floats = if sums > 1 { 0 } else { together };
+    let pieces = tiles.pieces((floats / (per_tile * across).max(1)).max(TILES.div_ceil(across)));
+    let most = pieces.iter().map(Range::len).max().unwrap_or(0) * across;
+    let stacks = || (Stack::new(most, channels), Stack::new(most, outputs));
     let zeros = vec![0.0; outputs];
-    for (number, lines) in pieces.iter().enumerate() {
-        let rows = lines.len() * across;
-        read(&mut v, x, &tiles, lines);
-        dm.fill(rows, across, |line, t, out| {
-            gradient_tile(outputs, &tiles.output(g, lines.start + line, t, &zeros), out);
-        });
-        let beta = if number == 0 { 0.0 } else { 1.0 };
-        multiply(&mut du, outputs, beta, |k| dm.mat(k, rows).t(), |k| v.mat(k, rows));
-    }
+    let add = |v: &mut Stack, dm: &mut Stack, du: &mut Stack, part: &[Range<usize>]| {
+        for (number, lines) in part.iter().enumerate() {
+            let rows = lines.len() * across;
+            read(v, x, &tiles, lines);
+            dm.fill(rows, across, |line, t, out| {
+                gradient_tile(outputs, &tiles.output(g, lines.start + line, t, &zeros), out);
+            });
+            let beta = if number == 0 { 0.0 } else { 1.0 };
+            multiply(du, outputs, beta, |k| dm.mat(k, rows).t(), |k| Rhs::Dense(v.mat(k, rows)));
+        }
+    };
+    let sums = sums.min(pieces.len()).max(1);
+    let mut dus: Vec<Stack> = (0..sums).map(|_| Stack::new(outputs, channels)).collect();
+    let threads = if sums > 1 { rayon::current_num_threads().min(sums) } else { 1 };
+    let spare = Spare::new((0..threads).map(|_| stacks()).collect());
     let mut dw = Tensor::scratch(outputs, 9 * channels);
     if memory::is_tracing() {
         return dw;
     }
+    match &mut dus[..] {
+        [du] => spare.with(|(v, dm)| add(v, dm, du, &pieces)),
+        dus => for_each_of(dus.iter_mut().collect(), |i, du| {
+            spare.with(|(v, dm)| alone(|| add(v, dm, du, &pieces[part(pieces.len(), sums, i)])));
+        }),
+    }
+    let (du, others) = dus.split_at_mut(1);
+    for other in others {
+        du[0].data.add_assign(&other.data);
+    }
     dw.data_mut().par_chunks_mut(9 * channels).enumerate().for_each(|(n, row)| {
         let mut taps = row.chunks_mut(channels);
         let mut taps: [&mut [f32]; 9] = array::from_fn(|_| taps.next().unwrap_or_default());
-        kernel_gradient_tile(channels, &array::from_fn(|k| du.row(k, n)), &mut taps);
+        kernel_gradient_tile(channels, &array::from_fn(|k| du[0].row(k, n)), &mut taps);
     });
     dw
 }
