@@ -20,6 +20,11 @@ use crate::models::Network;
 use crate::models::loader::Loader;
 use crate::nn::{Head, Hidden, Linear, Meeting, Pass, Rows, Site, Sliding, SubLayer, SubLayerKind};
 
+/// Most values of one picture behind a layer: 4 GiB.
+const VALUES_MAX: usize = 1 << 30;
+/// Most places of a pooling's window.
+const PLACES_MAX: usize = 256;
+
 /// A batch norm of fixed statistics.
 pub struct Norm {
     pub weight: ParamId,
@@ -110,16 +115,28 @@ impl ImageModel {
     /// The grid of every layer for one picture of a size; it tells whether the network can read it at all.
     ///
     /// # Errors
-    /// If a window does not fit, or sizes that must be equal differ.
+    /// If a window does not fit, sizes that must be equal differ, or a layer has more values than any memory.
     pub fn grids(&self, height: usize, width: usize) -> Result<Vec<Grid>> {
         let mut grids: Vec<Grid> = Vec::with_capacity(self.layers.len());
+        let mut channels: Vec<usize> = Vec::with_capacity(self.layers.len());
         for (at, layer) in self.layers.iter().enumerate() {
-            let inputs: Vec<Grid> = layer.inputs.iter().map(|&from| grids[from]).collect();
-            let grid = layer.step.grid(&inputs, Grid { images: 1, height, width }).map_err(|what| {
+            let fail = |what: String| {
                 let what = format!("pictures of {width} x {height}: {what} (layer {at})");
                 Error::Input(format!("{what}; choose another image_size"))
-            })?;
+            };
+            let inputs: Vec<Grid> = layer.inputs.iter().map(|&from| grids[from]).collect();
+            let grid = layer.step.grid(&inputs, Grid { images: 1, height, width }).map_err(fail)?;
+            let widths: Vec<usize> = layer.inputs.iter().map(|&from| channels[from]).collect();
+            let width = layer.step.channels(&widths, inputs.first().copied().unwrap_or(grid));
+            let pixels = grid.height.checked_mul(grid.width);
+            if pixels.and_then(|n| n.checked_mul(width)).is_none_or(|n| n > VALUES_MAX) {
+                let Grid { height: h, width: w, .. } = grid;
+                return Err(fail(format!(
+                    "{w} x {h} pixels of {width} channels are more than {VALUES_MAX} values"
+                )));
+            }
             grids.push(grid);
+            channels.push(width);
         }
         Ok(grids)
     }
@@ -289,8 +306,22 @@ impl Step {
         match self {
             Step::Input => Ok(input),
             Step::Linear(layer) => layer.sliding.as_ref().map_or(Ok(first), slide),
-            Step::Depthwise { sliding, .. } | Step::MaxPool(sliding) => slide(sliding),
-            Step::Upsample(n) => Ok(Grid { height: first.height * n, width: first.width * n, ..first }),
+            Step::Depthwise { sliding, .. } => slide(sliding),
+            Step::MaxPool(sliding) => {
+                let (window, (h, w)) = (sliding.window(first), sliding.kernel());
+                let pads = [window.pad_before, window.pad_after];
+                if h.saturating_mul(w) > PLACES_MAX || pads.iter().any(|pad| pad.0 >= h || pad.1 >= w) {
+                    return Err(format!(
+                        "a pooling of {w} x {h} has more than {PLACES_MAX} places, or lies in its padding"
+                    ));
+                }
+                slide(sliding)
+            }
+            Step::Upsample(n) => {
+                let sides = first.height.checked_mul(*n).zip(first.width.checked_mul(*n));
+                let (height, width) = sides.ok_or_else(|| format!("an enlargement by {n} is absurd"))?;
+                Ok(Grid { height, width, ..first })
+            }
             Step::Concat | Step::Add => match inputs.iter().find(|other| **other != first) {
                 None => Ok(first),
                 Some(other) => Err(format!(
@@ -304,6 +335,18 @@ impl Step {
             Step::MeanPool(h, w) => Ok(Grid { height: *h, width: *w, ..first }),
             Step::Flatten => Ok(Grid { height: 1, width: 1, ..first }),
             Step::Norm(_) | Step::Activation(_) | Step::Columns(_) | Step::Stage(_) => Ok(first),
+        }
+    }
+
+    /// Channels behind it, of inputs of so many and the grid of the first.
+    fn channels(&self, inputs: &[usize], grid: Grid) -> usize {
+        let first = inputs.first().copied().unwrap_or(3);
+        match self {
+            Step::Linear(layer) => layer.out_features,
+            Step::Concat => inputs.iter().fold(0, |sum, n| sum.saturating_add(*n)),
+            Step::Columns(range) => range.len(),
+            Step::Flatten => grid.pixels().saturating_mul(first),
+            _ => first,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Tiny random networks over pixels, pictures for them, and what a classifier says of them.
+//! Tiny random networks over pixels, pictures for them, and what a network says of them.
 
 use std::path::Path;
 
@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 /// Classes of the networks here.
 pub const CLASSES: usize = 3;
+/// Lines and columns of the pictures that they read.
+pub const SIDE: usize = 32;
 
 /// A VGG of three stages with a dense layer, whose input is pictures of `side` pixels.
 pub fn vgg(batch_norm: bool, side: usize) -> Value {
@@ -20,6 +22,93 @@ pub fn vgg(batch_norm: bool, side: usize) -> Value {
         "model_type": "vgg", "cfg": [6, "M", 7, "M", 8, "M"], "batch_norm": batch_norm, "dense": [10],
         "grid": side / 8, "num_labels": CLASSES, "image_input": Prepare::torchvision(side, side),
     })
+}
+
+/// A YOLOv3-tiny's layers with few channels: two scales, a route over half of the channels, a residual sum.
+const DARKNET: &str = "[net]
+width=32
+height=32
+[convolutional]
+batch_normalize=1
+filters=4
+size=3
+stride=2
+pad=1
+activation=leaky
+[maxpool]
+size=2
+stride=2
+[convolutional]
+batch_normalize=1
+filters=6
+size=3
+pad=1
+activation=mish
+[route]
+layers=-1
+groups=2
+group_id=1
+[convolutional]
+batch_normalize=1
+filters=6
+size=1
+activation=leaky
+[shortcut]
+from=-3
+activation=linear
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+[maxpool]
+size=2
+stride=1
+[convolutional]
+filters=16
+activation=linear
+[yolo]
+mask=1,2
+anchors=4,5, 8,9, 16,12
+num=3
+classes=3
+[route]
+layers=-3
+[upsample]
+stride=2
+[route]
+layers=-1,5
+[convolutional]
+filters=8
+activation=linear
+[yolo]
+mask=0
+anchors=4,5, 8,9, 16,12
+num=3
+classes=3
+";
+
+/// A network of each architecture for pictures of 32 pixels, with its name.
+pub fn every() -> Vec<(&'static str, Value)> {
+    let stage = |width: usize, repeats: usize, kernel: usize, stride: usize, expand: usize| json!({ "width": width, "repeats": repeats, "kernel": kernel, "stride": stride, "expand": expand });
+    let efficientnet = json!({
+        "model_type": "efficientnet_lite", "stem": 4, "head": 8, "num_labels": CLASSES,
+        "stages": [stage(4, 1, 3, 1, 1), stage(6, 2, 5, 2, 2)], "image_input": Prepare::torchvision(SIDE, SIDE),
+    });
+    let yolov8 = json!({
+        "model_type": "yolov8", "widths": [2, 4, 4, 4, 6], "repeats": [1, 0, 1, 0], "neck_widths": [4, 4, 4, 6],
+        "neck_repeats": [0, 1, 0, 0], "towers": [4, 4], "reg_max": 3, "num_labels": CLASSES,
+        "image_input": Prepare::ultralytics(SIDE),
+    });
+    vec![
+        ("vgg", vgg(false, SIDE)),
+        ("vgg_bn", vgg(true, SIDE)),
+        ("efficientnet", efficientnet),
+        ("darknet", json!({ "model_type": "darknet", "cfg": DARKNET })),
+        ("yolov8", yolov8),
+    ]
 }
 
 /// Writes a new network of this configuration; vectors (biases, norms and their statistics) are drawn too, so that none of them is a zero or a one.
@@ -92,30 +181,42 @@ impl Pictures {
         }
     }
 
-    /// Logits `[images, classes]` on a tape.
+    /// What the head says, one row for each picture, on a tape: logits of the classes, or all cells of a detector's scales side by side.
     pub fn forward<'p>(&self, tape: &Tape<'p>, model: &'p Model, pass: &Pass) -> Var {
         let net = model.net.as_image().expect("pictures");
-        let state =
-            net.run(tape, net.start(Var::constant(self.x.clone()), self.grid), 0..model.net.blocks(), pass);
-        let Head::Classifier(head) = model.net.head() else { panic!("no classifier") };
-        head.forward(tape, &net.hidden(&state, pass).expect("an output"))
+        let state = net.trunk(tape, self.x.clone(), self.grid, pass);
+        if let Head::Classifier(head) = model.net.head() {
+            return head.forward(tape, &net.hidden(&state, pass).expect("an output"));
+        }
+        let scales = net.detect(tape, &state, pass);
+        assert!(!scales.is_empty(), "neither a classifier nor a detector");
+        let rows = |(x, grid, _): &(Var, Grid, usize)| {
+            ops::reshape(tape, x, grid.images, grid.pixels() * x.value().cols())
+        };
+        let rows: Vec<Var> = scales.iter().map(rows).collect();
+        ops::concat_columns(tape, &rows.iter().collect::<Vec<_>>())
     }
 
     pub fn logits(&self, model: &Model, pass: &Pass) -> Tensor {
         self.forward(&Tape::inference(&model.params), model, pass).value().clone()
     }
 
-    /// Cross-entropy of the classes, divided by `denominator`.
+    /// Cross-entropy of the classes, or a detector's mean square distance from numbers that follow from them, divided by `denominator`.
     pub fn loss<'p>(&self, tape: &Tape<'p>, model: &'p Model, pass: &Pass, denominator: f32) -> Var {
         let n = self.classes.len();
-        let logits = self.forward(tape, model, pass);
+        let said = self.forward(tape, model, pass);
+        if let Head::Detector(_) = model.net.head() {
+            let cols = said.value().cols();
+            let target = |row: usize, c: usize| ((self.classes[row] as usize + c) % 5) as f32 / 5.0;
+            return ops::mse(tape, &said, &Tensor::from_fn(n, cols, target), denominator * cols as f32);
+        }
         let labels = LossRows {
             rows: (0..n).collect(),
             targets: self.classes.clone(),
             weights: vec![1.0; n],
             denominator,
         };
-        ops::cross_entropy(tape, &logits, &labels)
+        ops::cross_entropy(tape, &said, &labels)
     }
 
     pub fn loss_and_gradients(&self, model: &Model, pass: &Pass) -> (f32, Gradients) {

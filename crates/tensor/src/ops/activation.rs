@@ -1,7 +1,7 @@
 //! The activation functions of models and adapters: `y = f(x)`, element by element; backward `dx = g f'(x)`.
 //!
 //! GELU (Hendrycks and Gimpel, 2016) exactly, `x Phi(x)`; by tanh, `x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`;
-//! and as `x sigmoid(1.702 x)`. SiLU is `x sigmoid(x)`.
+//! and as `x sigmoid(1.702 x)`. SiLU is `x sigmoid(x)`. Mish (arXiv:1908.08681) is `x tanh(ln(1 + e^x))`.
 
 use super::parallel::for_rows;
 use crate::kernel::simd;
@@ -23,6 +23,7 @@ pub enum Activation {
     Silu,
     Tanh,
     Sigmoid,
+    Mish,
     /// With the slope below zero.
     LeakyRelu(f32),
     Identity,
@@ -46,6 +47,7 @@ impl Activation {
         "swish",
         "tanh",
         "sigmoid",
+        "mish",
         "leakyrelu",
         "leaky_relu",
         "linear",
@@ -65,6 +67,7 @@ impl Activation {
             "silu" | "swish" => Activation::Silu,
             "tanh" => Activation::Tanh,
             "sigmoid" => Activation::Sigmoid,
+            "mish" => Activation::Mish,
             "leakyrelu" | "leaky_relu" => Activation::LeakyRelu(0.01),
             "linear" | "identity" => Activation::Identity,
             _ => return None,
@@ -140,6 +143,29 @@ fn sigmoid_slope(x: f32) -> f32 {
     s * (1.0 - s)
 }
 
+/// From here on mish is `x` in single precision, and the squares of `e^x` still are numbers.
+const MISH_MAX: f32 = 20.0;
+
+/// `tanh(ln(1 + e))` is `n / (n + 2)` with `n = e (e + 2)`: `e`, and `n + 2`.
+#[inline(always)]
+fn mish_parts(x: f32) -> (f32, f32) {
+    let e = simd::exp(if x > MISH_MAX { MISH_MAX } else { x });
+    (e, e * (e + 2.0) + 2.0)
+}
+
+#[inline(always)]
+fn mish(x: f32) -> f32 {
+    let (e, m) = mish_parts(x);
+    x * (e * (e + 2.0) / m)
+}
+
+#[inline(always)]
+fn mish_slope(x: f32) -> f32 {
+    let (e, m) = mish_parts(x);
+    let bent = 4.0 * e * (e + 1.0) / (m * m);
+    e * (e + 2.0) / m + if x > MISH_MAX { 0.0 } else { x * bent }
+}
+
 /// `y = f(x)`
 #[inline(always)]
 fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
@@ -167,6 +193,7 @@ crate::multiversion! {
             Activation::Silu => map(x, y, |x| swish(1.0, x)),
             Activation::Tanh => map(x, y, simd::tanh),
             Activation::Sigmoid => map(x, y, simd::sigmoid),
+            Activation::Mish => map(x, y, mish),
             Activation::LeakyRelu(slope) => map(x, y, |x| leaky(slope, x)),
             Activation::Identity => map(x, y, |x| x),
         }
@@ -183,6 +210,7 @@ crate::multiversion! {
             Activation::Silu => multiply(x, g, |x| swish_slope(1.0, x)),
             Activation::Tanh => multiply(x, g, tanh_slope),
             Activation::Sigmoid => multiply(x, g, sigmoid_slope),
+            Activation::Mish => multiply(x, g, mish_slope),
             Activation::LeakyRelu(slope) => multiply(x, g, |x| leaky_slope(slope, x)),
             Activation::Identity => {}
         }
@@ -217,7 +245,7 @@ mod tests {
     use super::super::gradcheck::{assert_same_on_any_threads, check, random};
     use super::*;
 
-    const ALL: [Activation; 10] = [
+    const ALL: [Activation; 11] = [
         Activation::Relu,
         Activation::Relu6,
         Activation::Gelu,
@@ -226,6 +254,7 @@ mod tests {
         Activation::Silu,
         Activation::Tanh,
         Activation::Sigmoid,
+        Activation::Mish,
         Activation::LeakyRelu(0.01),
         Activation::Identity,
     ];
@@ -254,6 +283,7 @@ mod tests {
                 [-0.018_071_31, -0.154_204_23, -0.098_800_346, 0.0, 0.350_388_44, 1.935_658_6, 3.995_585],
             ),
             ("silu", [-0.142_277_61, -0.268_941_43, -0.109_455_876, 0.0, 0.311_229_68, 1.761_594, 3.928_055]),
+            ("mish", [-0.145_647_5, -0.303_401_5, -0.129_927, 0.0, 0.375_245_2, 1.943_959, 3.997_413]),
         ];
         for (name, want) in want {
             let y = forward(Activation::parse(name).expect(name), &x);

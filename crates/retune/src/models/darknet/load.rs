@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use retune_formats::darknet;
 use retune_media::pictures::prepare::Fit;
 use retune_media::pictures::{Prepare, Resample};
+use retune_tensor::Params;
 use retune_tensor::ops::Activation;
-use retune_tensor::{Params, Window};
 use serde_json::{Value, json};
 
 use super::plan::{Kind, Layer, Plan};
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::models::config::Config;
 use crate::models::detection_head::{DetectionHead, Part, PartRows, labels_for};
 use crate::models::fresh::Draw;
-use crate::models::graph::{Builder, Description, ImageModel, Step, resized, square};
+use crate::models::graph::{Builder, Description, ImageModel, Step, resized};
 use crate::models::loader::Loader;
 use crate::models::{HeadRequest, LoadOptions, Model, ModelFiles, Net, image_head};
 use crate::nn::Sliding;
@@ -180,15 +180,7 @@ impl Graph<'_, '_, '_> {
         let from = self.before(number);
         let at = match &layer.kind {
             Kind::Convolution { .. } => self.convolution(number, layer, from)?,
-            Kind::MaxPool { size, stride, padding } => {
-                let (before, after) = (padding / 2, padding - padding / 2);
-                let window = Window {
-                    pad_before: (before, before),
-                    pad_after: (after, after),
-                    ..Window::square(*size, *stride, 0)
-                };
-                self.builder.add(Step::MaxPool(Sliding::Fixed(window)), &[from])
-            }
+            Kind::MaxPool(window) => self.builder.add(Step::MaxPool(Sliding::Fixed(*window)), &[from]),
             Kind::Upsample(factor) => self.builder.add(Step::Upsample(*factor), &[from]),
             Kind::Route { from, groups, group } => self.route(from, *groups, *group),
             Kind::Shortcut { from: other, activation } => {
@@ -202,11 +194,13 @@ impl Graph<'_, '_, '_> {
     }
 
     fn convolution(&mut self, number: usize, layer: &Layer, from: usize) -> Result<usize> {
-        let Kind::Convolution { size, stride, padding, norm, activation } = layer.kind else {
+        let (Kind::Convolution { norm, activation, .. }, Some(window)) = (&layer.kind, layer.kind.window())
+        else {
             return Ok(from);
         };
+        let (norm, activation) = (*norm, *activation);
         let shape = (layer.channels, layer.channels_in);
-        let sliding = square(size, stride, padding);
+        let sliding = Sliding::Fixed(window);
         let mut at = self.builder.conv(&format!("layers.{number}.conv"), from, shape, sliding, !norm)?;
         if norm {
             at = self.builder.norm(&format!("layers.{number}.bn"), at, layer.channels, NORM_EPS)?;
@@ -244,6 +238,6 @@ mod tests;
 
 impl Kind {
     fn shrinks(&self) -> bool {
-        matches!(self, Kind::Convolution { stride, .. } | Kind::MaxPool { stride, .. } if *stride > 1)
+        self.window().is_some_and(|window| window.stride != (1, 1))
     }
 }

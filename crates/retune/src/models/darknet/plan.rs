@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use retune_formats::darknet::{Config, Section};
 use retune_tensor::ops::Activation;
+use retune_tensor::{Grid, Window};
 
 use crate::error::{Error, Result};
 use crate::nn::detector::{AnchorScale, BoxLoss};
@@ -12,6 +13,10 @@ use crate::nn::detector::{AnchorScale, BoxLoss};
 const CHANNELS_MAX: usize = 1 << 16;
 const KERNEL_MAX: usize = 64;
 const SIDE_MAX: usize = 1 << 14;
+/// Largest window of a pooling.
+const POOL_MAX: usize = 16;
+/// Most values that a layer may have, as weights, and behind it for one picture: 4 GiB.
+const VALUES_MAX: usize = 1 << 30;
 /// Most classes, as of any other model.
 const CLASSES_MAX: usize = 1 << 16;
 /// Rows of an anchor before those of its classes.
@@ -34,6 +39,8 @@ pub struct Layer {
     /// Channels that it reads, of a convolution.
     pub channels_in: usize,
     pub channels: usize,
+    /// Behind it, for one picture.
+    pub grid: Grid,
     pub line: usize,
 }
 
@@ -47,12 +54,7 @@ pub enum Kind {
         norm: bool,
         activation: Activation,
     },
-    /// `padding` in all, the smaller half before.
-    MaxPool {
-        size: usize,
-        stride: usize,
-        padding: usize,
-    },
+    MaxPool(Window),
     Upsample(usize),
     /// The channels of several side by side, or one of so many groups of them.
     Route {
@@ -81,7 +83,8 @@ impl Plan {
         let mut plan = Plan { width, height, layers: Vec::new(), classes: 0 };
         net.size("channels", Some(3), 3..=3)?;
         for section in config.layers() {
-            let layer = Reader { section, layers: &plan.layers }.layer()?;
+            let input = Grid { images: 1, height, width };
+            let layer = Reader { section, layers: &plan.layers, input }.layer()?;
             if let Kind::Yolo(_) = layer.kind {
                 let classes = section.size("classes", Some(20), 1..=CLASSES_MAX)?;
                 if plan.classes != 0 && plan.classes != classes {
@@ -123,11 +126,29 @@ impl Plan {
     }
 }
 
+impl Kind {
+    /// How it goes over the pixels, where it has a window.
+    pub fn window(&self) -> Option<Window> {
+        match self {
+            Kind::Convolution { size, stride, padding, .. } => Some(Window::square(*size, *stride, *padding)),
+            Kind::MaxPool(window) => Some(*window),
+            _ => None,
+        }
+    }
+}
+
+/// `13 x 7`: width and height.
+fn pixels(grid: Grid) -> String {
+    format!("{} x {}", grid.width, grid.height)
+}
+
 /// Reads one section.
 struct Reader<'a> {
     section: &'a Section,
     /// Those before it.
     layers: &'a [Layer],
+    /// One picture.
+    input: Grid,
 }
 
 impl Reader<'_> {
@@ -158,7 +179,70 @@ impl Reader<'_> {
             }
         };
         let channels_in = if let Kind::Convolution { .. } = kind { self.before()? } else { 0 };
-        Ok(Layer { kind, channels_in, channels, line: self.section.line })
+        let grid = self.grid(&kind)?;
+        let layer = Layer { kind, channels_in, channels, grid, line: self.section.line };
+        self.check_size(&layer)?;
+        Ok(layer)
+    }
+
+    /// The grid behind a layer.
+    fn grid(&self, kind: &Kind) -> Result<Grid> {
+        let before = self.layers.last().map_or(self.input, |layer| layer.grid);
+        let same = |key: &str, numbers: &[usize], grid: Grid| match numbers
+            .iter()
+            .find(|at| self.layers[**at].grid != grid)
+        {
+            None => Ok(grid),
+            Some(at) => {
+                let (other, grid) = (pixels(self.layers[*at].grid), pixels(grid));
+                Err(self.fail(Some(key), format!("layer {at} has {other} pixels, and what it meets {grid}")))
+            }
+        };
+        match kind {
+            Kind::Convolution { .. } | Kind::MaxPool(_) => {
+                let window = kind.window().unwrap_or(Window::square(1, 1, 0));
+                window.output(before).ok_or_else(|| {
+                    let (h, w) = window.kernel;
+                    self.fail(
+                        Some("size"),
+                        format!("{w} x {h} is larger than the {} pixels before it", pixels(before)),
+                    )
+                })
+            }
+            Kind::Upsample(by) => {
+                let sides = before.height.checked_mul(*by).zip(before.width.checked_mul(*by));
+                let (height, width) = sides.ok_or_else(|| self.fail(Some("stride"), "it is absurd"))?;
+                Ok(Grid { height, width, ..before })
+            }
+            Kind::Route { from, .. } => {
+                same("layers", from, from.first().map_or(before, |at| self.layers[*at].grid))
+            }
+            Kind::Shortcut { from, .. } => same("from", std::slice::from_ref(from), before),
+            Kind::Yolo(_) | Kind::Dropout => Ok(before),
+        }
+    }
+
+    /// Refuses what no memory holds.
+    fn check_size(&self, layer: &Layer) -> Result<()> {
+        let product = |factors: &[usize]| factors.iter().try_fold(1usize, |all, n| all.checked_mul(*n));
+        let fits = |factors: &[usize]| product(factors).is_some_and(|n| n <= VALUES_MAX);
+        let (channels, grid) = (layer.channels, layer.grid);
+        if !fits(&[grid.height, grid.width, channels]) {
+            let what = format!(
+                "{} pixels of {channels} channels are more than {VALUES_MAX} values for one picture",
+                pixels(grid)
+            );
+            return Err(self.fail(None, what));
+        }
+        let Kind::Convolution { size, .. } = layer.kind else { return Ok(()) };
+        if !fits(&[channels, layer.channels_in, size, size]) {
+            let what = format!(
+                "{channels} kernels of {size} x {size} over {} channels are more than {VALUES_MAX} weights",
+                layer.channels_in
+            );
+            return Err(self.fail(Some("filters"), what));
+        }
+        Ok(())
     }
 
     /// Channels of the layer before; the pictures have three.
@@ -197,9 +281,10 @@ impl Reader<'_> {
             "logistic" => Activation::Sigmoid,
             "swish" => Activation::Silu,
             "tanh" => Activation::Tanh,
+            "mish" => Activation::Mish,
             _ => {
                 let what = format!(
-                    "activation = {name} is not supported; these are: leaky, linear, relu, relu6, logistic, swish, tanh"
+                    "activation = {name} is not supported; these are: leaky, linear, relu, relu6, logistic, swish, tanh, mish"
                 );
                 return Err(self.fail(Some("activation"), what));
             }
@@ -237,9 +322,16 @@ impl Reader<'_> {
         let stride = self.size("stride", 1, 1..=KERNEL_MAX)?;
         let stride_text = stride.to_string();
         self.refuse(&[("stride_x", &stride_text), ("stride_y", &stride_text)])?;
-        let size = self.size("size", stride, 1..=KERNEL_MAX)?;
-        let padding = self.size("padding", size - 1, 0..=KERNEL_MAX)?;
-        Ok((Kind::MaxPool { size, stride, padding }, self.before()?))
+        let size = self.size("size", stride, 1..=POOL_MAX)?;
+        // In all, the smaller half before; a window that lies in the padding alone has no largest.
+        let padding = self.size("padding", size - 1, 0..=2 * (size - 1))?;
+        let (before, after) = (padding / 2, padding - padding / 2);
+        let window = Window {
+            pad_before: (before, before),
+            pad_after: (after, after),
+            ..Window::square(size, stride, 0)
+        };
+        Ok((Kind::MaxPool(window), self.before()?))
     }
 
     fn upsample(&self) -> Result<(Kind, usize)> {

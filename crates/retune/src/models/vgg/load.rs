@@ -111,10 +111,11 @@ impl VggConfig {
 pub fn recognise(source: &dyn TensorSource) -> Option<Value> {
     let shape = |name: &str| source.find(name).map(|info| info.shape.clone());
     let batch_norm = shape("features.1.running_mean").is_some();
-    let number = |name: &str| name.strip_prefix("features.")?.strip_suffix(".weight")?.parse::<usize>().ok();
+    // As a u16, so that no sum below overflows.
+    let number = |name: &str| name.strip_prefix("features.")?.strip_suffix(".weight")?.parse::<u16>().ok();
     let convs = source.tensors().iter().filter(|info| info.shape.len() == 4);
     let mut convs: Vec<(usize, usize)> =
-        convs.filter_map(|info| Some((number(&info.name)?, info.shape[0]))).collect();
+        convs.filter_map(|info| Some((number(&info.name)?.into(), info.shape[0]))).collect();
     convs.sort_unstable();
     if convs.first()?.0 != 0 || convs.len() > DEPTH_MAX {
         return None;
@@ -181,7 +182,7 @@ fn network(
         None => config.input,
     };
     let poolings = config.cfg.iter().filter(|step| step.is_none()).count() as u32;
-    let fits = [input.height, input.width].iter().all(|size| size >> poolings == config.grid);
+    let fits = [input.height, input.width].iter().all(|size| size.checked_shr(poolings) == Some(config.grid));
     let wanted = image_head::pooling(request);
     let flattens = match wanted {
         Some(Pooling::Mean) => false,
@@ -249,4 +250,39 @@ fn dense(builder: &mut Builder, config: &VggConfig, from: usize) -> Result<(usiz
         width = out;
     }
     Ok((at, width))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use retune_formats::{TensorOut, safetensors};
+
+    #[test]
+    fn absurd_networks_are_refused() {
+        let halved = |n: usize| {
+            let cfg: Vec<Value> = [json!(4)].into_iter().chain(vec![json!("M"); n]).collect();
+            let json =
+                json!({ "model_type": "vgg", "cfg": cfg, "image_input": Prepare::torchvision(32, 32) });
+            let config = Config { path: "config.json".into(), value: &json };
+            fresh(&config, Draw::new(&config, 1).unwrap()).map(drop)
+        };
+        halved(5).unwrap();
+        for n in [6, 64, 200] {
+            let message = halved(n).unwrap_err().to_string();
+            assert!(message.contains("does not fit") && message.contains("image_size"), "{message}");
+        }
+        assert!(halved(300).unwrap_err().to_string().contains("at most 256"));
+    }
+
+    #[test]
+    fn weights_with_absurd_numbers_are_no_vgg() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let kernel =
+            |number: u64| TensorOut::f32(format!("features.{number}.weight"), &[1, 1, 1, 1], vec![0.0]);
+        safetensors::write(&path, vec![kernel(0), kernel(u64::MAX)], &[]).unwrap();
+        assert_eq!(recognise(&safetensors::File::open(&path).unwrap()).unwrap()["cfg"], json!([1, "M"]));
+        safetensors::write(&path, vec![kernel(0), kernel(u16::MAX.into())], &[]).unwrap();
+        assert!(recognise(&safetensors::File::open(&path).unwrap()).is_none());
+    }
 }
