@@ -8,7 +8,7 @@ use retune::nn::Active;
 use retune::run_file::RunFile;
 use retune::tasks::classification::HELD_OUT;
 use retune::tasks::detection::{Detect, Detection, LabelledBox, Nms, detector, predict};
-use retune::tasks::images::ImageCache;
+use retune::tasks::images::{self, ImageCache};
 use retune_media::pictures::Splits;
 use retune_media::pictures::annotations::{Annotations, Rules};
 use retune_media::pictures::augment::Augment;
@@ -111,13 +111,15 @@ impl Detected {
         let every = data.pictures.len().div_ceil(SHOWN).max(1);
         let chosen: Vec<usize> = (0..data.pictures.len()).step_by(every).take(SHOWN).collect();
         let slots = vec![Some(0); chosen.len()];
-        let read = |i: usize| Ok(data.pictures[chosen[i]].read()?);
+        let looked_at = images::Pictures {
+            slots: &slots,
+            batch_size: 4,
+            read: &|i| Ok(data.pictures[chosen[i]].read()?),
+        };
         let settings = (CONFIDENCE, &Nms::default());
-        let found = predict(model.image()?, &model.params, &slots, 4, settings, &read, &mut |_| true)?;
         let mut cells = Vec::with_capacity(chosen.len());
-        for (&i, found) in chosen.iter().zip(found.unwrap_or_default()) {
-            let annotated = &data.pictures[i];
-            let mut picture = annotated.read()?;
+        predict(model.image()?, &model.params, &looked_at, settings, &mut |i, mut picture, found| {
+            let annotated = &data.pictures[chosen[i]];
             let truth = |b: &LabelledBox| Drawn { bounds: b.bounds, label: String::new(), colour: [255; 3] };
             let truths: Vec<Drawn> = annotated.boxes.iter().map(truth).collect();
             draw::boxes(&mut picture, &truths);
@@ -125,7 +127,8 @@ impl Detected {
             let name = annotated.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let caption = vec![name, format!("{} boxes, {} found", truths.len(), found.len())];
             cells.push(Cell { picture, caption, frame: [200; 3] });
-        }
+            anyhow::Ok(true)
+        })?;
         Ok((!cells.is_empty()).then(|| draw::sheet(&cells, 3, 320).to_png()))
     }
 

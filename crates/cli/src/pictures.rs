@@ -121,9 +121,13 @@ impl Pictured {
         let every = data.len().div_ceil(LOOKED_AT).max(1);
         let chosen: Vec<usize> = (0..data.len()).step_by(every).collect();
         let slots = vec![Some(0); chosen.len()];
-        let read = |i: usize| Ok(data.read(chosen[i])?);
-        let found = images::predict(model.image()?, &model.params, &slots, 8, &read, &mut |_| true)?;
-        let found = found.unwrap_or_default();
+        let looked_at =
+            images::Pictures { slots: &slots, batch_size: 8, read: &|i| Ok(data.read(chosen[i])?) };
+        let mut found = Vec::with_capacity(chosen.len());
+        images::predict(model.image()?, &model.params, &looked_at, &mut |_, _, answer| {
+            found.push(answer);
+            anyhow::Ok(true)
+        })?;
         let is_right = |i: usize| found[i].class == data.examples[chosen[i]].class;
         let (right, wrong): (Vec<usize>, Vec<usize>) = (0..found.len()).partition(|&i| is_right(i));
         let wrong = wrong.into_iter().take(SHOWN / 2);

@@ -12,7 +12,7 @@ use retune::models::fresh::Draw;
 use retune::models::{HeadRequest, LoadOptions, Model, Network, darknet};
 use retune::nn::{Head, Pass};
 use retune::tasks::detection::{Generation, Nms, Output, decode, nms};
-use retune::tasks::images::{batch, predict};
+use retune::tasks::images::{Pictures, batch, predict};
 use retune_formats::TensorSource;
 use retune_media::pictures::{Picture, Prepare};
 use retune_tensor::ops::{self, LossRows};
@@ -42,7 +42,13 @@ fn efficientnet_lite0_knows_an_eagle() {
     let model = load(&path);
     let net = model.image().unwrap();
     let read = |_: usize| Ok(photo(&photos.join("eagle.jpg")));
-    let answers = predict(net, &model.params, &[None], 1, &read, &mut |_| true).unwrap().unwrap();
+    let mut answers = Vec::new();
+    let each = &mut |_, _, answer| -> Result<bool, retune::Error> {
+        answers.push(answer);
+        Ok(true)
+    };
+    let eagle = Pictures { slots: &[None], batch_size: 1, read: &read };
+    assert!(predict(net, &model.params, &eagle, each).unwrap());
     let answer = &answers[0];
     assert_eq!((answer.class, answer.probabilities.len()), (22, 1000), "bald eagle");
     // PyTorch's for the same picture, resized by Pillow.

@@ -7,7 +7,8 @@ mod predict;
 
 pub use cache::{ImageCache, Trunk};
 pub use objective::ImageClassification;
-pub use predict::{Answer, predict};
+pub(crate) use predict::Seen;
+pub use predict::{Answer, Pictures, predict};
 
 use rayon::prelude::*;
 use retune_media::pictures::{Labelled, Picture, Prepare};

@@ -4,12 +4,12 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use retune::models::{Model, ModelFiles};
+use retune::models::{ImageModel, Model, ModelFiles};
 use retune::nn::Head;
 use retune::tasks::detection::{self, BoxF, Detection, Nms};
-use retune::tasks::images::{self, Answer};
-use retune_media::pictures::decode;
+use retune::tasks::images::{self, Answer, Pictures};
 use retune_media::pictures::draw::{self, Hide};
+use retune_media::pictures::{Picture, decode};
 use serde_json::{Value, json};
 
 use super::{Args, bar, print_lines, write_lines};
@@ -102,56 +102,63 @@ fn objects(
     if let Some(folder) = draw {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    let settings = (*confidence, &Nms { overlap: *overlap, ..Nms::default() });
+    let name = |d: &Detection| labels.get(d.class as usize).cloned().unwrap_or_default();
+    each_picture(args, model, paths, signals, |net, pictures, each| {
+        detection::predict(net, &model.params, pictures, settings, &mut |i, picture, mut found| {
+            found.retain(|d| classes.is_empty() || classes.contains(&name(d)));
+            let (width, height) = (picture.width, picture.height);
+            let object = |d: &Detection| {
+                let pixels = d.bounds.to_pixels(width, height).map(|x| (f64::from(x) * 10.0).round() / 10.0);
+                json!({"label": name(d), "score": d.score, "box": pixels})
+            };
+            let mut line = json!({
+                "width": width, "height": height, "objects": found.iter().map(object).collect::<Vec<_>>(),
+            });
+            if let Some(folder) = draw {
+                let drawn = write_drawn(picture, &paths[i], folder, &found, labels, args.pictures.anonymise)?;
+                line["drawn"] = json!(drawn.display().to_string());
+            }
+            each(line)
+        })
+    })
+}
+
+/// Runs a prediction over all pictures with a bar; what `each` was given of them, in their order.
+fn each_picture<T>(
+    args: &Args,
+    model: &Model,
+    paths: &[PathBuf],
+    signals: &Signals,
+    predict: impl FnOnce(&ImageModel, &Pictures, &mut dyn FnMut(T) -> Result<bool>) -> Result<bool>,
+) -> Result<Vec<T>> {
     let bar = bar(paths.len());
-    let settings = Nms { overlap: *overlap, ..Nms::default() };
     let slots = vec![Some(0); paths.len()];
-    let found = detection::predict(
-        model.image()?,
-        &model.params,
-        &slots,
-        args.batch as usize,
-        (*confidence, &settings),
-        &|i| Ok(decode::read(&paths[i])?),
-        &mut |done| {
-            bar.set_position(done as u64);
-            signals.exit_code().is_none()
-        },
-    )?;
+    let pictures =
+        Pictures { slots: &slots, batch_size: args.batch as usize, read: &|i| Ok(decode::read(&paths[i])?) };
+    let mut found = Vec::with_capacity(paths.len());
+    let whole = predict(model.image()?, &pictures, &mut |one| {
+        found.push(one);
+        bar.set_position(found.len() as u64);
+        Ok(signals.exit_code().is_none())
+    })?;
     bar.finish_and_clear();
     model.check_weights()?;
-    let Some(found) = found else {
-        return Err(Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into());
-    };
-    let mut lines = Vec::with_capacity(found.len());
-    for (path, mut found) in paths.iter().zip(found) {
-        let name = |d: &Detection| labels.get(d.class as usize).cloned().unwrap_or_default();
-        found.retain(|d| classes.is_empty() || classes.contains(&name(d)));
-        let (width, height) = decode::read_size(path)?;
-        let object = |d: &Detection| {
-            let pixels = d.bounds.to_pixels(width, height).map(|x| (f64::from(x) * 10.0).round() / 10.0);
-            json!({"label": name(d), "score": d.score, "box": pixels})
-        };
-        let mut line = json!({
-            "width": width, "height": height, "objects": found.iter().map(object).collect::<Vec<_>>(),
-        });
-        if let Some(folder) = draw {
-            let drawn = write_drawn(path, folder, &found, labels, args.pictures.anonymise)?;
-            line["drawn"] = json!(drawn.display().to_string());
-        }
-        lines.push(line);
+    match whole || found.len() == paths.len() {
+        true => Ok(found),
+        false => Err(Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into()),
     }
-    Ok(lines)
 }
 
 /// Writes a picture with its objects framed, or hidden.
 fn write_drawn(
+    mut picture: Picture,
     path: &Path,
     folder: &Path,
     found: &[Detection],
     labels: &[String],
     anonymise: bool,
 ) -> Result<PathBuf> {
-    let mut picture = decode::read(path)?;
     if anonymise {
         let boxes: Vec<BoxF> = found.iter().map(|d| d.bounds).collect();
         draw::hide(&mut picture, &boxes, Hide::Blur);
@@ -196,7 +203,9 @@ pub fn run(args: &Args, files: &ModelFiles, json: bool, signals: &Signals) -> Re
             return Ok(());
         }
         args.pictures.refuse_for_classifiers()?;
-        let answers = answers(args, model, &paths, signals)?;
+        let answers = each_picture(args, model, &paths, signals, |net, pictures, each| {
+            images::predict(net, &model.params, pictures, &mut |_, _, answer| each(answer))
+        })?;
         let Head::Classifier(head) = model.net.head() else { bail!("this model has no classifier") };
         for (path, answer) in paths.iter().zip(&answers) {
             let mut line = line(path, answer, &head.labels);
@@ -249,25 +258,6 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn answers(args: &Args, model: &Model, paths: &[PathBuf], signals: &Signals) -> Result<Vec<Answer>> {
-    let bar = bar(paths.len());
-    let slots = vec![Some(0); paths.len()];
-    let found = images::predict(
-        model.image()?,
-        &model.params,
-        &slots,
-        args.batch as usize,
-        &|i| Ok(decode::read(&paths[i])?),
-        &mut |done| {
-            bar.set_position(done as u64);
-            signals.exit_code().is_none()
-        },
-    )?;
-    bar.finish_and_clear();
-    model.check_weights()?;
-    found.ok_or_else(|| Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into())
 }
 
 fn line(path: &Path, answer: &Answer, labels: &[String]) -> Value {

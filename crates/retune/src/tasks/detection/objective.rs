@@ -35,11 +35,8 @@ pub struct Detect<'a> {
     pub active: Active,
 }
 
-/// A picture as the network reads it: its boxes are fractions of the input.
-struct Example {
-    picture: Picture,
-    boxes: Vec<LabelledBox>,
-}
+/// What a detector says of some pictures: of each scale `[images * h * w, columns]`, its grid and its stride.
+type Said = Vec<(Var, Grid, usize)>;
 
 /// The detector of a network.
 ///
@@ -97,21 +94,12 @@ impl Detect<'_> {
         Ok((annotated.read()?, annotated.boxes.clone()))
     }
 
-    /// A picture as it is, and where it lies in the network's input.
-    fn plain(&self, example: usize) -> Result<(Example, Placement)> {
-        let (picture, boxes) = self.load(example)?;
-        let (fitted, placement) = self.input.fit(&picture);
+    /// The boxes of a picture as fractions of the network's input.
+    fn boxes(&self, example: usize, placement: &Placement) -> Vec<LabelledBox> {
         let moved = |b: &LabelledBox| {
             Some(LabelledBox { bounds: placement.to_canvas(b.bounds).clipped()?, class: b.class })
         };
-        Ok((Example { boxes: boxes.iter().filter_map(moved).collect(), picture: fitted }, placement))
-    }
-
-    fn augmented(&self, example: usize, augment: &Augment, seed: u64, epoch: u64) -> Result<Example> {
-        let key = Key { seed, epoch, example };
-        let (picture, boxes) =
-            detect_example(augment, &self.input, key, self.data.pictures.len(), |e| self.load(e))?;
-        Ok(Example { picture, boxes })
+        self.data.pictures[example].boxes.iter().filter_map(moved).collect()
     }
 
     /// A number of a picture that is the same in every data set.
@@ -121,42 +109,72 @@ impl Detect<'_> {
         hasher.finish()
     }
 
-    /// The outputs for some pictures: made of `examples`, or taken from the cache by the numbers of the pictures.
-    fn outputs<'p>(
+    /// The outputs for some pictures that are changed for this epoch, and their boxes then.
+    fn augmented<'p>(
         &'p self,
         tape: &Tape<'p>,
-        examples: &[Example],
         batch: &[usize],
+        augment: &Augment,
+        (seed, epoch): (u64, u64),
         pass: &Pass,
-    ) -> Result<Vec<(Var, Grid, usize)>> {
-        let state = match self.cache {
-            Some(cache) => {
-                let keys: Vec<u64> = batch.iter().map(|&e| self.key(e)).collect();
-                let read = |which: &[usize]| -> Result<(Tensor, Grid)> {
-                    Ok(fitted(self.input, which.iter().map(|&i| &examples[i].picture)))
-                };
-                match cache.trunk(tape, self.net, &keys, pass, &read)? {
-                    Trunk::State(state) => state,
-                    Trunk::Pooled(_) => return Err(Error::Input("a detector's rows are not pooled".into())),
-                }
-            }
-            None => {
-                let (x, grid) = fitted(self.input, examples.iter().map(|e| &e.picture));
-                self.net.trunk(tape, x, grid, pass)
-            }
+    ) -> Result<(Said, Vec<Vec<LabelledBox>>)> {
+        let change = |&example: &usize| {
+            let key = Key { seed, epoch, example };
+            detect_example(augment, &self.input, key, self.data.pictures.len(), |e| self.load(e))
         };
-        Ok(self.net.detect(tape, &state, pass))
+        let made: Vec<(Picture, Vec<LabelledBox>)> = batch.par_iter().map(change).collect::<Result<_>>()?;
+        let (x, grid) = fitted(self.input, made.iter().map(|(picture, _)| picture));
+        let said = self.net.detect(tape, &self.net.trunk(tape, x, grid, pass), pass);
+        Ok((said, made.into_iter().map(|(_, boxes)| boxes).collect()))
+    }
+
+    /// Opens some pictures: as the network reads them, and where they lie in its input.
+    fn open(&self, batch: &[usize]) -> Result<(Vec<Picture>, Vec<Placement>)> {
+        let open = |&example: &usize| Ok(self.input.fit(&self.data.pictures[example].read()?));
+        batch.par_iter().map(open).collect()
+    }
+
+    /// The outputs for some pictures as they are, and where these lie in the network's input. Those whose rows are kept are not opened.
+    fn plain<'p>(&'p self, tape: &Tape<'p>, batch: &[usize], pass: &Pass) -> Result<(Said, Vec<Placement>)> {
+        let Some(cache) = self.cache else {
+            let (pictures, placements) = self.open(batch)?;
+            let (x, grid) = fitted(self.input, pictures.iter());
+            let state = self.net.trunk(tape, x, grid, pass);
+            return Ok((self.net.detect(tape, &state, pass), placements));
+        };
+        let keys: Vec<u64> = batch.iter().map(|&e| self.key(e)).collect();
+        let read = |which: &[usize]| -> Result<(Tensor, Grid)> {
+            let (pictures, placements) = self.open(&which.iter().map(|&i| batch[i]).collect::<Vec<_>>())?;
+            which.iter().zip(placements).for_each(|(&i, place)| cache.keep_placement(keys[i], place));
+            Ok(fitted(self.input, pictures.iter()))
+        };
+        let state = match cache.trunk(tape, self.net, &keys, pass, &read)? {
+            Trunk::State(state) => state,
+            Trunk::Pooled(_) => return Err(Error::Input("a detector's rows are not pooled".into())),
+        };
+        let mut placements = Vec::with_capacity(batch.len());
+        for (key, example) in keys.iter().zip(batch) {
+            placements.extend(match cache.placement(*key) {
+                Some(kept) => vec![kept],
+                None => self.open(&[*example])?.1,
+            });
+        }
+        Ok((self.net.detect(tape, &state, pass), placements))
+    }
+
+    /// The boxes of some pictures as fractions of the network's input.
+    fn truths(&self, batch: &[usize], placements: &[Placement]) -> Vec<Vec<LabelledBox>> {
+        batch.iter().zip(placements).map(|(&example, placement)| self.boxes(example, placement)).collect()
     }
 
     fn loss_of(
         &self,
         tape: &Tape,
-        outputs: &[(Var, Grid, usize)],
-        examples: &[Example],
+        outputs: &Said,
+        truths: &[Vec<LabelledBox>],
         denominator: f64,
     ) -> Result<Var> {
-        let truths: Vec<Vec<LabelledBox>> = examples.iter().map(|e| e.boxes.clone()).collect();
-        let found = loss(detector(self.net)?, &as_outputs(outputs), &truths, denominator)?;
+        let found = loss(detector(self.net)?, &as_outputs(outputs), truths, denominator)?;
         let vars: Vec<&Var> = outputs.iter().map(|(values, ..)| values).collect();
         Ok(ops::given_loss(tape, &vars, found.total as f32, found.gradients))
     }
@@ -195,14 +213,14 @@ impl Objective for Detect<'_> {
         denominator: f64,
     ) -> std::result::Result<Var, ObjectiveError> {
         let pass = Pass::of_step(tape, self.seed, epoch, batch.iter().map(|&e| e as u64), self.checkpoint);
-        let changed = self.augment.zip(self.seed.filter(|_| tape.is_recording()));
-        let example = |&e: &usize| match changed {
-            Some((augment, seed)) => self.augmented(e, augment, seed, epoch),
-            None => self.plain(e).map(|(example, _)| example),
+        let (outputs, truths) = match self.augment.zip(self.seed.filter(|_| tape.is_recording())) {
+            Some((augment, seed)) => self.augmented(tape, batch, augment, (seed, epoch), &pass)?,
+            None => {
+                let (outputs, placements) = self.plain(tape, batch, &pass)?;
+                (outputs, self.truths(batch, &placements))
+            }
         };
-        let examples: Vec<Example> = batch.par_iter().map(example).collect::<Result<_>>()?;
-        let outputs = self.outputs(tape, &examples, batch, &pass)?;
-        Ok(self.loss_of(tape, &outputs, &examples, denominator)?)
+        Ok(self.loss_of(tape, &outputs, &truths, denominator)?)
     }
 
     fn measured(&self) -> Option<&dyn Measured> {
@@ -224,12 +242,10 @@ impl Measured for Detect<'_> {
         for batch in all.chunks(batch_size.max(1)) {
             let tape = Tape::inference(params);
             let pass = Pass { active: self.active.clone(), ..Pass::default() };
-            let read: Vec<(Example, Placement)> =
-                batch.par_iter().map(|&e| self.plain(e)).collect::<Result<_>>()?;
-            let (examples, placements): (Vec<Example>, Vec<Placement>) = read.into_iter().unzip();
+            let (outputs, placements) = self.plain(&tape, batch, &pass)?;
             sizes.extend(placements.iter().map(|p| (p.picture[0], p.picture[1])));
-            let outputs = self.outputs(&tape, &examples, batch, &pass)?;
-            let value = self.loss_of(&tape, &outputs, &examples, all.len() as f64)?;
+            let truths = self.truths(batch, &placements);
+            let value = self.loss_of(&tape, &outputs, &truths, all.len() as f64)?;
             total += f64::from(value.value().data().first().copied().unwrap_or(f32::NAN));
             detections.extend(found(self.net, &outputs, &placements, MEASURED_CONFIDENCE, &Nms::default())?);
             done += batch.len();

@@ -3,6 +3,10 @@
 //! Everything below block `k` is frozen when only what lies above is trained. What later layers read at that cut is kept as one row for each
 //! picture; where a classifier pools the last pixels, the pooled row alone. Pictures must be the same in every epoch: no augmentation.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use retune_media::pictures::Placement;
 use retune_tensor::{Grid, Params, Segments, Tape, Tensor, Var};
 
 use crate::models::ImageModel;
@@ -26,6 +30,8 @@ pub struct ImageCache {
     /// Layer, grid of one picture and channels of each value at the cut.
     parts: Vec<(usize, Grid, usize)>,
     kept: KeptRows,
+    /// Where the pictures lie in the network's input, for what has boxes in them.
+    placements: Mutex<HashMap<u64, Placement>>,
 }
 
 /// The trunk's values for some pictures, or what the head reads.
@@ -38,7 +44,7 @@ impl ImageCache {
     /// A cache for a model as it is going to be trained; `None` if its lowest block is trained.
     pub fn new(net: &ImageModel, params: &Params, limits: Limits) -> Option<ImageCache> {
         let (level, parts) = frozen(net, params)?;
-        Some(ImageCache { level, parts, kept: KeptRows::new(limits) })
+        Some(ImageCache { level, parts, kept: KeptRows::new(limits), placements: Mutex::default() })
     }
 
     /// Bytes that are kept of each picture.
@@ -58,6 +64,16 @@ impl ImageCache {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Where the picture of this number lies in the network's input, if that was kept.
+    pub fn placement(&self, key: u64) -> Option<Placement> {
+        self.placements.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied()
+    }
+
+    /// Keeps where a picture lies.
+    pub fn keep_placement(&self, key: u64, placement: Placement) {
+        self.placements.lock().unwrap_or_else(PoisonError::into_inner).insert(key, placement);
     }
 
     /// What the network gives for pictures of these numbers; `read` makes the input of some of them.

@@ -12,7 +12,7 @@ pub fn classifier(net: &ImageModel) -> Result<&Classifier, Error> {
     match net.head() {
         Head::Classifier(head) => Ok(head),
         _ => Err(Error::Input(format!(
-            "the model has no classifier (model type {}); give it labels to make one, or use --task detect",
+            "the model has no classifier (model type {}); give it labels to make one, or use --task object-detection",
             net.model_type()
         ))),
     }
