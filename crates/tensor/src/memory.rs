@@ -3,7 +3,7 @@
 //! A fresh large allocation costs a page fault every 4 KiB; a training step would take thousands of them.
 //! Freed buffers wait in a pool, sorted by size class (eight classes an octave, so at most 12.5 % is wasted).
 //! The pool never raises the peak: when an allocation misses and `live + pooled` would exceed the highest
-//! `live` seen so far, pooled buffers are given back to the system first.
+//! `live` seen so far, a larger pooled buffer is cut to size, or pooled buffers are given back to the system first.
 //!
 //! [`trace`] is the dry run of a memory plan: it notes what a piece of work takes and gives back, while products (where all
 //! the time goes) do nothing.
@@ -54,6 +54,25 @@ impl Pool {
                 self.free.remove(&class);
             }
         }
+    }
+
+    /// A pooled buffer of a class, or, where a fresh one would have to drive others out, the next larger one, whose rest goes back to the system:
+    /// pages that are there need not be cleared again.
+    fn reuse(&mut self, class: usize) -> Option<Vec<f32>> {
+        let room = self.live + self.pooled + 4 * class <= self.peak_live;
+        let last = if room { class } else { usize::MAX };
+        let found = *self.free.range(class..=last).next()?.0;
+        let list = self.free.get_mut(&found)?;
+        let mut data = list.pop()?;
+        if list.is_empty() {
+            self.free.remove(&found);
+        }
+        self.pooled -= 4 * found;
+        if found > class {
+            data.truncate(class);
+            data.shrink_to_fit();
+        }
+        Some(data)
     }
 
     fn count(&mut self, bytes: usize) {
@@ -207,16 +226,8 @@ impl Buffer {
         }
         let class = held_bytes(len) / 4;
         let mut guard = pool();
-        let reused = match guard.free.get_mut(&class) {
-            Some(list) if len >= POOL_MIN => list.pop(),
-            _ => None,
-        };
-        if reused.is_some() {
-            guard.pooled -= class * 4;
-            if guard.free.get(&class).is_some_and(Vec::is_empty) {
-                guard.free.remove(&class);
-            }
-        } else {
+        let reused = if len >= POOL_MIN { guard.reuse(class) } else { None };
+        if reused.is_none() {
             guard.make_room(class * 4);
         }
         guard.count(class * 4);
@@ -354,6 +365,25 @@ mod tests {
         give_back_large_buffers();
         let buffers: Vec<Buffer> = (1..6).map(|i| Buffer::zeros(i << 16)).collect();
         assert!(buffers.iter().all(|buffer| buffer.as_slice().iter().all(|&x| x == 0.0)));
+    }
+
+    #[test]
+    fn a_larger_buffer_serves_before_others_are_driven_out() {
+        let mut pool = Pool { peak_live: 4 * 46_000, ..Pool::default() };
+        let give = |pool: &mut Pool, len: usize| {
+            pool.pooled += 4 * len;
+            pool.free.entry(len).or_default().push(vec![1.0; len]);
+        };
+        give(&mut pool, 16_384);
+        give(&mut pool, 20_480);
+        // There is room for a fresh one.
+        assert!(pool.reuse(8_192).is_none());
+        pool.live = 4 * 3_000;
+        let data = pool.reuse(8_192).unwrap();
+        assert_eq!((data.len(), pool.pooled, pool.free.len()), (8_192, 4 * 20_480, 1));
+        assert!(pool.reuse(32_768).is_none());
+        assert_eq!(pool.reuse(20_480).unwrap().len(), 20_480);
+        assert_eq!((pool.pooled, pool.free.len()), (0, 0));
     }
 
     #[test]

@@ -181,25 +181,34 @@ impl Stack {
     }
 }
 
-/// The lanes of a row from channel `c`, zeros behind its end.
+/// The lanes of a row from channel `c`; where these are the row's last and not all there, zeros behind them.
+///
+/// # Safety
+/// If `FULL`, the row has lanes from `c` on.
 #[inline(always)]
-fn load(row: &[f32], c: usize) -> Lane {
+unsafe fn load<const FULL: bool>(row: &[f32], c: usize) -> Lane {
+    if FULL {
+        // SAFETY: the caller's.
+        return unsafe { row.as_ptr().add(c).cast::<Lane>().read_unaligned() };
+    }
     let mut lanes = [0.0; LANES];
     let len = LANES.min(row.len() - c);
-    match len {
-        LANES => lanes.copy_from_slice(&row[c..c + LANES]),
-        _ => lanes[..len].copy_from_slice(&row[c..]),
-    }
+    lanes[..len].copy_from_slice(&row[c..c + len]);
     lanes
 }
 
+/// Writes as much of the lanes as there is of the row.
+///
+/// # Safety
+/// As [`load`].
 #[inline(always)]
-fn store(lanes: Lane, row: &mut [f32], c: usize) {
-    let len = LANES.min(row.len() - c);
-    match len {
-        LANES => row[c..c + LANES].copy_from_slice(&lanes),
-        _ => row[c..].copy_from_slice(&lanes[..len]),
+unsafe fn store<const FULL: bool>(lanes: Lane, row: &mut [f32], c: usize) {
+    if FULL {
+        // SAFETY: the caller's.
+        return unsafe { row.as_mut_ptr().add(c).cast::<Lane>().write_unaligned(lanes) };
     }
+    let len = LANES.min(row.len() - c);
+    row[c..c + len].copy_from_slice(&lanes[..len]);
 }
 
 #[inline(always)]
@@ -296,27 +305,54 @@ fn change<F: Change<I, O>, const I: usize, const O: usize>(
     to: &mut [&mut [f32]],
 ) {
     assert!(from.len() == I * I && to.len() == O * O);
-    for c in (0..channels).step_by(LANES) {
-        let mut half = [[[0.0; LANES]; I]; O];
-        for column in 0..I {
-            let mut x = [[0.0; LANES]; I];
-            for line in 0..I {
-                x[line] = load(from[line * I + column], c);
-            }
-            let x = F::of(x);
-            for line in 0..O {
-                half[line][column] = x[line];
-            }
+    assert!(
+        from.iter().chain(&bias).all(|row| row.len() >= channels)
+            && to.iter().all(|row| row.len() >= channels)
+    );
+    let whole = channels / LANES * LANES;
+    for c in (0..whole).step_by(LANES) {
+        // SAFETY: all rows have `channels` of them, asserted, and these are below. Tests compare every size of row with the definition.
+        unsafe { change_at::<F, I, O, true>(c, from, bias, to) };
+    }
+    if whole < channels {
+        // SAFETY: nothing is asked where lanes are not full.
+        unsafe { change_at::<F, I, O, false>(whole, from, bias, to) };
+    }
+}
+
+/// [`change`] of the lanes from channel `c`.
+///
+/// # Safety
+/// There are `I I` and `O O` rows; if `FULL`, all have lanes from `c` on.
+#[inline(always)]
+unsafe fn change_at<F: Change<I, O>, const I: usize, const O: usize, const FULL: bool>(
+    c: usize,
+    from: &[&[f32]],
+    bias: Option<&[f32]>,
+    to: &mut [&mut [f32]],
+) {
+    let mut half = [[[0.0; LANES]; I]; O];
+    for column in 0..I {
+        let mut x = [[0.0; LANES]; I];
+        for line in 0..I {
+            // SAFETY: the caller's.
+            x[line] = unsafe { load::<FULL>(from.get_unchecked(line * I + column), c) };
         }
-        let bias = match bias {
-            Some(bias) => load(bias, c),
-            None => [0.0; LANES],
-        };
+        let x = F::of(x);
         for line in 0..O {
-            let x = F::of(half[line]);
-            for column in 0..O {
-                store(plus(x[column], bias), to[line * O + column], c);
-            }
+            half[line][column] = x[line];
+        }
+    }
+    let bias = match bias {
+        // SAFETY: the caller's.
+        Some(bias) => unsafe { load::<FULL>(bias, c) },
+        None => [0.0; LANES],
+    };
+    for line in 0..O {
+        let x = F::of(half[line]);
+        for column in 0..O {
+            // SAFETY: the caller's.
+            unsafe { store::<FULL>(plus(x[column], bias), to.get_unchecked_mut(line * O + column), c) };
         }
     }
 }
