@@ -223,21 +223,32 @@ fn forward(kind: Activation, x: &Tensor) -> Tensor {
     y
 }
 
-/// `f(x)` of every element of `x` `[T, C]`. The output is made again when needed.
+/// Whether the output tells where the input was on each of the straight pieces.
+fn is_told_by_output(kind: Activation) -> bool {
+    match kind {
+        Activation::Relu | Activation::Relu6 => true,
+        Activation::LeakyRelu(slope) => slope > 0.0,
+        _ => false,
+    }
+}
+
+/// `f(x)` of every element of `x` `[T, C]`.
+///
+/// The backward pass keeps the input, and makes the output again when it is needed; of a function of straight pieces it keeps the output alone,
+/// unless the input can be made again.
 pub fn activation(tape: &Tape, x: &Var, kind: Activation) -> Var {
     if kind == Activation::Identity {
         return x.clone();
     }
-    let (node, saved) = (x.node(), x.saved());
-    let out = {
-        let saved = saved.clone();
-        tape.record(forward(kind, x.value()), node.is_some(), move |mut g, sink| {
-            let x = saved.get();
-            for_rows(g.data_mut(), 1, |first, chunk| backward_chunk(kind, &x.data()[first..], chunk));
-            sink.add(node, g);
-        })
-    };
-    out.with_recipe(move || forward(kind, &Saved::get(&saved)))
+    let (node, saved, y) = (x.node(), x.saved(), forward(kind, x.value()));
+    let by_output = is_told_by_output(kind) && matches!(saved, Saved::Kept(_));
+    let kept = if by_output { Saved::Kept(y.clone()) } else { saved.clone() };
+    let out = tape.record(y, node.is_some(), move |mut g, sink| {
+        let kept = kept.get();
+        for_rows(g.data_mut(), 1, |first, chunk| backward_chunk(kind, &kept.data()[first..], chunk));
+        sink.add(node, g);
+    });
+    if by_output { out } else { out.with_recipe(move || forward(kind, &saved.get())) }
 }
 
 #[cfg(test)]

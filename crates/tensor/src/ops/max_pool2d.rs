@@ -18,14 +18,15 @@ pub fn max_pool2d(tape: &Tape, x: &Var, grid: Grid, window: &Window) -> (Var, Gr
     assert!(window.taps() <= 256, "max_pool2d: at most 256 places");
     let cols = x.cols();
     let mut y = Tensor::scratch(to.rows(), cols);
-    // Which place won, as a float: 0 to 255 are exact, and the buffer is of the pool.
-    let mut won = Tensor::scratch(to.rows(), cols);
+    // Which place won: a byte each.
+    let mut won = Tensor::scratch(to.rows(), cols.div_ceil(4));
     let values = x.value();
     // A plan's dry run asks what is taken: what nobody writes to takes no memory.
     if !memory::is_tracing() {
-        for_rows2(y.data_mut(), cols, won.data_mut(), cols, |first, y, won| {
-            for (i, (y, won)) in y.chunks_exact_mut(cols).zip(won.chunks_exact_mut(cols)).enumerate() {
-                pixel(values, grid, to, window, first + i, y, won);
+        for_rows2(y.data_mut(), cols, won.data_mut(), cols.div_ceil(4), |first, y, won| {
+            let won = bytes_mut(won).chunks_exact_mut(cols.next_multiple_of(4));
+            for (i, (y, won)) in y.chunks_exact_mut(cols).zip(won).enumerate() {
+                pixel(values, grid, to, window, first + i, y, &mut won[..cols]);
             }
         });
     }
@@ -36,8 +37,20 @@ pub fn max_pool2d(tape: &Tape, x: &Var, grid: Grid, window: &Window) -> (Var, Gr
     (y, to)
 }
 
+/// The memory of floats as bytes.
+fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
+    // SAFETY: every float is four initialised bytes, and any bytes are a float; the slice is borrowed exclusively. The gradients' tests read what
+    // is written here.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), 4 * floats.len()) }
+}
+
+fn bytes(floats: &[f32]) -> &[u8] {
+    // SAFETY: as above, shared.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), 4 * floats.len()) }
+}
+
 /// One output pixel: the largest values and the places that they are from.
-fn pixel(x: &Tensor, grid: Grid, to: Grid, window: &Window, row: usize, y: &mut [f32], won: &mut [f32]) {
+fn pixel(x: &Tensor, grid: Grid, to: Grid, window: &Window, row: usize, y: &mut [f32], won: &mut [u8]) {
     let (image, line, column) = to.place(row);
     let mut any = false;
     for (tap, place) in window.places().enumerate() {
@@ -46,17 +59,17 @@ fn pixel(x: &Tensor, grid: Grid, to: Grid, window: &Window, row: usize, y: &mut 
         match any {
             false => {
                 y.copy_from_slice(from);
-                won.fill(tap as f32);
+                won.fill(tap as u8);
                 any = true;
             }
-            true => larger(from, tap as f32, y, won),
+            true => larger(from, tap as u8, y, won),
         }
     }
     assert!(any, "max_pool2d: a window lies in the padding alone");
 }
 
 crate::multiversion! {
-    fn larger(from: &[f32], tap: f32, y: &mut [f32], won: &mut [f32]) {
+    fn larger(from: &[f32], tap: u8, y: &mut [f32], won: &mut [u8]) {
         for ((y, won), from) in y.iter_mut().zip(won).zip(from) {
             // NaN wins and stays, so that it is seen.
             let wins = *from > *y || from.is_nan();
@@ -66,7 +79,7 @@ crate::multiversion! {
     }
 
     /// Adds the gradient where this place won.
-    fn add_won(g: &[f32], won: &[f32], tap: f32, out: &mut [f32]) {
+    fn add_won(g: &[f32], won: &[u8], tap: u8, out: &mut [f32]) {
         for ((out, g), won) in out.iter_mut().zip(g).zip(won) {
             *out += if *won == tap { *g } else { 0.0 };
         }
@@ -80,7 +93,7 @@ fn input_gradient(g: &Tensor, won: &Tensor, grid: Grid, to: Grid, window: &Windo
         return dx;
     }
     for_readers(dx.data_mut(), cols, (grid, to), window, |row, tap, pixel| {
-        add_won(g.row(row), won.row(row), tap as f32, pixel);
+        add_won(g.row(row), &bytes(won.row(row))[..cols], tap as u8, pixel);
     });
     dx
 }
