@@ -23,8 +23,9 @@ impl Args {
         Some(Args(args))
     }
 
-    /// `--threads`, 2 without it; the pool has so many from here on.
+    /// `--threads`, 2 without it; the pool has so many from here on. Memory is given back as the program does.
     pub fn threads(&self) -> usize {
+        retune_tensor::memory::give_back_large_buffers();
         let threads = self.get("threads", 2);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
         pool.build_global().expect("no pool was used before");

@@ -65,8 +65,8 @@ fn labels(examples: &[&Example], prompt_rows: usize, denominator: f64) -> LossRo
     labels
 }
 
-/// The loss of a language model's head over hidden rows: fused and in chunks, unless a method sits on the head.
-pub(crate) fn head_loss(tape: &Tape, head: &LanguageModelHead, hidden: &Hidden, labels: &LossRows) -> Var {
+/// The loss `[1, 1]` of a language model's head over hidden rows `[T, d_model]`: fused and in chunks, unless a method sits on the head.
+pub fn head_loss(tape: &Tape, head: &LanguageModelHead, hidden: &Hidden, labels: &LossRows) -> Var {
     if let Some(weight) = head.linear.only_weight(&hidden.rows.active) {
         let x = head.transform(tape, &hidden.rows, &hidden.x);
         return ops::linear_cross_entropy(tape, &x, &tape.weight(weight), labels);
