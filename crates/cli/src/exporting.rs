@@ -19,7 +19,7 @@ use crate::tasks::did_you_mean;
 /// Where a model is written, and how.
 #[derive(clap::Args)]
 pub struct OutputArgs {
-    /// The folder to write; a name that ends with .gguf: one GGUF file
+    /// The folder to write; a name that ends with .gguf: one GGUF file; with .cfg: darknet's .cfg, .weights and .names
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 

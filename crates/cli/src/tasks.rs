@@ -183,6 +183,11 @@ impl Read {
         let (problem, names) = match self {
             Read::Classification { train, .. } => (train.problem, &train.labels.names),
             Read::Pictures(data) => (Problem::SingleLabel, &data.train.classes),
+            Read::Boxes(_) if run.pooling != PoolingChoice::Auto => {
+                return Err(
+                    UsageError("pooling is for classifiers; a detector looks at every pixel".into()).into()
+                );
+            }
             Read::Boxes(data) => {
                 let labels = data.train.classes.clone();
                 let own = files.config().ok().and_then(|config| image_head::labels(&config).ok());

@@ -1,10 +1,11 @@
-//! Writes a model as a plain Hugging Face folder that transformers loads, or as a GGUF file that llama.cpp loads: merged,
+//! Writes a model as a plain Hugging Face folder that transformers loads, as a GGUF file that llama.cpp loads, or as darknet's files: merged,
 //! converted, quantised or as it is.
 //!
 //! Everything is first written beside the final names and moved there at the end, `config.json` last: a folder with a
 //! configuration is whole. Weights are streamed, a strip of one tensor at a time in f32.
 
 mod config;
+mod darknet;
 mod difference;
 mod encode;
 mod folder;
@@ -163,7 +164,7 @@ impl Done {
     }
 }
 
-/// Writes `model` to `out`: a GGUF file if its name ends with `.gguf`, else a folder. `progress` is told of each tensor.
+/// Writes `model` to `out`: a GGUF file if its name ends with `.gguf`, darknet's three files if it ends with `.cfg`, else a folder. `progress` is told of each tensor.
 ///
 /// # Errors
 /// As [`write_folder`]; besides, if the model has no place in a GGUF file, or the type none in a folder.
@@ -174,10 +175,18 @@ pub fn write(
     progress: &mut dyn FnMut(Step),
 ) -> Result<ExportReport> {
     refuse_unmergeable(model, out, options)?;
+    if darknet::is_darknet(out) {
+        return darknet::write(model, out, options, progress);
+    }
     match is_gguf(out) {
         true => write_gguf(model, out, options, progress),
         false => write_in_folder(model, out, options, progress),
     }
+}
+
+/// Does a name to write to mean files of another program, not a folder?
+pub fn is_no_folder(out: &Path) -> bool {
+    is_gguf(out) || darknet::is_darknet(out)
 }
 
 /// Does a name to write to mean a GGUF file?

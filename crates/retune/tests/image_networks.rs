@@ -5,12 +5,12 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Trainer, close, data, open};
+use common::{Trainer, close, data, images, open};
 use retune::methods::full;
 use retune::models::config::Config;
 use retune::models::fresh::Draw;
 use retune::models::{HeadRequest, LoadOptions, Model, Network, darknet};
-use retune::nn::{Head, Pass};
+use retune::nn::{Head, Pass, Pooling};
 use retune::tasks::detection::{Generation, Nms, Output, decode, nms};
 use retune::tasks::images::{Pictures, batch, predict};
 use retune_formats::TensorSource;
@@ -142,7 +142,8 @@ fn statistics_of_batch_norms_stay_as_they_are() {
     let mut model = load(&data("vision/yolov8.safetensors"));
     full::attach(&mut model).unwrap();
     let before = statistics(&model);
-    assert_eq!(before.len(), 2 * 57);
+    // Of each norm, and the distances of the boxes.
+    assert_eq!(before.len(), 2 * 57 + 1);
     let norm = model.params.find("model.0.bn.weight").unwrap();
     let weight = model.params.get(norm).weight.to_tensor();
     let net = model.image().unwrap();
@@ -261,5 +262,24 @@ fn other_darknet_networks_are_built() {
     for (name, numbers) in [("yolov3-tiny", 8_858_734), ("yolov3", 62_001_757)] {
         let cfg = std::fs::read_to_string(folder.join(format!("{name}.cfg"))).unwrap();
         assert_eq!(parameters_of(&cfg), numbers, "{name}");
+    }
+}
+
+#[test]
+fn poolings_that_a_network_has_not_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, config) in images::every().into_iter().filter(|(name, _)| name.starts_with(['v', 'e'])) {
+        let folder = dir.path().join(name);
+        images::write(&config, &folder);
+        let load = |pooling| {
+            let labels = vec!["a".to_string(), "b".into()];
+            let (problem, keep, seed, image_size) = (Default::default(), false, 0, None);
+            let head =
+                HeadRequest::Classifier { problem, labels, pooling: Some(pooling), keep, seed, image_size };
+            Model::load_with(&folder, LoadOptions::default(), &head).map(drop).map_err(|e| e.to_string())
+        };
+        assert_eq!(load(Pooling::Mean), Ok(()), "{name}");
+        assert!(load(Pooling::Last).unwrap_err().contains("pooling = \"last\""), "{name}");
+        assert_eq!(load(Pooling::First).is_ok(), name.starts_with("vgg"), "{name}");
     }
 }

@@ -714,16 +714,20 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
                 attach(&mut model, case).expect("attach");
                 model
             };
-            let (outcome, straight) = run(&mut adapted(), &data, false, 7, None, None);
-            assert_eq!(outcome.end, OutcomeEnd::Finished);
             let out = tempfile::tempdir().expect("folder");
-            let open =
-                |start| RunFolder::open(out.path(), start, BTreeMap::new(), String::new()).expect("run");
-            let (outcome, _) = run(&mut adapted(), &data, false, 7, Some(&open(Start::New)), Some(3));
-            assert_eq!((outcome.end, outcome.step), (OutcomeEnd::Interrupted, 3));
-            let (outcome, resumed) = run(&mut adapted(), &data, false, 7, Some(&open(Start::Resume)), None);
+            let open = |name: &str, start| {
+                RunFolder::open(&out.path().join(name), start, BTreeMap::new(), String::new()).expect("run")
+            };
+            let whole = open("whole", Start::New);
+            let (outcome, straight) = run(&mut adapted(), &data, false, 7, Some(&whole), None);
             assert_eq!(outcome.end, OutcomeEnd::Finished);
-            assert!(resumed == straight, "{}: the resumed run went another way", case.name);
+            let (outcome, _) =
+                run(&mut adapted(), &data, false, 7, Some(&open("parts", Start::New)), Some(3));
+            assert_eq!((outcome.end, outcome.step), (OutcomeEnd::Interrupted, 3));
+            let (outcome, resumed) =
+                run(&mut adapted(), &data, false, 7, Some(&open("parts", Start::Resume)), None);
+            assert_eq!(outcome.end, OutcomeEnd::Finished);
+            assert!(resumed == straight, "{} on {}: the resumed run went another way", case.name, base.name);
         }
     }
 }

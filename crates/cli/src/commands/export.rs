@@ -1,5 +1,5 @@
 //! `retune export`: writes a model as a plain Hugging Face folder, so that PEFT and others can use an adapter on the very same
-//! weights, or as a GGUF file.
+//! weights, as a GGUF file, or as darknet's files.
 
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -14,7 +14,8 @@ use crate::exporting::OutputArgs;
 Examples:
   retune export --model model.gguf --out model
   retune export --model model.gguf --out model --dtype bf16
-  retune export --model model --out model.gguf --dtype f16")]
+  retune export --model model --out model.gguf --dtype f16
+  retune export --model trained-yolo --out trained.cfg")]
 pub struct Args {
     /// A Hugging Face folder or a GGUF file
     #[arg(long, value_name = "PATH")]

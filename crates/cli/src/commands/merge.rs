@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use retune::combine::{Combination, Combined, Majority, Options, combine};
-use retune::export::{Difference, is_gguf};
+use retune::export::{Difference, is_no_folder};
 use retune::methods::Source;
 use retune::models::{HeadRequest, Model, StorageChoice};
 use retune::tasks::TaskRecord;
@@ -23,12 +23,13 @@ use crate::style::{bold, count};
 Examples:
   retune merge --model model --adapter out --out merged
   retune merge --model model.gguf --adapter out --out merged --dtype bf16
+  retune merge --model yolov3-tiny.cfg --adapter out --out trees.cfg
   retune merge --model model --adapter out --out merged.gguf --dtype q8_0 --verify heldout.jsonl
   retune merge --model model --adapter a --adapter b --adapter-weights 0.7,0.3 --out mixed
   retune merge --adapter a --adapter b --combine ties --density 0.5 --out both
 
-With --model a whole model is written, a folder that transformers loads or a GGUF file that llama.cpp loads; without it,
---combine writes an adapter folder that PEFT loads. The base and the adapters stay as they are. A quantised base is merged
+With --model a whole model is written, a folder that transformers loads, a GGUF file that llama.cpp loads, or the files that
+darknet loads; without it, --combine writes an adapter folder that PEFT loads. The base and the adapters stay as they are. A quantised base is merged
 into the values that it stands for; it is quantised again only if --dtype says so.")]
 pub struct Args {
     /// A Hugging Face folder or a GGUF file
@@ -129,7 +130,7 @@ fn merge(args: &Args, adapter: &[PathBuf], weights: &[f32], json: bool) -> Resul
     args.output.dtype()?;
     let (model, record) = model.load_with_task()?;
     let report = args.output.write(&model, true)?;
-    if let (Some(record), false) = (&record, is_gguf(args.output.path())) {
+    if let (Some(record), false) = (&record, is_no_folder(args.output.path())) {
         record.write(args.output.path())?;
     }
     let verified =

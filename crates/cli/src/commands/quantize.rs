@@ -67,7 +67,7 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
         let model = Model::load_with(&path, in_file, &head)?;
         args.output.write(&model, false)?
     };
-    if let (Some(record), false) = (&record, retune::export::is_gguf(args.output.path())) {
+    if let (Some(record), false) = (&record, retune::export::is_no_folder(args.output.path())) {
         record.write(args.output.path())?;
     }
     let source_bytes = files.weight_files().iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();

@@ -128,10 +128,15 @@ fn list(folder: &Path) -> Result<Vec<String>> {
 pub fn check_file(target: &Path, base: &ModelFiles, overwrite: bool) -> Result<()> {
     let refuse = |what: &str| Err(Error::Export { path: target.to_path_buf(), what: what.into() });
     if target.is_dir() {
-        return refuse("this is a folder; name a file to write the GGUF to");
+        return refuse("this is a folder; name a file to write to");
     }
     let real = |path: &Path| fs::canonicalize(path).ok();
-    if target.exists() && matches!(base, ModelFiles::Gguf(_)) && real(target) == real(base.path()) {
+    let own: Vec<&Path> = match base {
+        ModelFiles::Gguf(_) => vec![base.path()],
+        ModelFiles::Image(file) => file.files().iter().map(AsRef::as_ref).chain([file.path()]).collect(),
+        ModelFiles::Folder(_) | ModelFiles::Speech(_) => Vec::new(),
+    };
+    if target.exists() && own.into_iter().any(|own| real(target) == real(own)) {
         return refuse("this is the model's own file, which is never changed; give another");
     }
     if target.exists() && !overwrite {

@@ -6,11 +6,9 @@
 mod file;
 mod load;
 mod plan;
-mod write;
 
 pub use file::{Found, open};
 pub use plan::{Kind, Plan};
-pub use write::write;
 
 use crate::models::{Reads, Spec};
 

@@ -568,7 +568,8 @@ impl<'l, 'f> Builder<'l, 'f> {
         Ok(at)
     }
 
-    /// A linear `[out, in]` on flattened pixels: files have its columns channel by channel, each of them `h` lines of `w`, where `order` says so.
+    /// A linear `[out, in]` on flattened pixels, `kernel` lines of so many: torch's files have its columns channel by channel, and so it is written;
+    /// `read` is how it lies in the files at hand, (1, 1) for pixel by pixel.
     ///
     /// # Errors
     /// If its tensors are not in the files.
@@ -577,12 +578,12 @@ impl<'l, 'f> Builder<'l, 'f> {
         path: &str,
         from: usize,
         (out, inp): (usize, usize),
-        order: Option<(usize, usize)>,
+        (kernel, read): ((usize, usize), (usize, usize)),
     ) -> Result<usize> {
-        let kernel = order.unwrap_or((1, 1));
-        let weight = self.loader.kernel(&format!("{path}.weight"), &[out, inp], kernel)?;
+        let weight = self.loader.kernel(&format!("{path}.weight"), &[out, inp], read)?;
         let bias = self.loader.vector(&format!("{path}.bias"), out, None)?;
         let layout = retune_tensor::Layout::Kernel(kernel.0, kernel.1);
+        self.loader.params.get_mut(weight).layout = layout;
         let layer = Linear { layout, ..Linear::new(path, weight, Some(bias), (out, inp)) };
         let at = self.add(Step::Linear(Box::new(layer)), &[from]);
         self.remember(path);

@@ -76,6 +76,12 @@ pub fn no_detector() -> Error {
     Error::Input(what.into())
 }
 
+/// Of a pooling that a classifier of this network cannot have.
+pub fn no_pooling(network: &str, asked: Pooling, known: &str) -> Error {
+    let asked = format!("{asked:?}").to_lowercase();
+    Error::Input(format!("pooling = \"{asked}\": a classifier on {network} reads its last pixels by {known}"))
+}
+
 /// The pooling that a caller asks for.
 pub fn pooling(request: &HeadRequest) -> Option<Pooling> {
     match request {

@@ -95,7 +95,11 @@ pub fn every() -> Vec<(&'static str, Value)> {
     let stage = |width: usize, repeats: usize, kernel: usize, stride: usize, expand: usize| json!({ "width": width, "repeats": repeats, "kernel": kernel, "stride": stride, "expand": expand });
     let efficientnet = json!({
         "model_type": "efficientnet_lite", "stem": 4, "head": 8, "num_labels": CLASSES,
-        "stages": [stage(4, 1, 3, 1, 1), stage(6, 2, 5, 2, 2)], "image_input": Prepare::torchvision(SIDE, SIDE),
+        "stages": [
+            stage(4, 1, 3, 1, 1), stage(6, 2, 3, 2, 2), stage(4, 1, 5, 2, 1), stage(6, 1, 3, 2, 2), stage(4, 1, 5, 1, 1),
+            stage(6, 1, 5, 2, 1), stage(8, 1, 3, 1, 1),
+        ],
+        "image_input": Prepare::torchvision(SIDE, SIDE),
     });
     let yolov8 = json!({
         "model_type": "yolov8", "widths": [2, 4, 4, 4, 6], "repeats": [1, 0, 1, 0], "neck_widths": [4, 4, 4, 6],

@@ -3,13 +3,12 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use retune_formats::darknet::{Header, Weights, write_weights};
+use retune_formats::darknet::{Header, write_weights};
 use retune_tensor::{Grid, Tape, Tensor, Var};
 
 use super::*;
 use crate::error::Error;
 use crate::models::Network;
-use crate::models::darknet;
 use crate::nn::{Head, Pass};
 
 /// Two scales, a residual sum, half of the channels taken: 32 x 32 pictures.
@@ -259,23 +258,6 @@ fn other_classes_keep_the_boxes() {
     };
     let message = Model::load_with(&cfg, LoadOptions::default(), &request).err().unwrap();
     assert!(matches!(message, Error::Input(_)), "{message}");
-}
-
-#[test]
-fn what_is_written_for_darknet_is_read_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let cfg = write_tiny(dir.path());
-    let request =
-        HeadRequest::Detector { labels: vec!["x".into()], keep: true, seed: 3, image_size: Some((64, 32)) };
-    let model = Model::load_with(&cfg, LoadOptions::default(), &request).unwrap();
-    let written = darknet::write(&model, &dir.path().join("out.cfg")).unwrap();
-    let again = Model::load(&written[0], LoadOptions::default()).unwrap();
-    let Head::Detector(head) = again.net.head() else { panic!("a detector") };
-    assert_eq!((head.detector.labels.as_slice(), head.detector.input), (&["x".to_string()][..], (64, 32)));
-    for ((before, grid, _), (after, ..)) in outputs(&model).iter().zip(outputs(&again)) {
-        assert_eq!((before.data(), grid.height), (after.data(), 2 * grid.width));
-    }
-    assert_eq!(Weights::open(&written[1]).unwrap().header(), Header::default());
 }
 
 #[test]

@@ -37,6 +37,9 @@ fn network(
     files: Option<&ModelFiles>,
     request: &HeadRequest,
 ) -> Result<ImageModel> {
+    if let Some(other) = image_head::pooling(request).filter(|pooling| *pooling != Pooling::Mean) {
+        return Err(image_head::no_pooling("EfficientNet-Lite", other, "mean"));
+    }
     let mut builder = Builder::new(loader);
     let eps = config.eps;
     builder.block();

@@ -6,7 +6,7 @@ use retune_tensor::Params;
 use retune_tensor::ops::Activation;
 use serde_json::{Value, json};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::config::{Config, MAX_WIDTH};
 use crate::models::fresh::Draw;
 use crate::models::graph::{Builder, Description, ImageModel, Step, resized, square};
@@ -186,14 +186,24 @@ fn network(
     let wanted = image_head::pooling(request);
     let flattens = match wanted {
         Some(Pooling::Mean) => false,
-        Some(_) => true,
+        Some(Pooling::First) => true,
+        Some(other) => {
+            return Err(image_head::no_pooling("a VGG", other, "mean, or first (through its dense layers)"));
+        }
         None => match (request, config.flatten) {
             (HeadRequest::AsFile, Some(flattens)) => flattens,
             (HeadRequest::AsFile, None) => !config.dense.is_empty(),
             (_, Some(false)) => false,
-            (_, flattens) => fits && (flattens == Some(true) || !config.dense.is_empty()),
+            (_, _) => fits && !config.dense.is_empty(),
         },
     };
+    if flattens && config.dense.is_empty() && config.grid > 1 {
+        let what = format!(
+            "the classifier reads {0} x {0} flattened pixels without a dense layer in between, which is not supported; a new one on              their mean is: --pooling mean",
+            config.grid
+        );
+        return Err(Error::Input(what));
+    }
     let last = 3 * config.dense.len();
     let mut width = config.width();
     let mut pooling = Pooling::Mean;
@@ -203,6 +213,8 @@ fn network(
     }
     let mut described = config.to_json();
     described["flatten"] = flattens.into();
+    // It is written as torch has it.
+    described["channels_last"] = false.into();
     let description = Description { model_type: "vgg".into(), class: "VGG", input, config: described };
     let path = format!("classifier.{last}");
     let head = ImageHead { path: &path, width, pooling, prefixes: &["classifier."] };
@@ -241,8 +253,9 @@ fn dense(builder: &mut Builder, config: &VggConfig, from: usize) -> Result<(usiz
     at = builder.add(Step::Flatten, &[at]);
     for (i, &out) in config.dense.iter().enumerate() {
         builder.block();
-        let order = (i == 0 && !config.channels_last).then_some((grid, grid));
-        at = builder.linear(&format!("classifier.{}", 3 * i), at, (out, width), order)?;
+        let kernel = if i == 0 { (grid, grid) } else { (1, 1) };
+        let read = if config.channels_last { (1, 1) } else { kernel };
+        at = builder.linear(&format!("classifier.{}", 3 * i), at, (out, width), (kernel, read))?;
         at = builder.add(Step::Activation(Activation::Relu), &[at]);
         if config.dense_norm.get(i) == Some(&true) {
             at = builder.norm(&format!("classifier.{}", 3 * i + 2), at, out, config.eps)?;

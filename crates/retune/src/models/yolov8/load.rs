@@ -1,7 +1,7 @@
 //! Builds a YOLOv8 from Ultralytics' names, or a fresh one from its configuration.
 
-use retune_tensor::Params;
 use retune_tensor::ops::Activation;
+use retune_tensor::{Params, Tensor};
 
 use super::config::{BACKBONE, DETECT, NECK, Yolov8Config};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ const SCALES: usize = 3;
 pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Result<Model> {
     let config = Yolov8Config::from_json(&files.config()?)?;
     let mut loader = Loader::new(files, options, str::to_string)?;
-    check_distances(&mut loader, config.reg_max, files)?;
+    distances(&mut loader, config.reg_max, Some(files))?;
     let net = network(&mut loader, &config, head)?;
     let pager = loader.pager();
     let params = loader.finish()?;
@@ -33,24 +33,24 @@ pub fn load(files: &ModelFiles, options: &LoadOptions, head: &HeadRequest) -> Re
 pub fn fresh(config: &Config, draw: Draw) -> Result<Params> {
     let yolo = Yolov8Config::from_json(config)?;
     let mut loader = Loader::fresh(draw);
+    distances(&mut loader, yolo.reg_max, None)?;
     network(&mut loader, &yolo, &HeadRequest::AsFile)?;
     loader.finish()
 }
 
-/// The files may hold the distances 0, 1, 2, ... that distributions are the mean of: they are no parameters.
-fn check_distances(loader: &mut Loader, reg_max: usize, files: &ModelFiles) -> Result<()> {
-    let name = format!("model.{DETECT}.dfl.conv.weight");
-    if !loader.has(&name) {
-        return Ok(());
+/// The distances 0, 1, 2, ... that distributions are the mean of: Ultralytics' files hold them, and what is written does, too.
+fn distances(loader: &mut Loader, reg_max: usize, files: Option<&ModelFiles>) -> Result<()> {
+    let (name, shape) = (format!("model.{DETECT}.dfl.conv.weight"), [1, reg_max, 1, 1]);
+    if let Some(files) = files.filter(|_| loader.has(&name)) {
+        let values = loader.values(&name, &shape)?.unwrap_or_default();
+        if let Some((i, value)) = values.iter().enumerate().find(|(i, value)| **value != *i as f32) {
+            let what = format!("tensor \"{name}\": value {i} is {value}; {i} is a YOLOv8's");
+            return Err(Error::Model { path: files.path().to_path_buf(), what });
+        }
     }
-    let values = loader.values(&name, &[1, reg_max, 1, 1])?.unwrap_or_default();
-    match values.iter().enumerate().find(|(i, value)| **value != *i as f32) {
-        None => Ok(()),
-        Some((i, value)) => Err(Error::Model {
-            path: files.path().to_path_buf(),
-            what: format!("tensor \"{name}\": value {i} is {value}; {i} is a YOLOv8's"),
-        }),
-    }
+    let id = loader.given(&name, &shape, Tensor::from_fn(1, reg_max, |_, i| i as f32));
+    loader.params.get_mut(id).buffer = true;
+    Ok(())
 }
 
 fn network(loader: &mut Loader, config: &Yolov8Config, request: &HeadRequest) -> Result<ImageModel> {
