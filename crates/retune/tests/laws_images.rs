@@ -1,6 +1,6 @@
 //! The laws (ARCHITECTURE.md) over every registered method, on a network of each architecture over pixels, in f32, bf16 and NF4.
 //!
-//! With `RETUNE_EXCHANGE=FOLDER` what each method writes is left there, with pictures and logits, for
+//! With `RETUNE_EXCHANGE=FOLDER` what each method writes for a VGG is left there, with pictures and logits, for
 //! `scripts/reference/check_exchange_images.py` to load with PEFT and torch.
 
 mod common;
@@ -278,9 +278,9 @@ fn law_4_saved_and_loaded_is_the_same() {
     });
 }
 
-/// Leaves what was written, with pictures and logits, for the reference implementations.
+/// Leaves what was written of a VGG, with pictures and logits, for the reference implementations.
 fn exchange(name: &str, base: &Base, model: &Model, written: &Path) {
-    let Some(root) = std::env::var_os("RETUNE_EXCHANGE") else { return };
+    let Some(root) = std::env::var_os("RETUNE_EXCHANGE").filter(|_| base.model_type == "vgg") else { return };
     let out = Path::new(&root).join(name.replace(' ', "_"));
     let copy = |from: &Path, to: &Path| {
         std::fs::create_dir_all(to).expect("folder");
