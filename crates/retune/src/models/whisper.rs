@@ -357,12 +357,27 @@ impl Whisper {
                 "token id {id} is outside the model's vocabulary of {vocab}: the tokenizer is not this model's"
             )));
         }
-        let room = self.room(Some(0));
-        if ids.len() > room {
-            let what = format!("{} tokens are more than the {room} that a transcript may have", ids.len());
-            return Err(Error::Input(format!("{what}; cut the clip into shorter ones")));
+        self.check_room(Some(0), ids.len())
+    }
+
+    /// Checks that there is room for so many tokens beside what an adapter takes.
+    ///
+    /// # Errors
+    /// If there is not: which of the two is too long, and what helps.
+    pub fn check_room(&self, slot: Option<usize>, tokens: usize) -> Result<()> {
+        let (room, all) = (self.room(slot), self.config.max_target_positions);
+        if tokens <= room {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::Input(match self.prefix_positions(slot) {
+            0 => format!(
+                "{tokens} tokens are more than the {all} that a transcript may have; cut the clip into shorter ones"
+            ),
+            prefix => format!(
+                "{tokens} tokens and the {prefix} virtual ones of the prefix are more than the {all} positions of the decoder; train \
+                 with fewer (num_virtual_tokens), or cut the clip into shorter ones"
+            ),
+        }))
     }
 
     /// Logits of transcripts over sounds, for comparing with other implementations: features `[clips frames, bands]`, ids laid end to end.

@@ -15,5 +15,5 @@ pub use languages::{LANGUAGES, language_code, language_name, without_spaces};
 pub use objective::{Examples, SoundCache, SpeechToText};
 pub use search::{Found, Search};
 pub use subtitles::{Format, Segment};
-pub use tokens::{Labels, PREVIOUS_MAX, Request, SpeechTask, SpeechTokens, Suppress, TOKENS_MAX};
+pub use tokens::{Labels, PREVIOUS_MAX, Request, SpeechTask, SpeechTokens, Suppress, TOKENS_MAX, TOKENS_MIN};
 pub use transcribe::{Progress, Transcriber, Transcript};

@@ -37,6 +37,7 @@ impl Examples {
         tokens: &SpeechTokens,
         request: Request,
     ) -> Result<Examples> {
+        net.check_room(Some(0), super::TOKENS_MIN)?;
         let make = |clip: &Clip| {
             // Only the times of segments need to know where a clip was cut.
             let timed = request.timestamps && clip.part.is_some();
@@ -286,11 +287,12 @@ fn frozen(net: &Whisper, params: &Params) -> Option<Level> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::partial;
+    use crate::methods::{partial, prefix};
     use crate::models::{Model, StorageChoice, fresh};
-    use crate::run_file;
+    use crate::run_file::{self, RunFile};
     use crate::tasks::speech::data::Options;
     use crate::tasks::speech::tokens::tests::tokenizer;
+    use crate::tasks::speech::transcribe::{self, Transcriber};
     use retune_tensor::Gradients;
     use serde_json::json;
     use std::path::Path;
@@ -374,6 +376,42 @@ mod tests {
         partial::attach(&mut model, &whole).unwrap();
         let cache = SoundCache::new(model.speech().unwrap(), &model.params, Limits::default()).unwrap();
         assert_eq!(cache.level, Level::Block(1));
+    }
+
+    /// Room of 32 positions: for a prefix, the prompt and the text.
+    #[test]
+    fn a_prefix_leaves_room_for_texts_or_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, data) = small(folder.path());
+        let names = tokenizer(true);
+        let tokens = SpeechTokens::new(&names, None).unwrap();
+        let with_prefix = |rows: u32| {
+            let mut model = Model::load(model.files.path(), StorageChoice::F32).unwrap();
+            let prefix = run_file::Prefix { num_virtual_tokens: rows, ..Default::default() };
+            prefix::attach(&mut model, &prefix, &RunFile::default()).unwrap();
+            model
+        };
+        let read = |model: &Model| {
+            let made =
+                Examples::new(data.clone(), model.speech().unwrap(), &names, &tokens, Request::default());
+            made.err().map(|error| error.to_string())
+        };
+        for rows in [27, 31] {
+            let model = with_prefix(rows);
+            let told = read(&model).unwrap();
+            assert!(told.contains(&format!("the {rows} virtual ones")) && told.contains("num_virtual_tokens"));
+            let refused = Transcriber::new(&model, &names, Active::default()).err().unwrap().to_string();
+            assert_eq!(told, refused);
+            Transcriber::new(&model, &names, Active::Base).unwrap();
+        }
+        // The shorter text fits beside 20, the longer does not: start, language, task, no times, 8 letters, the end.
+        let told = read(&with_prefix(20)).unwrap();
+        assert!(told.lines().count() == 1 && told.contains("b.txt:1: 13 tokens and the 20"), "{told}");
+        let model = with_prefix(26);
+        let transcriber = Transcriber::new(&model, &names, Active::default()).unwrap();
+        let options = transcribe::Options { language: Some("en"), ..Default::default() };
+        let samples: Vec<f32> = (0..6_400).map(|i| (i as f32 * 0.2).sin() * 0.3).collect();
+        assert!(transcriber.transcribe(&samples, &options, &mut |_| true).unwrap().is_some());
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::text::{Special, Tokenizer};
 
 /// Tokens that a transcript may have in all (Whisper's `max_target_positions`).
 pub const TOKENS_MAX: usize = 448;
+/// Tokens of the shortest transcript: start, language, task, no timestamps, a word, the end.
+pub const TOKENS_MIN: usize = 6;
 /// Tokens of the text before that a prompt may hold.
 pub const PREVIOUS_MAX: usize = TOKENS_MAX / 2 - 1;
 /// Steps of a timestamp in a second, and the last of them.

@@ -13,7 +13,7 @@ use retune_tensor::Tensor;
 
 use super::search::{Found, Search, Window};
 use super::subtitles::Segment;
-use super::tokens::{Request, SpeechTask, SpeechTokens, Suppress};
+use super::tokens::{Request, SpeechTask, SpeechTokens, Suppress, TOKENS_MIN};
 use crate::error::{Error, Result};
 use crate::models::{Model, ModelFiles, Whisper};
 use crate::nn::Active;
@@ -121,6 +121,7 @@ impl<'a> Transcriber<'a> {
     /// If the model does not read sound, or the tokenizer is none of Whisper's.
     pub fn new(model: &'a Model, tokenizer: &'a Tokenizer, active: Active) -> Result<Transcriber<'a>> {
         let net = model.speech()?;
+        net.check_room(active.of(0), TOKENS_MIN)?;
         let generation = match &model.files {
             ModelFiles::Folder(folder) => folder.generation_config(),
             ModelFiles::Speech(folder) => Some(folder.settings()),
