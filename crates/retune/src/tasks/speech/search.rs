@@ -289,6 +289,69 @@ fn log_softmax(values: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::{Model, StorageChoice};
+    use crate::nn::Active;
+    use crate::tasks::speech::{Request, SpeechTask, Vocabulary, language_code};
+    use retune_formats::{TensorSource, safetensors};
+    use retune_tensor::Tensor;
+    use serde_json::Value;
+    use std::path::Path;
+
+    /// A tiny random multilingual Whisper against transformers' `generate` (scripts/reference/make_whisper_multilingual.py): which language is
+    /// heard, the forced tokens, the greedy ids under the suppress lists, without and with times.
+    #[test]
+    fn languages_and_texts_are_the_references() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/whisper_multilingual");
+        let model = Model::load(&folder, StorageChoice::F32).unwrap();
+        let vocabulary = Vocabulary::of(&model, &model.files.language().unwrap().tokenizer).unwrap();
+        let (net, params, tokens) = (model.speech().unwrap(), &model.params, &vocabulary.tokens);
+        assert!(tokens.multilingual && tokens.languages.len() == 6);
+        let text = std::fs::read_to_string(folder.join("cases.json")).unwrap();
+        let cases: Value = serde_json::from_str(&text).unwrap();
+        let values = safetensors::File::open(folder.join("cases.safetensors")).unwrap();
+        let values = values.read_f32("features").unwrap();
+        let ids = |value: &Value| -> Vec<u32> {
+            value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        };
+        let mut compared = 0;
+        for (clip, case) in cases["clips"].as_array().unwrap().iter().enumerate() {
+            let features = Tensor::from_fn(48, 80, |t, band| values[(clip * 80 + band) * 48 + t]);
+            let heard = net.hear(params, features, Active::default());
+            let mut spoken = net.begin(params, &heard, 48);
+            let first = net.step(params, &heard, &mut [&mut spoken], &[tokens.start]);
+            let found = tokens.language_probabilities(first.row(0));
+            assert_eq!(found[0].0, case["detected"].as_str().unwrap());
+            for (code, probability) in &found {
+                let wanted = case["probabilities"][code].as_f64().unwrap();
+                assert!((probability - wanted).abs() < 1e-5, "{code}: {probability} {wanted}");
+            }
+            for written in case["written"].as_array().unwrap() {
+                let language = written["language"].as_str().unwrap_or(found[0].0);
+                let request = Request {
+                    language: language_code(language).ok(),
+                    task: SpeechTask::from_name(written["task"].as_str().unwrap()).unwrap(),
+                    timestamps: written["timestamps"].as_bool().unwrap(),
+                };
+                let prompt = tokens.prompt(request).unwrap();
+                assert_eq!(prompt, ids(&written["prompt"]));
+                let mut spoken = net.begin(params, &heard, 48);
+                let logits = net.step(params, &heard, &mut [&mut spoken], &prompt);
+                let window = Window {
+                    net,
+                    params,
+                    tokens,
+                    suppress: vocabulary.suppress(),
+                    heard: &heard,
+                    timestamps: request.timestamps,
+                    most: 24,
+                };
+                let said = window.search(&spoken, logits.row(0), Search::Beam(1), &mut || true).unwrap();
+                assert_eq!(said.ids, ids(&written["ids"]), "clip {clip}, {request:?}");
+                compared += said.ids.len();
+            }
+        }
+        assert!(compared > 200, "{compared} tokens");
+    }
 
     #[test]
     fn the_likeliest_in_order() {
