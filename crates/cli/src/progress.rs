@@ -199,7 +199,7 @@ fn step_line(event: &Event) -> Option<String> {
 
 /// The few metrics that people quote.
 pub fn measured(metrics: &std::collections::BTreeMap<String, f64>) -> String {
-    const QUOTED: [&str; 7] = ["map50", "map", "accuracy", "f1", "matthews", "spearman", "mse"];
+    const QUOTED: [&str; 9] = ["wer", "cer", "map50", "map", "accuracy", "f1", "matthews", "spearman", "mse"];
     let found = QUOTED.iter().filter_map(|name| Some((name, metrics.get(*name)?)));
     found.map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ")
 }

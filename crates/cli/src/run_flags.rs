@@ -66,6 +66,7 @@ fn heading(key: &Key) -> &'static str {
     match (key.table, key.name) {
         ("quantization", _) => "Machine",
         ("augment", _) | (_, "image_size") => "Pictures",
+        (_, "language" | "audio_window" | "skip_long" | "wer_rows" | "normalizer") => "Speech",
         ("lora", _) => "Method lora",
         ("full", _) => "Method full",
         ("partial", _) => "Method partial",

@@ -1,27 +1,91 @@
 //! Clips of a run and what is said in them, as examples for a model that reads sound.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use retune::models::{Model, ModelFiles, Whisper};
+use retune::metrics::Metric;
+use retune::metrics::words::NormalizerChoice;
+use retune::models::{Model, Whisper};
 use retune::nn::Active;
 use retune::run_file::RunFile;
+use retune::tasks::TaskRecord;
 use retune::tasks::speech::data::{DataReport, Dataset, Options};
-use retune::tasks::speech::{Examples, Request, SoundCache, SpeechToText, SpeechTokens};
+use retune::tasks::speech::{
+    AudioWindow, Examples, Request, Scoring, SoundCache, SpeechToText, Vocabulary, language_code,
+};
 use retune::text::Language;
 
+use crate::exit::UsageError;
 use crate::style::{count, seconds};
 
 /// Share of the files that is held out where nobody says.
 const HELD_OUT: f64 = 0.1;
 /// Fewer files than these are all trained on.
 const SPLIT_FROM: usize = 10;
+/// Rows that are named.
+const NAMED: usize = 5;
+
+/// How clips are read, heard and measured.
+#[derive(Clone, clap::Args)]
+pub struct SpeechArgs {
+    /// Speech: the language that is spoken, where rows name none: fr, French
+    #[arg(long, value_name = "NAME", value_parser = language_code)]
+    pub language: Option<&'static str>,
+
+    /// Speech: what Whisper's encoder sees; without it, as the adapter was trained, else windows of 30 s
+    #[arg(long, value_name = "30s|clip")]
+    pub audio_window: Option<AudioWindow>,
+
+    /// Speech: leave out clips longer than 30 s instead of refusing the data
+    #[arg(long)]
+    pub skip_long: bool,
+
+    /// Speech: most clips that are transcribed for word and character error rates; 0 for none [default: all]
+    #[arg(long, value_name = "N")]
+    pub wer_rows: Option<u64>,
+
+    /// Speech: how texts are made alike before they are compared; auto as Whisper's authors do for the language
+    #[arg(long, value_name = "auto|basic|english|none", default_value = "auto")]
+    pub normalizer: NormalizerChoice,
+}
+
+/// The same, as a run or flags say it.
+struct Settings {
+    options: Options,
+    window: AudioWindow,
+    rows_max: usize,
+    normalizer: NormalizerChoice,
+}
+
+impl Settings {
+    fn of_run(run: &RunFile) -> Result<Settings> {
+        let language = run.language.as_deref().map(language_code).transpose();
+        let language = language.map_err(|what| UsageError(format!("language: {what}")))?;
+        Ok(Settings {
+            options: Options { language, task: None, skip_long: run.skip_long },
+            window: run.audio_window,
+            rows_max: usize::try_from(run.wer_rows).unwrap_or(usize::MAX),
+            normalizer: run.normalizer,
+        })
+    }
+}
+
+/// The window that a flag asks for, else the one that an adapter or model was trained with.
+pub fn window(asked: Option<AudioWindow>, record: Option<&TaskRecord>) -> AudioWindow {
+    asked.or(record.and_then(|record| record.audio_window)).unwrap_or_default()
+}
+
+/// What is to be said of windows that Whisper was not trained on.
+pub const NOT_EXACT: &str =
+    "windows are cut to the clips (audio_window = \"clip\"): faster, but not what Whisper was trained on";
 
 /// Clips to learn from, and held-out ones.
 pub struct Spoken {
     pub train: Examples,
     pub eval: Option<Examples>,
     pub report: DataReport,
+    scoring: Scoring,
 }
 
 impl Spoken {
@@ -30,6 +94,8 @@ impl Spoken {
     /// # Errors
     /// All rows that cannot be used.
     pub fn read(run: &RunFile, language: &Language, model: &Model) -> Result<Spoken> {
+        let settings = Settings::of_run(run)?;
+        let load = |path: &Path| Dataset::load(path, &settings.options);
         let all = load(&run.data)?;
         let report = all.report.clone();
         let share = run.eval_share.unwrap_or(if all.clips.len() < SPLIT_FROM { 0.0 } else { HELD_OUT });
@@ -41,23 +107,70 @@ impl Spoken {
             }
             None => (all, None),
         };
-        let make = |data: Dataset| examples(data, language, model);
-        let eval = eval.filter(|data| !data.clips.is_empty()).map(make).transpose()?;
-        let train = make(train)?;
-        if train.is_empty() {
+        let eval = eval.filter(|data| !data.clips.is_empty());
+        let spoken = Spoken::of(train, eval, report, &settings, language, model)?;
+        if spoken.train.is_empty() {
             bail!("{}: there are no clips to learn from", run.data.display());
         }
-        Ok(Spoken { train, eval, report })
+        Ok(spoken)
+    }
+
+    /// Clips of an old task, to be measured as a run measures its own.
+    ///
+    /// # Errors
+    /// As [`Spoken::read`].
+    pub fn retained(path: &Path, run: &RunFile, language: &Language, model: &Model) -> Result<Spoken> {
+        Spoken::alone(path, &Settings::of_run(run)?, language, model)
     }
 
     /// Clips to be measured.
     ///
     /// # Errors
     /// As [`Spoken::read`].
-    pub fn measured(path: &Path, language: &Language, model: &Model) -> Result<Spoken> {
-        let data = load(path)?;
+    pub fn measured(
+        path: &Path,
+        args: &SpeechArgs,
+        record: Option<&TaskRecord>,
+        language: &Language,
+        model: &Model,
+    ) -> Result<Spoken> {
+        let settings = Settings {
+            options: Options { language: args.language, task: None, skip_long: args.skip_long },
+            window: window(args.audio_window, record),
+            rows_max: args.wer_rows.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+            normalizer: args.normalizer,
+        };
+        Spoken::alone(path, &settings, language, model)
+    }
+
+    fn alone(path: &Path, settings: &Settings, language: &Language, model: &Model) -> Result<Spoken> {
+        let data = Dataset::load(path, &settings.options)?;
+        if data.clips.is_empty() {
+            bail!("{}: there are no clips in it", path.display());
+        }
         let report = data.report.clone();
-        Ok(Spoken { train: examples(data, language, model)?, eval: None, report })
+        Spoken::of(data, None, report, settings, language, model)
+    }
+
+    /// Every clip is decoded once, so that what is wrong is told before anything is trained.
+    fn of(
+        train: Dataset,
+        eval: Option<Dataset>,
+        report: DataReport,
+        settings: &Settings,
+        language: &Language,
+        model: &Model,
+    ) -> Result<Spoken> {
+        let vocabulary = Arc::new(Vocabulary::of(model, &language.tokenizer)?);
+        let examples = |data: Dataset| -> Result<Examples> {
+            let (tokens, request) = (&vocabulary.tokens, Request::default());
+            let samples = data.check(tokens, &language.tokenizer, request, || {})?;
+            let examples = Examples::new(data, model.speech()?, &language.tokenizer, tokens, request)?;
+            Ok(examples.seen_through(settings.window, samples))
+        };
+        let (train, eval) = (examples(train)?, eval.map(examples).transpose()?);
+        let (normalizer, rows_max) = (settings.normalizer, settings.rows_max);
+        Ok(Spoken { train, eval, report, scoring: Scoring { vocabulary, normalizer, rows_max } })
     }
 
     /// Some of them as a task, as they are.
@@ -69,7 +182,49 @@ impl Spoken {
             checkpoint: false,
             cache: None::<&SoundCache>,
             active: Active::default(),
+            scoring: Some(&self.scoring),
         }
+    }
+
+    /// Training clips and held-out ones.
+    pub fn all(&self) -> impl Iterator<Item = &Examples> {
+        std::iter::once(&self.train).chain(&self.eval)
+    }
+
+    /// Whether evaluations write down what is said.
+    pub fn transcribes(&self) -> bool {
+        self.scoring.rows_max > 0
+    }
+
+    /// The metric that the best weights are chosen by.
+    ///
+    /// # Errors
+    /// If the one that is asked for is none of transcripts, or nothing is transcribed.
+    pub fn metric(&self, asked: Option<Metric>) -> Result<Metric> {
+        let transcribes = self.transcribes();
+        match asked {
+            None if transcribes => Ok(Metric::Wer),
+            None | Some(Metric::Loss) => Ok(Metric::Loss),
+            Some(metric @ (Metric::Wer | Metric::Cer)) if transcribes => Ok(metric),
+            Some(metric @ (Metric::Wer | Metric::Cer)) => {
+                Err(UsageError(format!("metric = \"{metric}\" needs transcripts, and wer_rows is 0")).into())
+            }
+            Some(metric) => {
+                let known: Vec<&str> = Metric::OF_TRANSCRIPTS.iter().map(|metric| metric.name()).collect();
+                let what = format!("metric = \"{metric}\" is not for speech; there are {}", known.join(", "));
+                Err(UsageError(what).into())
+            }
+        }
+    }
+
+    /// What the user should know though nothing is wrong.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut told = Vec::new();
+        if self.train.window() == AudioWindow::Clip {
+            told.push(NOT_EXACT.to_string());
+        }
+        told.extend(left_out(&self.report));
+        told
     }
 
     /// Counts for the report.
@@ -83,24 +238,24 @@ impl Spoken {
         if self.report.duplicates > 0 {
             rows.push(("left out, for they repeat others", count(self.report.duplicates as u64)));
         }
+        if !self.report.too_long.is_empty() {
+            rows.push(("left out, for they are too long", count(self.report.too_long.len() as u64)));
+        }
+        if self.train.window() == AudioWindow::Clip {
+            rows.push(("windows", "cut to the clips: not what Whisper was trained on".into()));
+        }
         rows
     }
 }
 
-fn load(path: &Path) -> Result<Dataset> {
-    Ok(Dataset::load(path, &Options::default())?)
-}
-
-/// Every clip is decoded once, so that what is wrong is told before anything is trained.
-fn examples(data: Dataset, language: &Language, model: &Model) -> Result<Examples> {
-    let multilingual = match &model.files {
-        ModelFiles::Folder(folder) => {
-            folder.generation_config().and_then(|config| config.get("is_multilingual")?.as_bool())
-        }
-        _ => None,
-    };
-    let tokens = SpeechTokens::new(&language.tokenizer, multilingual)?;
-    let request = Request::default();
-    data.check(&tokens, &language.tokenizer, request, || {})?;
-    Ok(Examples::new(data, model.speech()?, &language.tokenizer, &tokens, request)?)
+/// Which rows were left out since they are too long, if any.
+pub fn left_out(report: &DataReport) -> Option<String> {
+    let all = &report.too_long;
+    let named: Vec<String> = all.iter().take(NAMED).map(|source| source.to_string()).collect();
+    let more = all.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let n = count(all.len() as u64);
+    (!all.is_empty()).then(|| {
+        format!("{n} rows are longer than 30 s and left out (skip_long): {}{more}", named.join(", "))
+    })
 }

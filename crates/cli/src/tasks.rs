@@ -393,10 +393,18 @@ impl Data {
                 ImageCache::bytes_each(net, params) * lengths.count() as u64
             }
             (_, Net::Text(net)) => trunk_cache::kept_bytes(net.as_ref(), params, lengths),
-            (Data::Speech(_), Net::Speech(net)) => {
-                SoundCache::bytes_each(net, params) * lengths.count() as u64
-            }
+            (Data::Speech(data), Net::Speech(net)) => SoundCache::bytes(net, params, data.all()),
             (_, Net::Image(_) | Net::Speech(_)) => 0,
+        }
+    }
+
+    /// Tokens of a clip that an evaluation writes down, where it does.
+    pub fn transcribed_tokens(&self, net: &Net) -> usize {
+        match (self, net) {
+            (Data::Speech(data), Net::Speech(net)) if data.transcribes() => {
+                net.config().max_target_positions / 2
+            }
+            _ => 0,
         }
     }
 
@@ -506,7 +514,7 @@ impl Data {
             return self.retained_pictures(path, model, fresh_head);
         };
         if let Data::Speech(_) = self {
-            return Ok(Data::Speech(Box::new(Spoken::measured(path, language, model)?)));
+            return Ok(Data::Speech(Box::new(Spoken::retained(path, run, language, model)?)));
         }
         let net = model.text()?;
         let asked = run.max_length as usize;
@@ -638,6 +646,7 @@ impl Data {
                 metric.check(Problem::SingleLabel).map_err(|e| UsageError(e.to_string()))?;
                 Ok(metric)
             }
+            (Data::Speech(data), asked) => data.metric(asked),
             (_, None | Some(Metric::Loss)) => Ok(Metric::Loss),
             (_, Some(other)) => {
                 Err(UsageError(format!("metric = \"{other}\" is for labelled rows; here there is the loss"))
@@ -658,7 +667,7 @@ impl Data {
             Data::Classification(data) => data.train.warnings(),
             Data::Pictures(data) => data.train.warnings.clone(),
             Data::Boxes(data) => data.warnings(),
-            Data::Speech(_) => Vec::new(),
+            Data::Speech(data) => data.warnings(),
         }
     }
 

@@ -8,11 +8,13 @@ use retune::base;
 use retune::export::{self, ExportOptions};
 use retune::methods;
 use retune::metrics::Metric;
+use retune::metrics::words::NormalizerChoice;
 use retune::models::{Model, ModelFiles, Net, Snapshot, WithoutAdapter};
 use retune::nn::Head;
 use retune::report::{self, BeforeAfter, OnOff, ReportData, Retained};
 use retune::run_file::RunFile;
 use retune::tasks::TaskRecord;
+use retune::tasks::speech::AudioWindow;
 use retune::tasks::trunk_cache::Limits;
 use retune::text::Language;
 use retune::train::{
@@ -48,8 +50,8 @@ pub struct Base {
     total: usize,
     /// Rows that were read, for the head's labels, but are no examples yet.
     read: Option<Read>,
-    /// Examples, and the room for a text that they were made for.
-    data: Option<(usize, Data)>,
+    /// Examples, and what they were made for.
+    data: Option<(MadeFor, Data)>,
 }
 
 impl Base {
@@ -74,8 +76,8 @@ impl Base {
     }
 
     /// The rows as examples for the model with its method on; those of an earlier run, if they fit as well.
-    fn take_data(&mut self, run: &RunFile) -> Result<(usize, Data)> {
-        let room = room_of(&self.model.net, run.max_length as usize);
+    fn take_data(&mut self, run: &RunFile) -> Result<(MadeFor, Data)> {
+        let room = made_for(&self.model.net, run);
         if let Some(known) = self.data.take().filter(|(known, _)| *known == room) {
             return Ok(known);
         }
@@ -87,6 +89,13 @@ impl Base {
     }
 }
 
+/// The room for a text, and how clips are heard and measured.
+type MadeFor = (usize, AudioWindow, u64, NormalizerChoice);
+
+fn made_for(net: &Net, run: &RunFile) -> MadeFor {
+    (room_of(net, run.max_length as usize), run.audio_window, run.wer_rows, run.normalizer)
+}
+
 /// All that a run needs, loaded and checked, before any step.
 pub struct Prepared {
     pub run: RunFile,
@@ -95,8 +104,8 @@ pub struct Prepared {
     /// Of a model that reads text.
     pub language: Option<Language>,
     pub data: Data,
-    /// Tokens of a text that the examples were made for.
-    room: usize,
+    /// What the examples were made for.
+    room: MadeFor,
     /// Rows of an old task.
     retain: Option<Data>,
     /// The head is new: before training it knows nothing.
@@ -246,7 +255,7 @@ impl Prepared {
         let own: u64 = own.map(|(_, param)| param.weight.bytes() as u64).sum();
         let generated_rows = match self.questions()? {
             Samples::Questions(all) => self.generated_rows(&all)?,
-            Samples::Texts(_) => 0,
+            Samples::Texts(_) => self.data.transcribed_tokens(net) as u64,
         };
         let lengths = [Some(objective), eval].into_iter().flatten();
         let lengths = lengths.flat_map(|texts| (0..texts.len()).map(|example| texts.rows(example)));
@@ -296,6 +305,11 @@ impl Prepared {
             identity.insert("image_size".into(), format!("{:?}", self.run.image_size));
             identity.insert("keep_head".into(), self.run.keep_head.to_string());
             identity.insert("augment".into(), toml::Value::try_from(&self.run.augment)?.to_string());
+        }
+        if let Data::Speech(_) = &self.data {
+            identity.insert("audio_window".into(), format!("{:?}", self.run.audio_window).to_lowercase());
+            identity.insert("language".into(), format!("{:?}", self.run.language));
+            identity.insert("skip_long".into(), self.run.skip_long.to_string());
         }
         let settings = toml::Value::try_from(&self.run)?.get(&self.run.method).map(toml::Value::to_string);
         identity.insert("settings of the method".into(), settings.unwrap_or_default());
@@ -551,6 +565,7 @@ impl Prepared {
         if let Head::Classifier(head) = self.model.net.head() {
             report.outputs = head.labels.len();
         }
+        report.transcribes = matches!(self.data, Data::Speech(_));
         report.model = run.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
         report.model_path = run.model.display().to_string();
         report.method = run.method.clone();
@@ -581,7 +596,9 @@ impl Prepared {
     /// What was learned, for whoever uses the folder.
     fn record(&self) -> TaskRecord {
         let room = room_of(&self.model.net, self.run.max_length as usize);
-        TaskRecord::of(&self.model, self.data.task(), room)
+        let cut = matches!(&self.data, Data::Speech(data) if data.train.window() == AudioWindow::Clip);
+        let audio_window = cut.then_some(AudioWindow::Clip);
+        TaskRecord { audio_window, ..TaskRecord::of(&self.model, self.data.task(), room) }
     }
 }
 

@@ -38,7 +38,9 @@ fn run_file(args: &Args) -> RunFile {
     let method = args.text("method").unwrap_or("lora");
     let targets: Vec<&str> = args.text("targets").unwrap_or("q_proj,v_proj").split(',').collect();
     let settings = match method {
-        "lora" => format!("[lora]\nrank = 8\nlora_alpha = 16\nlora_dropout = 0\ntarget_modules = {targets:?}"),
+        "lora" => {
+            format!("[lora]\nrank = 8\nlora_alpha = 16\nlora_dropout = 0\ntarget_modules = {targets:?}")
+        }
         "partial" => "[partial]\nlast_blocks = 4".into(),
         _ => String::new(),
     };
@@ -83,17 +85,22 @@ impl Objective for Noise<'_> {
     ) -> Result<Var, ObjectiveError> {
         let pass = Pass { checkpoint: self.checkpoint, ..Pass::default() };
         let clips = batch.len();
+        let frames = self.features.rows() / self.batch;
+        let windows = |clips: usize| Segments::from_lengths(&vec![frames; clips]);
         let sound = match self.cache {
             Some(cache) => {
                 let keys: Vec<u64> = batch.iter().map(|&e| e as u64).collect();
-                let frames = self.features.rows() / self.batch;
                 let read = |which: &[usize]| {
                     let part = &self.features.data()[..which.len() * frames * self.features.cols()];
-                    Ok(Tensor::from_slice(which.len() * frames, self.features.cols(), part))
+                    let part = Tensor::from_slice(which.len() * frames, self.features.cols(), part);
+                    Ok((part, windows(which.len())))
                 };
                 cache.sounds(tape, self.net, &keys, &pass, &read)?
             }
-            None => self.net.encode(tape, &Var::constant(self.features.clone()), clips, &pass),
+            None => {
+                let features = Var::constant(self.features.clone());
+                self.net.encode(tape, &features, &windows(clips), &pass)
+            }
         };
         let rows = clips * self.tokens;
         let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % 50_000) as u32).collect();
@@ -134,7 +141,8 @@ fn main() {
     let Model { params, net, .. } = &mut model;
     let net = net.as_speech().expect("a Whisper");
     let stream = Stream::new(1, 2);
-    let features = Tensor::from_fn(batch * net.config().frames(), 80, |r, c| stream.normal((80 * r + c) as u64));
+    let features =
+        Tensor::from_fn(batch * net.config().frames(), 80, |r, c| stream.normal((80 * r + c) as u64));
     let objective = Noise {
         net,
         features,

@@ -49,6 +49,11 @@ pub trait Objective: Sync {
         self.rows(example)
     }
 
+    /// Frames of the longest window of sound, where examples have sounds and not all are seen through whole windows: for the memory plan.
+    fn window_frames(&self) -> Option<usize> {
+        None
+    }
+
     /// An example's share of the loss's denominator (its target tokens). Examples of weight 0 are never trained on.
     fn weight(&self, example: usize) -> f64;
 

@@ -7,6 +7,7 @@ pub(crate) mod chart;
 pub(crate) mod quality;
 mod retained;
 pub(crate) mod scatter;
+mod spoken;
 
 use base64::Engine;
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,8 @@ pub struct ReportData {
     pub pictures: Option<Vec<u8>>,
     /// Scores on the held-out rows, of runs that have more than a loss.
     pub metrics: Option<BeforeAfter>,
+    /// What was learned is to write down what is said.
+    pub transcribes: bool,
     /// The head's outputs: classes, tags, or 1.
     pub outputs: usize,
     /// What [`EvalPoint::metric`] is; without it, the problem's usual one.
@@ -148,7 +151,7 @@ impl ReportData {
 
     /// What was learned, if not to write on.
     fn problem(&self) -> Option<Problem> {
-        self.metrics.as_ref().map(|metrics| metrics.after.problem)
+        self.metrics.as_ref().filter(|_| !self.transcribes).map(|metrics| metrics.after.problem)
     }
 
     /// What to type after `--model`.
@@ -165,6 +168,7 @@ pub fn html(data: &ReportData) -> String {
     page += &quality::section(data);
     page += &curves(data);
     page += &retained::section(data);
+    page += &spoken::section(data);
     page += &answers(data);
     page += &pictures(data);
     page += &tables(data);

@@ -17,7 +17,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metric;
+use crate::metrics::words::NormalizerChoice;
 use crate::models::{LoadOptions, Quantisation, StorageChoice};
+use crate::tasks::speech::AudioWindow;
 
 pub use lora::{Ia3, LoraBias};
 pub use pictures::{Augment, AugmentPreset};
@@ -70,6 +72,15 @@ pub struct RunFile {
 
     /// Side of the pictures, in pixels; `None`: as the model says.
     pub image_size: Option<u32>,
+
+    /// The language of clips whose rows name none, as a code or an English name.
+    pub language: Option<String>,
+    pub audio_window: AudioWindow,
+    /// Clips longer than Whisper hears at a time are left out, not refused.
+    pub skip_long: bool,
+    /// Most held-out clips that an evaluation transcribes; 0: none.
+    pub wer_rows: u64,
+    pub normalizer: NormalizerChoice,
 
     /// The names of the classes; `None`: those of the data.
     pub labels: Option<Vec<String>>,
@@ -145,6 +156,11 @@ impl Default for RunFile {
             train_on: TrainOn::Answers,
             eval_share: None,
             image_size: None,
+            language: None,
+            audio_window: AudioWindow::Whole,
+            skip_long: false,
+            wer_rows: 100,
+            normalizer: NormalizerChoice::Auto,
             labels: None,
             pooling: PoolingChoice::Auto,
             class_weights: "even".into(),

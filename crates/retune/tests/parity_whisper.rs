@@ -59,9 +59,15 @@ impl Clips {
         }
     }
 
+    /// All of one length.
+    fn windows(&self) -> Segments {
+        let clips = self.segments.len();
+        Segments::from_lengths(&vec![self.features.rows() / clips; clips])
+    }
+
     fn logits_on<'p>(&self, model: &'p Model, tape: &Tape<'p>, pass: &Pass) -> Var {
         let net = model.speech().expect("speech");
-        let sound = net.encode(tape, &Var::constant(self.features.clone()), self.segments.len(), pass);
+        let sound = net.encode(tape, &Var::constant(self.features.clone()), &self.windows(), pass);
         let hidden = net.decode(tape, &sound, &self.ids, &self.segments, pass);
         head(model).forward(tape, &hidden.rows, &hidden.x)
     }
@@ -139,7 +145,7 @@ fn check(model: &mut Model, folder: &Path, find: fn(&Model, &str) -> ParamId) {
 fn encoded(model: &Model, clips: &Clips) -> Tensor {
     let tape = Tape::inference(&model.params);
     let x = Var::constant(clips.features.clone());
-    let rows = model.speech().expect("speech").encode(&tape, &x, clips.segments.len(), &Pass::default());
+    let rows = model.speech().expect("speech").encode(&tape, &x, &clips.windows(), &Pass::default());
     rows.x.value().clone()
 }
 
@@ -207,6 +213,63 @@ fn text_is_written_step_by_step() {
         close("the fork", logits.row(1), whole.row(i), 1e-5);
     }
     assert!(net.check_ids(&[1; 25]).is_err() && net.check_ids(&[160]).is_err());
+}
+
+/// Windows of different lengths in one batch, one of them whole: rows, loss and gradients are those that each has alone.
+#[test]
+fn windows_of_different_lengths_do_not_see_each_other() {
+    let mut model = base();
+    full::attach(&mut model).expect("full");
+    let clips = Clips::read(&case("whisper_full"));
+    let whole = clips.features.rows() / 3;
+    let lengths = [whole, 2, 30];
+    let features = |clip: usize| {
+        let from = clip * whole * 80;
+        Tensor::from_slice(lengths[clip], 80, &clips.features.data()[from..from + lengths[clip] * 80])
+    };
+    let run = |chosen: &[usize]| {
+        let parts: Vec<Tensor> = chosen.iter().map(|&clip| features(clip)).collect();
+        let data: Vec<f32> = parts.iter().flat_map(|part| part.data().to_vec()).collect();
+        let windows: Vec<usize> = chosen.iter().map(|&clip| lengths[clip]).collect();
+        let windows = Segments::from_lengths(&windows);
+        let tape = Tape::new(&model.params);
+        let net = model.speech().expect("speech");
+        let x = Var::constant(Tensor::from_vec(windows.rows(), 80, data));
+        let sound = net.encode(&tape, &x, &windows, &Pass::default());
+        let rows = sound.x.value().clone();
+        let texts: Vec<usize> = chosen.iter().map(|&clip| clips.segments.length(clip)).collect();
+        let ids: Vec<u32> =
+            chosen.iter().flat_map(|&c| clips.ids[clips.segments.range(c)].to_vec()).collect();
+        let segments = Segments::from_lengths(&texts);
+        let hidden = net.decode(&tape, &sound, &ids, &segments, &Pass::default());
+        let labels = LossRows {
+            rows: (0..ids.len()).collect(),
+            targets: ids.clone(),
+            weights: vec![1.0; ids.len()],
+            denominator: 10.0,
+        };
+        let logits = head(&model).forward(&tape, &hidden.rows, &hidden.x);
+        let loss = ops::cross_entropy(&tape, &logits, &labels);
+        let value = loss.value().data()[0];
+        let mut gradients = Gradients::new();
+        tape.backward(&loss, Tensor::scalar(1.0), &mut gradients);
+        (rows, value, gradients)
+    };
+    let (rows, loss, gradients) = run(&[0, 1, 2]);
+    let alone = [0, 1, 2].map(|clip| run(&[clip]));
+    let joined: Vec<f32> = alone.iter().flat_map(|(rows, ..)| rows.data().to_vec()).collect();
+    close("rows", rows.data(), &joined, 1e-6);
+    // The whole window is that of a batch of whole windows.
+    close("whole", &rows.data()[..whole / 2 * 32], &encoded(&model, &clips).data()[..whole / 2 * 32], 1e-6);
+    close("loss", &[loss], &[alone.iter().map(|(_, loss, _)| loss).sum()], 1e-5);
+    let mut count = 0;
+    for (id, gradient) in gradients.iter() {
+        let mut sum = Tensor::zeros(gradient.rows(), gradient.cols());
+        alone.iter().filter_map(|(.., g)| g.get(id)).for_each(|g| sum.add_assign(g));
+        close(&model.params.get(id).name, gradient.data(), sum.data(), 1e-5);
+        count += 1;
+    }
+    assert!(count > 40, "{count} gradients");
 }
 
 /// Every method with its defaults (lora: all linears): a step lowers the loss, and at the start nothing is changed but by prefixes.

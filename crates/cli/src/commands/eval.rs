@@ -18,12 +18,13 @@ use retune::train::{Control, Objective, measure};
 use retune_formats::records::Records;
 use serde_json::Value;
 
+use super::transcribe::score;
 use crate::detection::Detected;
 use crate::exit::Ended;
 use crate::loading::{ModelArgs, dataset, language, tell_streamed};
 use crate::pictures::Pictured;
 use crate::signals::Signals;
-use crate::speech::Spoken;
+use crate::speech::{SpeechArgs, Spoken};
 use crate::style::{bold, count, dim, printable};
 use crate::tasks::room;
 
@@ -71,6 +72,9 @@ pub struct PassArgs {
     /// Which tokens count
     #[arg(long, value_name = "answers|all", default_value = "answers", value_parser = ["answers", "all"])]
     train_on: String,
+
+    #[command(flatten)]
+    speech: SpeechArgs,
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
@@ -142,7 +146,8 @@ impl PassArgs {
         }
         let language = &language(&model.files)?;
         if model.net.as_speech().is_some() {
-            return Ok(Rows::Speech(Box::new(Spoken::measured(data, language, model)?)));
+            let spoken = Spoken::measured(data, &self.speech, record, language, model)?;
+            return Ok(Rows::Speech(Box::new(spoken)));
         }
         let net = model.text()?;
         let asked = self.max_length.map(|n| n as usize).or(record.map(|record| record.max_length));
@@ -244,7 +249,7 @@ impl Rows {
         let (loss, rows) = (measured.loss, count(rows as u64));
         match &measured.metrics {
             Some(metrics) => {
-                let found = Metric::of(metrics.problem).iter().filter(|metric| **metric != Metric::Loss);
+                let found = metrics.known().iter().filter(|metric| **metric != Metric::Loss);
                 let found = found.filter_map(|metric| Some((metric.name(), metrics.get(*metric)?)));
                 let found: Vec<String> = found.map(|(name, value)| format!("{name} {value:.4}")).collect();
                 format!("loss {loss:.4}   {}   {rows} rows", found.join("   "))
@@ -264,7 +269,7 @@ impl Rows {
             Rows::Labelled(data) => data.warnings(),
             Rows::Pictures(data) => data.train.warnings.clone(),
             Rows::Boxes(data) => data.warnings(),
-            Rows::Speech(_) => Vec::new(),
+            Rows::Speech(data) => data.warnings(),
         }
     }
 
@@ -294,13 +299,15 @@ impl Rows {
 fn show(metrics: &Metrics, out: &mut impl Write) -> Result<()> {
     let loss = metrics.loss.unwrap_or(f64::NAN);
     writeln!(out, "loss {loss:.4}   {} rows", count(metrics.examples))?;
-    for metric in Metric::of(metrics.problem) {
+    for metric in metrics.known() {
         let Some(value) = metrics.get(*metric).filter(|_| *metric != Metric::Loss) else { continue };
         let interval = metrics.accuracy_interval.filter(|_| *metric == Metric::Accuracy);
         let interval =
             interval.map(|i| format!("   (95 %: {:.4} to {:.4})", i.low, i.high)).unwrap_or_default();
         writeln!(out, "{:<12} {}{interval}", metric.name(), bold(&format!("{value:.4}")))?;
     }
+    let mut transcribed = metrics.transcribed.clone();
+    score::show_worst(out, &mut transcribed)?;
     let classes = &metrics.classes[..metrics.classes.len().min(CLASSES_SHOWN)];
     let width = classes.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).clamp(5, NAME_SHOWN);
     if !classes.is_empty() {

@@ -148,8 +148,10 @@ pub fn use_words(report: &ReportData, task: Task) -> String {
 
 /// The task's numbers on the held-out rows; of a new head only those after training, for before it knew nothing.
 fn write_metrics(out: &mut impl Write, metrics: &BeforeAfter) -> Result<()> {
-    const QUOTED: [Metric; 8] = [
+    const QUOTED: [Metric; 10] = [
         Metric::Loss,
+        Metric::Wer,
+        Metric::Cer,
         Metric::Map50,
         Metric::Map,
         Metric::Accuracy,

@@ -1,6 +1,6 @@
 //! `retune transcribe`: what is said in sound files, streamed to the terminal or written as text, subtitles and JSON.
 
-mod score;
+pub mod score;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write, stdout};
@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use clap::builder::PossibleValuesParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use retune::metrics::words::NormalizerChoice;
 use retune::models::{Model, Reads, spec_of};
 use retune::nn::Active;
 use retune::tasks::speech::transcribe::Options;
-use retune::tasks::speech::{Format, Progress, Segment, SpeechTask, Transcriber, Transcript, language_code};
+use retune::tasks::speech::{
+    AudioWindow, Format, Progress, Segment, SpeechTask, Transcriber, Transcript, language_code,
+};
 use retune_formats::atomic;
 use retune_media::sound;
 use serde_json::json;
@@ -21,6 +23,7 @@ use serde_json::json;
 use crate::exit::{Ended, UsageError};
 use crate::loading::{ModelArgs, language, tell_streamed};
 use crate::signals::Signals;
+use crate::speech::{NOT_EXACT, window};
 use crate::style::{self, dim, printable};
 
 #[derive(clap::Args)]
@@ -46,8 +49,17 @@ pub struct Args {
     data: Option<PathBuf>,
 
     /// Of --data: how texts are made alike before they are compared; auto as Whisper's authors do for the language
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = PossibleValuesParser::new(score::Alike::NAMES))]
-    normalizer: String,
+    #[arg(long, value_name = "auto|basic|english|none", default_value = "auto")]
+    normalizer: NormalizerChoice,
+
+    /// Of --data: leave out rows longer than 30 s instead of refusing them all
+    #[arg(long, requires = "data")]
+    skip_long: bool,
+
+    /// What the encoder sees: windows of 30 s, or the clip alone, which is not what Whisper was trained on; without it, as the
+    /// adapter was trained
+    #[arg(long, value_name = "30s|clip")]
+    audio_window: Option<AudioWindow>,
 
     /// The language that is spoken, as a code or an English name: fr, French
     #[arg(long, value_name = "NAME", value_parser = language_code)]
@@ -73,9 +85,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     beam_size: u32,
 
-    /// Tried one after the other until a text neither repeats itself nor is unlikely; 0 alone never tries again
-    #[arg(long, value_name = "X,...", value_delimiter = ',', default_values_t = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])]
-    temperature: Vec<f32>,
+    /// Tried one after the other until a text neither repeats itself nor is unlikely; 0 alone never tries again [default: 0,0.2,0.4,0.6,0.8,1;
+    /// with --data 0, as training measures]
+    #[arg(long, value_name = "X,...", value_delimiter = ',')]
+    temperature: Option<Vec<f32>>,
 
     /// The same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -99,8 +112,12 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     }
     args.check_names()?;
     let mut failed = 0;
-    args.model.one_by_one(|adapter, model, _| {
-        failed += args.all(adapter, model, &options, json, &signals)?;
+    args.model.one_by_one(|adapter, model, record| {
+        let window = window(args.audio_window, record);
+        if window == AudioWindow::Clip && !json {
+            eprintln!("{}", dim(&format!("note: {NOT_EXACT}")));
+        }
+        failed += args.all((adapter, model, window), &options, json, &signals)?;
         tell_streamed(model, json);
         Ok(())
     })?;
@@ -113,13 +130,14 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
 
 impl Args {
     fn options(&self) -> Options {
+        let usual = if self.data.is_some() { Options::greedy() } else { Options::default() };
         let timed = self.format.iter().any(|format| *format != Format::Text);
         Options {
             language: self.language,
             task: self.task,
             timestamps: self.timestamps || timed,
             beam_size: self.beam_size as usize,
-            temperatures: self.temperature.clone(),
+            temperatures: self.temperature.clone().unwrap_or(usual.temperatures),
             seed: self.seed,
             ..Options::default()
         }
@@ -144,17 +162,16 @@ impl Args {
     /// All files through one adapter; how many could not be read.
     fn all(
         &self,
-        adapter: Option<&Path>,
-        model: &Model,
+        (adapter, model, window): (Option<&Path>, &Model, AudioWindow),
         options: &Options,
         json: bool,
         signals: &Signals,
     ) -> Result<usize> {
         let language = language(&model.files)?;
-        let transcriber = Transcriber::new(model, &language.tokenizer, Active::default())?;
+        let transcriber = Transcriber::new(model, &language.tokenizer, Active::default())?.through(window);
         if let Some(path) = &self.data {
-            let alike = score::Alike::from_name(&self.normalizer).map_err(UsageError)?;
-            score::run(&transcriber, adapter, path, options, alike, json, signals)?;
+            let rows = score::Rows { path, skip_long: self.skip_long, normalizer: self.normalizer };
+            score::run(&transcriber, adapter, &rows, options, json, signals)?;
             return Ok(0);
         }
         let mut failed = 0;

@@ -140,6 +140,13 @@ pub struct Metrics {
     pub mae: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub r2: Option<f64>,
+    /// Word and character error rates of what was transcribed; `problem` says nothing of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wer: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cer: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub transcribed: Vec<words::TranscribedRow>,
     /// Of boxes; `problem` says nothing of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detection: Option<Precisions>,
@@ -242,6 +249,18 @@ impl Metrics {
         }
     }
 
+    /// Of transcripts: of some of so many clips.
+    pub fn of_transcripts(transcribed: Vec<words::TranscribedRow>, clips: usize) -> Metrics {
+        let rates: words::ErrorRates = transcribed.iter().collect();
+        Metrics {
+            examples: clips as u64,
+            wer: Some(rates.wer()),
+            cer: Some(rates.cer()),
+            transcribed,
+            ..Metrics::default()
+        }
+    }
+
     fn from_counts(names: &[String], counts: &Counts, truth: &[u32], predicted: &[u32]) -> Metrics {
         let classes = counts.scores(names);
         let confusion = confusion(names.len(), truth, predicted);
@@ -270,7 +289,11 @@ impl Metrics {
 
     /// The metrics that it can have; the first is the one that people quote.
     pub fn known(&self) -> &'static [Metric] {
-        if self.detection.is_some() { Metric::OF_DETECTIONS } else { Metric::of(self.problem) }
+        match self {
+            Metrics { detection: Some(_), .. } => Metric::OF_DETECTIONS,
+            Metrics { wer: Some(_), .. } => Metric::OF_TRANSCRIPTS,
+            _ => Metric::of(self.problem),
+        }
     }
 
     /// One number of it; `None` if it does not fit the problem or is undefined (a correlation of constants).
@@ -291,6 +314,8 @@ impl Metrics {
             Metric::Mse => self.mse,
             Metric::Mae => self.mae,
             Metric::R2 => self.r2,
+            Metric::Wer => self.wer,
+            Metric::Cer => self.cer,
             Metric::Map => self.detection.as_ref().map(|found| found.map),
             Metric::Map50 => self.detection.as_ref().map(|found| found.map50),
         }

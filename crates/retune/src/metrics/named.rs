@@ -33,12 +33,16 @@ pub enum Metric {
     Map,
     /// At IoU .5.
     Map50,
+    /// Word error rate of transcripts.
+    Wer,
+    /// Character error rate.
+    Cer,
 }
 
 use Metric::*;
 
 /// Every metric and its name.
-const NAMES: [(Metric, &str); 16] = [
+const NAMES: [(Metric, &str); 18] = [
     (Loss, "loss"),
     (Accuracy, "accuracy"),
     (F1, "f1"),
@@ -55,6 +59,8 @@ const NAMES: [(Metric, &str); 16] = [
     (R2, "r2"),
     (Map, "map"),
     (Map50, "map50"),
+    (Wer, "wer"),
+    (Cer, "cer"),
 ];
 
 /// Names that other tools use.
@@ -77,6 +83,9 @@ impl Metric {
     /// The metrics of boxes; the first is the one that people quote.
     pub const OF_DETECTIONS: &[Metric] = &[Map50, Map, F1, Precision, Recall, Loss];
 
+    /// The metrics of transcripts.
+    pub const OF_TRANSCRIPTS: &[Metric] = &[Wer, Cer, Loss];
+
     /// As it is written.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(metric, _)| *metric == self).map_or("", |(_, name)| name)
@@ -84,7 +93,7 @@ impl Metric {
 
     /// Whether more is better; of losses and errors less is.
     pub fn higher_is_better(self) -> bool {
-        !matches!(self, Loss | Mse | Mae)
+        !matches!(self, Loss | Mse | Mae | Wer | Cer)
     }
 
     /// Whether `a` is better than `b`; NaN is never better, and anything is better than NaN.

@@ -217,37 +217,61 @@ impl Whisper {
         &self.config
     }
 
-    /// What the first block reads of features `[clips frames, bands]`, all of as many frames: two convolutions and the positions.
-    fn start(&self, tape: &Tape, features: &Var, clips: usize, pass: &Pass) -> Hidden {
-        let frames = features.rows() / clips.max(1);
-        let rows = Rows::new(Segments::from_lengths(&vec![frames; clips]), pass);
-        let (rows, x) =
-            self.convolve(tape, &self.encoder.conv1, &rows.on_grid(load::frames(clips, frames)), features);
+    /// What the first block reads of features `[frames, bands]`, clip by clip: two convolutions and the positions.
+    fn start(&self, tape: &Tape, features: &Var, clips: &Segments, pass: &Pass) -> Hidden {
+        let rows = Rows::new(clips.clone(), pass);
+        let (rows, x) = self.convolve(tape, &self.encoder.conv1, &rows, features);
         let (rows, x) = self.convolve(tape, &self.encoder.conv2, &rows, &x);
         let places: Vec<u32> = rows.segments.ranges().flat_map(|r| 0..r.len() as u32).collect();
         let positions = ops::embedding(tape, &tape.weight(self.encoder.positions), &places);
         Hidden { x: ops::add(tape, &x, &positions), rows: rows.with_segments(rows.segments.clone()) }
     }
 
+    /// A convolution of each clip by itself. Clips of one length are pictures of one line; others lie in one line, with two rows of zeros in
+    /// front of each: its padding, and so that each begins where a step of 2 does.
     fn convolve(&self, tape: &Tape, conv: &Linear, rows: &Rows, x: &Var) -> (Rows, Var) {
-        let grid = rows.grid.unwrap_or(Grid { images: 0, height: 1, width: 0 });
-        let to = conv.sliding.and_then(|sliding| sliding.output(grid)).unwrap_or(grid);
-        let y = ops::activation(tape, &conv.forward(tape, rows, x), self.encoder.activation);
-        (rows.on_grid(to), y)
+        let lengths = rows.segments.lengths();
+        let frames = lengths.first().copied().unwrap_or(0);
+        let output = |grid| conv.sliding.and_then(|sliding| sliding.output(grid)).unwrap_or(grid);
+        let activated = |y: &Var| ops::activation(tape, y, self.encoder.activation);
+        if lengths.iter().all(|length| *length == frames) {
+            let grid = Grid { images: lengths.len(), height: 1, width: frames };
+            let y = conv.forward(tape, &rows.on_grid(grid), x);
+            return (rows.on_grid(output(grid)), activated(&y));
+        }
+        let zeros = Var::constant(Tensor::zeros(2, x.cols()));
+        let (x, laid) = ops::concat_segments(tape, &zeros, x, &rows.segments);
+        let grid = Grid { images: 1, height: 1, width: x.rows() };
+        let step = grid.width.div_ceil(output(grid).width.max(1)).max(1);
+        let mut in_line = rows.with_segments(laid.clone());
+        in_line.grid = Some(grid);
+        let y = conv.forward(tape, &in_line, &x);
+        let kept: Vec<usize> = laid.ranges().flat_map(|r| (r.start + 2) / step..r.end / step).collect();
+        let lengths: Vec<usize> = lengths.iter().map(|length| length / step).collect();
+        let rows = rows.with_segments(Segments::from_lengths(&lengths));
+        (rows, activated(&ops::select_rows(tape, &y, &kept)))
     }
 
-    /// The encoder's rows for the features `[clips frames, bands]` of some windows: `[clips frames / 2, C]`, and which clip each
-    /// belongs to. Whisper was trained on windows of 30 s ([`WhisperConfig::frames`]); shorter ones are possible.
+    /// The encoder's rows for the features `[frames, bands]` of some windows, laid end to end as `clips` says, an even number of frames each:
+    /// `[frames / 2, C]`, and which clip each belongs to. Whisper was trained on windows of 30 s ([`WhisperConfig::frames`]); shorter
+    /// ones are possible, also beside one another.
     ///
     /// # Panics
-    /// If the features have another number of bands, or more frames than the encoder has positions for.
-    pub fn encode<'p>(&'p self, tape: &Tape<'p>, features: &Var, clips: usize, pass: &Pass) -> Hidden {
+    /// If the features have another number of bands, or a clip more frames than the encoder has positions for.
+    pub fn encode<'p>(&'p self, tape: &Tape<'p>, features: &Var, clips: &Segments, pass: &Pass) -> Hidden {
         let start = self.start(tape, features, clips, pass);
         self.upper_encoder(tape, start, 0, pass)
     }
 
     /// The rows that block `to` of the encoder reads: everything below it.
-    pub fn lower_encoder(&self, tape: &Tape, features: &Var, clips: usize, to: usize, pass: &Pass) -> Hidden {
+    pub fn lower_encoder(
+        &self,
+        tape: &Tape,
+        features: &Var,
+        clips: &Segments,
+        to: usize,
+        pass: &Pass,
+    ) -> Hidden {
         let Hidden { mut x, rows } = self.start(tape, features, clips, pass);
         let shared = Shared { rows: rows.clone(), rope: None };
         for block in self.encoder.blocks.iter().take(to) {
@@ -380,7 +404,8 @@ impl Whisper {
         }))
     }
 
-    /// Logits of transcripts over sounds, for comparing with other implementations: features `[clips frames, bands]`, ids laid end to end.
+    /// Logits of transcripts over sounds, for comparing with other implementations: features `[clips frames, bands]`, all windows of one
+    /// length; ids laid end to end.
     ///
     /// # Errors
     /// If an id is outside the vocabulary, or a transcript too long.
@@ -393,7 +418,9 @@ impl Whisper {
     ) -> Result<Tensor> {
         segments.ranges().try_for_each(|range| self.check_ids(&ids[range]))?;
         let (tape, pass) = (Tape::inference(params), Pass::default());
-        let sound = self.encode(&tape, &Var::constant(features.clone()), segments.len(), &pass);
+        let clips = vec![features.rows() / segments.len().max(1); segments.len()];
+        let clips = Segments::from_lengths(&clips);
+        let sound = self.encode(&tape, &Var::constant(features.clone()), &clips, &pass);
         let hidden = self.decode(&tape, &sound, ids, segments, &pass);
         Ok(self.logits_of(&tape, &hidden.rows, &hidden.x).value().clone())
     }

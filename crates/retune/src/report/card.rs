@@ -72,6 +72,7 @@ fn front_matter(data: &ReportData) -> String {
     let (library, relation) =
         if data.whole_model { ("transformers", "finetune") } else { ("peft", "adapter") };
     let task = match data.problem() {
+        _ if data.transcribes => "automatic-speech-recognition",
         None => "text-generation",
         Some(Problem::Tokens) => "token-classification",
         Some(_) => "text-classification",
@@ -87,6 +88,14 @@ fn front_matter(data: &ReportData) -> String {
 /// How to use the result with this program.
 pub(super) fn commands(data: &ReportData) -> String {
     let (model, out) = (one_line(data.model_path()), one_line(&data.out));
+    if data.transcribes {
+        return match data.whole_model {
+            true => format!("retune transcribe --model {out} SOUND.wav"),
+            false => format!(
+                "retune transcribe --model {model} --adapter {out} SOUND.wav\nretune merge --model {model} --adapter {out} --out merged"
+            ),
+        };
+    }
     let (command, input) = match data.problem() {
         None => ("generate", "--chat --prompt"),
         Some(_) if data.unit == Unit::Pictures => ("predict ", "--image"),
@@ -108,6 +117,17 @@ pub(super) fn python_snippet(data: &ReportData) -> String {
             .into();
     }
     let (model, out) = (quoted(data.model_path()), quoted(&data.out));
+    if data.transcribes {
+        let class = "WhisperForConditionalGeneration";
+        return match data.whole_model {
+            true => format!(
+                "from transformers import {class}, WhisperProcessor\n\nmodel = {class}.from_pretrained({out})\nprocessor = WhisperProcessor.from_pretrained({out})\n"
+            ),
+            false => format!(
+                "from peft import PeftModel\nfrom transformers import {class}, WhisperProcessor\n\nbase = {model}\nmodel = PeftModel.from_pretrained({class}.from_pretrained(base), {out})\nprocessor = WhisperProcessor.from_pretrained(base)\n"
+            ),
+        };
+    }
     let class = match data.problem() {
         None => "AutoModelForCausalLM",
         Some(Problem::Tokens) => "AutoModelForTokenClassification",

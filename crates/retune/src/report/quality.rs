@@ -77,6 +77,8 @@ pub fn label(metric: Metric) -> &'static str {
         Metric::R2 => "R²",
         Metric::Map => "mAP@50-95",
         Metric::Map50 => "mAP@50",
+        Metric::Wer => "word error rate",
+        Metric::Cer => "character error rate",
     }
 }
 
@@ -127,6 +129,9 @@ pub fn section(data: &ReportData) -> String {
         count(after.examples),
         if metrics.before.is_some() { "before and " } else { "" }
     );
+    if !after.transcribed.is_empty() {
+        text += &format!(" {} of them were transcribed.", count(after.transcribed.len() as u64));
+    }
     if let Some(interval) = after.accuracy_interval {
         text += &format!(" Accuracy after training, {}.", within(interval));
     }

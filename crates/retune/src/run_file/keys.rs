@@ -1,6 +1,6 @@
 //! The table of settings: name, flag, kind, range and one line of description each.
 
-use super::{AugmentPreset, Optim, RunFile, Storage, TaskChoice, Weights};
+use super::{AudioWindow, AugmentPreset, NormalizerChoice, Optim, RunFile, Storage, TaskChoice, Weights};
 
 /// The table of what quantised storages are set by.
 pub(super) const QUANTIZATION: &str = "quantization";
@@ -156,6 +156,8 @@ const METRICS: &[&str] = &[
     "r2",
     "map",
     "map50",
+    "wer",
+    "cer",
 ];
 
 /// Largest count of steps, epochs and the like: what a TOML integer holds.
@@ -190,6 +192,12 @@ pub const KEYS: &[Key] = &[
     key("", "eval_share", "eval-share", Kind::Share, "share of the rows held out where there is no eval_data; without it, 0.1 of labelled rows", &["val_split", "validation_split", "test_size", "val_set_size", "validation_split_percentage"]),
 
     key("", "image_size", "image-size", Kind::Whole(8, 4096), "side of the pictures that are read, in pixels; without it, the model's own", &["imgsz", "img_size", "input_size", "resolution"]),
+
+    key("", "language", "language", Kind::Text, "the language that is spoken, where rows name none: fr, French", &["lang", "source_language"]),
+    key("", "audio_window", "audio-window", Kind::Choice(AudioWindow::NAMES), "what Whisper's encoder sees: windows of 30 s, as it was trained, or the clip alone, which is faster and not exact", &["audio_ctx", "chunk_length"]),
+    key("", "skip_long", "skip-long", Kind::Switch, "leave out clips longer than 30 s instead of refusing the data", &["max_duration_in_seconds", "filter_long"]),
+    key("", "wer_rows", "wer-rows", Kind::Whole(0, MANY), "most held-out clips that an evaluation transcribes for word and character error rates; 0 for none", &["predict_with_generate", "max_eval_samples"]),
+    key("", "normalizer", "normalizer", Kind::Choice(NormalizerChoice::NAMES), "how texts are made alike before words are compared; auto: as Whisper's authors do for the language", &["do_normalize_eval", "text_normalizer"]),
 
     key("", "labels", "labels", Kind::Names, "names of the classes, in order; without it, those of the data", &["label_list", "label_names", "id2label"]),
     key("", "pooling", "pooling", Kind::Choice(&["auto", "first", "last", "mean"]), "which rows of a text its class is read from", &["pooling_mode", "pooling_strategy", "pooler"]),

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::models::config::Config;
 use crate::models::{HeadRequest, Model, ModelFiles, heads, image_head};
 use crate::nn::{Head, Pooling, Problem};
+use crate::tasks::speech::AudioWindow;
 
 /// The file's name.
 pub const TASK_FILE: &str = "task.json";
@@ -50,6 +51,9 @@ pub struct TaskRecord {
     /// Height and width of the pictures, in pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_size: Option<(usize, usize)>,
+    /// What the encoder sees of a sound, where that is not a window of 30 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audio_window: Option<AudioWindow>,
     /// Where the base model lay, for people; `base.json` tells which one it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
@@ -67,6 +71,7 @@ impl TaskRecord {
             pooling: None,
             max_length,
             image_size,
+            audio_window: None,
             base_model,
         };
         match model.net.head() {
@@ -103,6 +108,7 @@ impl TaskRecord {
                 pooling: None,
                 max_length: 512,
                 image_size: None,
+                audio_window: None,
                 base_model: None,
             }));
         }
@@ -117,6 +123,7 @@ impl TaskRecord {
             pooling,
             max_length: 512,
             image_size: None,
+            audio_window: None,
             base_model: None,
         }))
     }
@@ -216,6 +223,7 @@ impl TaskRecord {
             pooling: None,
             max_length: 512,
             image_size: None,
+            audio_window: None,
             base_model: None,
         }))
     }
@@ -255,6 +263,7 @@ impl TaskRecord {
             pooling: None,
             max_length: 512,
             image_size: None,
+            audio_window: None,
             base_model: None,
         }))
     }
@@ -306,6 +315,7 @@ mod tests {
             pooling: Some(Pooling::Mean),
             max_length: 128,
             image_size: None,
+            audio_window: None,
             base_model: None,
         }
     }

@@ -3,11 +3,13 @@
 use super::{ChatTemplate, Error, GgufVocab, Result, Tokenizer, TokenizerFiles};
 use retune_formats::TensorSource;
 use retune_formats::folder::ModelFolder;
+use std::sync::Arc;
+
 use retune_formats::gguf;
 
 /// All that is needed to write a conversation as tokens and to read the answer.
 pub struct Language {
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     pub template: ChatTemplate,
 }
 
@@ -42,7 +44,7 @@ impl Language {
         };
         let tokenizer = Tokenizer::from_gguf(vocab)?;
         let template = ChatTemplate::new(metadata.opt_str("tokenizer.chat_template")?, &tokenizer)?;
-        Ok(Self { tokenizer, template })
+        Ok(Self { tokenizer: Arc::new(tokenizer), template })
     }
 
     /// From a Hugging Face folder: `tokenizer.json`, `tokenizer_config.json` and so on.
@@ -67,6 +69,6 @@ impl Language {
         })?;
         let template =
             ChatTemplate::new(folder.chat_templates()?.get("default").map(String::as_str), &tokenizer)?;
-        Ok(Self { tokenizer, template })
+        Ok(Self { tokenizer: Arc::new(tokenizer), template })
     }
 }

@@ -393,7 +393,7 @@ fn a_folder_written_from_a_gguf_gives_the_same_tokens() {
     for vocab in [byte_level_vocab(), with_bos, sentencepiece_vocab()] {
         let tokenizer = Tokenizer::from_gguf(vocab).unwrap();
         let template = ChatTemplate::new(Some("{{ bos_token }}x"), &tokenizer).unwrap();
-        let language = Language { tokenizer, template };
+        let language = Language { tokenizer: tokenizer.into(), template };
         let files: std::collections::BTreeMap<_, _> = language.folder_files().unwrap().into_iter().collect();
         let json = |name: &str| serde_json::from_str::<Value>(&files[name]).unwrap();
         let (config, generation) = (json("tokenizer_config.json"), json("generation_config.json"));

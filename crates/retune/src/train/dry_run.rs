@@ -126,7 +126,15 @@ impl DryRun {
         match net {
             Net::Text(net) => DryRun::of_texts(net.as_ref(), params, purpose),
             Net::Image(net) => DryRun::of_pictures(net, params, purpose),
-            Net::Speech(net) => DryRun::of_speech(net, params, purpose),
+            Net::Speech(net) => DryRun::of_speech(net, params, purpose, net.config().frames()),
+        }
+    }
+
+    /// As [`DryRun::of`]; a model that reads sound sees windows of so many frames, if that is said.
+    pub fn of_windows(net: &Net, params: &Params, purpose: Purpose, frames: Option<usize>) -> DryRun {
+        match (net, frames) {
+            (Net::Speech(net), Some(frames)) => DryRun::of_speech(net, params, purpose, frames),
+            _ => DryRun::of(net, params, purpose),
         }
     }
 
@@ -177,8 +185,8 @@ impl DryRun {
         }
     }
 
-    /// Transcripts of several lengths, each over a whole window.
-    fn of_speech(net: &Whisper, params: &Params, purpose: Purpose) -> DryRun {
+    /// Transcripts of several lengths, each over a window of so many frames.
+    fn of_speech(net: &Whisper, params: &Params, purpose: Purpose, frames: usize) -> DryRun {
         let long = net.room(Some(0)).clamp(1, 12);
         let first = Probe { texts: 2, length: long.saturating_sub(4).max(1), targets: 8.min(long) };
         let logits = net.config().vocab_size;
@@ -186,7 +194,7 @@ impl DryRun {
             logits: (logits as u64, chunk_rows(logits) as u64),
             prefix_rows: net.prefix_rows(Some(0)) as u64,
             head_dim: net.head_dim() as u64,
-            ..DryRun::probed(first, long, |probe| run(net, params, purpose, probe))
+            ..DryRun::probed(first, long, |probe| run(&Windows { net, frames }, params, purpose, probe))
         }
     }
 
@@ -403,16 +411,21 @@ impl Probed for dyn TextModel + '_ {
     }
 }
 
-/// Transcripts over whole windows.
-impl Probed for Whisper {
+/// Transcripts over windows of so many frames.
+struct Windows<'a> {
+    net: &'a Whisper,
+    frames: usize,
+}
+
+impl Probed for Windows<'_> {
     fn loss<'p>(&'p self, tape: &Tape<'p>, probe: Probe, pass: &Pass) -> Var {
         let (ids, segments) = (vec![0; probe.rows()], probe.segments());
-        let frames = probe.texts * self.config().frames();
-        let features = Var::constant(Tensor::scratch(frames, self.config().num_mel_bins));
-        let sound = self.encode(tape, &features, probe.texts, pass);
+        let clips = Segments::from_lengths(&vec![self.frames; probe.texts]);
+        let features = Var::constant(Tensor::scratch(clips.rows(), self.net.config().num_mel_bins));
+        let sound = self.net.encode(tape, &features, &clips, pass);
         drop(features);
-        let hidden = self.decode(tape, &sound, &ids, &segments, pass);
-        match self.head() {
+        let hidden = self.net.decode(tape, &sound, &ids, &segments, pass);
+        match self.net.head() {
             Head::LanguageModel(head) => head_loss(tape, head, &hidden, &labels(probe.targets)),
             _ => hidden.x,
         }

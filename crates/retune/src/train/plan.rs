@@ -17,8 +17,8 @@ use super::order::largest_batch;
 use super::remedy::{Remedy, nearest};
 use super::settings::TrainSettings;
 use crate::methods::Attached;
-use crate::models::Model;
 use crate::models::streamed::{Pager, Sizes};
+use crate::models::{Model, Net};
 use crate::nn::Active;
 use crate::objective::Objective;
 use crate::run_file::{Checkpointing, Optim};
@@ -320,9 +320,11 @@ impl<'a> Planner<'a> {
             let rows = beside.generated_rows;
             let size = PassSize { rows, targets: 1, examples: 1, longest: rows };
             let pass = self.evaluation().worst(size, 1).total();
-            let net = self.request.model.net.as_text();
-            let cache =
-                net.map_or(0, |net| taken_bytes(|| drop(net.new_cache(rows as usize, Active::default()))));
+            let cache = match &self.request.model.net {
+                Net::Text(net) => taken_bytes(|| drop(net.new_cache(rows as usize, Active::default()))),
+                Net::Speech(net) => net.transcript_bytes(self.evaluated_frames()),
+                Net::Image(_) => 0,
+            };
             consider(Worst::Generation, alone(cache + pass), 0);
         }
         let loading = change.storage.map_or_else(|| loading_bytes(request.model), |s| s.loading_bytes);
@@ -370,12 +372,20 @@ impl<'a> Planner<'a> {
     fn training(&self, checkpointing: bool) -> &DryRun {
         let cell = if checkpointing { &self.checkpointed } else { &self.plain };
         let model = self.request.model;
-        cell.get_or_init(|| DryRun::of(&model.net, &model.params, Purpose::Training { checkpointing }))
+        let frames = self.request.objective.window_frames();
+        cell.get_or_init(|| {
+            DryRun::of_windows(&model.net, &model.params, Purpose::Training { checkpointing }, frames)
+        })
     }
 
     fn evaluation(&self) -> &DryRun {
-        let model = self.request.model;
-        self.evaluation.get_or_init(|| DryRun::of(&model.net, &model.params, Purpose::Evaluation))
+        let (model, frames) = (self.request.model, self.evaluated_frames());
+        self.evaluation
+            .get_or_init(|| DryRun::of_windows(&model.net, &model.params, Purpose::Evaluation, frames))
+    }
+
+    fn evaluated_frames(&self) -> Option<usize> {
+        self.request.evaluated.iter().filter_map(|evaluated| evaluated.window_frames()).max()
     }
 
     /// What choosing by gradients takes, one example at a time, where the method does that.
@@ -405,7 +415,8 @@ impl<'a> Planner<'a> {
             beside += values + copy;
         }
         let purpose = Purpose::Training { checkpointing: false };
-        (DryRun::of(&model.net, &params, purpose), beside)
+        let frames = self.request.objective.window_frames();
+        (DryRun::of_windows(&model.net, &params, purpose, frames), beside)
     }
 }
 

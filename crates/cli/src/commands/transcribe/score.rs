@@ -4,88 +4,63 @@ use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use retune::metrics::words::{Edit, ErrorRates, Normalizer, RowErrors};
+use retune::metrics::words::{Edit, ErrorRates, NormalizerChoice, RowErrors, TranscribedRow};
 use retune::tasks::speech::data::{self, Clip, Dataset};
 use retune::tasks::speech::transcribe::Options;
-use retune::tasks::speech::{Progress, Transcriber};
+use retune::tasks::speech::{Transcriber, scored};
 use serde_json::json;
 
 use super::bar;
 use crate::exit::Ended;
 use crate::signals::Signals;
+use crate::speech::left_out;
 use crate::style::{bold, count, dim, printable};
 
 /// Rows that are shown.
 const WORST: usize = 5;
 
-/// How texts are made alike.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Alike {
-    /// As the row's language asks for.
-    Auto,
-    As(Normalizer),
-}
-
-impl Alike {
-    pub const NAMES: [&str; 4] = ["auto", "basic", "english", "none"];
-
-    /// # Errors
-    /// For other names.
-    pub fn from_name(name: &str) -> Result<Alike, String> {
-        match name {
-            "auto" => Ok(Alike::Auto),
-            "basic" => Ok(Alike::As(Normalizer::Basic)),
-            "english" => Ok(Alike::As(Normalizer::English)),
-            "none" => Ok(Alike::As(Normalizer::None)),
-            _ => Err(format!("there are {}", Alike::NAMES.join(", "))),
-        }
-    }
-
-    fn of(self, language: Option<&str>) -> Normalizer {
-        match self {
-            Alike::Auto => Normalizer::for_language(language),
-            Alike::As(normalizer) => normalizer,
-        }
-    }
-}
-
-struct Scored<'a> {
-    clip: &'a Clip,
-    errors: RowErrors,
+/// Which rows are read, and how they are compared.
+pub struct Rows<'a> {
+    pub path: &'a Path,
+    pub skip_long: bool,
+    pub normalizer: NormalizerChoice,
 }
 
 /// Transcribes all rows of a data set and compares.
 pub fn run(
     transcriber: &Transcriber,
     adapter: Option<&Path>,
-    path: &Path,
+    of: &Rows,
     options: &Options,
-    alike: Alike,
     json: bool,
     signals: &Signals,
 ) -> Result<()> {
-    let data = Dataset::load(path, &data::Options { language: options.language, task: Some(options.task) })?;
-    if data.clips.is_empty() {
-        bail!("{}: there are no clips in it", path.display());
+    let (language, task) = (options.language, Some(options.task));
+    let data = Dataset::load(of.path, &data::Options { language, task, skip_long: of.skip_long })?;
+    if let Some(left_out) = left_out(&data.report) {
+        eprintln!("warning: {left_out}");
     }
-    let bar = bar(path, data.clips.len() as f64);
+    if data.clips.is_empty() {
+        bail!("{}: there are no clips in it", of.path.display());
+    }
+    data.check_sounds()?;
+    let bar = bar(of.path, data.clips.len() as f64);
     let mut rows = Vec::with_capacity(data.clips.len());
     for (i, clip) in data.clips.iter().enumerate() {
-        let scored = score(transcriber, clip, options, alike, signals)?;
+        let row = score(transcriber, clip, options, of.normalizer, signals)?;
         if json {
-            let (row, adapter) = (&scored.errors, adapter.map(|path| path.display().to_string()));
+            let adapter = adapter.map(|path| path.display().to_string());
             let line = json!({
-                "audio": clip.audio.display().to_string(), "source": clip.source.to_string(), "adapter": adapter,
-                "reference": row.reference.join(" "), "text": row.hypothesis.join(" "),
-                "wer": row.words.rate(), "cer": row.characters.rate(),
+                "audio": clip.audio.display().to_string(), "source": row.source, "adapter": adapter,
+                "reference": row.reference, "text": row.hypothesis, "wer": row.words.rate(), "cer": row.characters.rate(),
             });
             writeln!(stdout(), "{line}")?;
         }
-        rows.push(scored);
+        rows.push(row);
         bar.set_position(i as u64 + 1);
     }
     bar.finish_and_clear();
-    let rates: ErrorRates = rows.iter().map(|row| &row.errors).collect();
+    let rates: ErrorRates = rows.iter().collect();
     if json {
         let line = json!({
             "wer": rates.wer(), "cer": rates.cer(), "rows": rates.rows, "words": rates.words, "characters": rates.characters,
@@ -96,39 +71,37 @@ pub fn run(
     show(adapter, rates, rows)
 }
 
-fn score<'a>(
+fn score(
     transcriber: &Transcriber,
-    clip: &'a Clip,
+    clip: &Clip,
     options: &Options,
-    alike: Alike,
+    normalizer: NormalizerChoice,
     signals: &Signals,
-) -> Result<Scored<'a>> {
+) -> Result<TranscribedRow> {
     let row = || clip.source.to_string();
     let sound = clip.sound().map_err(|what| anyhow::anyhow!("{}: {what}", clip.source))?;
-    let own = Options {
-        language: clip.language.or(options.language),
-        task: clip.task.unwrap_or(options.task),
-        ..options.clone()
-    };
-    let go_on = &mut |_: Progress| signals.exit_code().is_none();
-    let found = transcriber.transcribe(&sound.samples, &own, go_on).with_context(row)?;
-    let found = found.ok_or_else(|| Ended::new(signals.exit_code().unwrap_or(130), "interrupted"))?;
-    let errors = RowErrors::of(alike.of(found.language), &clip.text, &found.text());
-    Ok(Scored { clip, errors })
+    let go_on = &mut || signals.exit_code().is_none();
+    let found = scored(transcriber, clip, (&sound, None), options, normalizer, go_on).with_context(row)?;
+    found.ok_or_else(|| Ended::new(signals.exit_code().unwrap_or(130), "interrupted").into())
 }
 
-fn show(adapter: Option<&Path>, rates: ErrorRates, mut rows: Vec<Scored>) -> Result<()> {
+fn show(adapter: Option<&Path>, rates: ErrorRates, mut rows: Vec<TranscribedRow>) -> Result<()> {
     let mut out = stdout().lock();
     let through = adapter.map(|path| format!("   {}", path.display())).unwrap_or_default();
     let (wer, cer) = (100.0 * rates.wer(), 100.0 * rates.cer());
     let told = format!("{} rows, {} words{through}", count(rates.rows), count(rates.words.reference()));
     writeln!(out, "{}   {}   {told}", bold(&format!("WER {wer:.1} %")), bold(&format!("CER {cer:.1} %")))?;
-    rows.retain(|row| row.errors.words.errors() > 0);
-    rows.sort_by(|a, b| b.errors.words.rate().total_cmp(&a.errors.words.rate()));
+    show_worst(&mut out, &mut rows)
+}
+
+/// The rows with the most errors, aligned.
+pub fn show_worst(out: &mut impl Write, rows: &mut Vec<TranscribedRow>) -> Result<()> {
+    rows.retain(|row| row.words.errors() > 0);
+    rows.sort_by(|a, b| b.words.rate().total_cmp(&a.words.rate()));
     for row in rows.iter().take(WORST) {
-        let rate = 100.0 * row.errors.words.rate();
-        writeln!(out, "{}", dim(&format!("{}: {rate:.0} %", row.clip.source)))?;
-        writeln!(out, "  {}", difference(&row.errors))?;
+        let rate = 100.0 * row.words.rate();
+        writeln!(out, "{}", dim(&format!("{}: {rate:.0} %", row.source)))?;
+        writeln!(out, "  {}", difference(&row.errors()))?;
     }
     Ok(())
 }

@@ -108,6 +108,75 @@ impl Normalizer {
     }
 }
 
+/// Which normaliser texts are compared by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormalizerChoice {
+    /// As Whisper's authors do for the row's language.
+    #[default]
+    Auto,
+    Basic,
+    English,
+    None,
+}
+
+impl NormalizerChoice {
+    /// As they are written.
+    pub const NAMES: &[&str] = &["auto", "basic", "english", "none"];
+
+    /// The normaliser for a row in this language.
+    pub fn of(self, language: Option<&str>) -> Normalizer {
+        match self {
+            NormalizerChoice::Auto => Normalizer::for_language(language),
+            NormalizerChoice::Basic => Normalizer::Basic,
+            NormalizerChoice::English => Normalizer::English,
+            NormalizerChoice::None => Normalizer::None,
+        }
+    }
+}
+
+impl std::str::FromStr for NormalizerChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<NormalizerChoice, String> {
+        match name {
+            "auto" => Ok(NormalizerChoice::Auto),
+            "basic" => Ok(NormalizerChoice::Basic),
+            "english" => Ok(NormalizerChoice::English),
+            "none" => Ok(NormalizerChoice::None),
+            _ => Err(format!("there are {}", NormalizerChoice::NAMES.join(", "))),
+        }
+    }
+}
+
+/// A row that was transcribed: what was said and what was recognised, both normalised.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TranscribedRow {
+    /// File and line.
+    pub source: String,
+    pub reference: String,
+    pub hypothesis: String,
+    pub words: EditCounts,
+    pub characters: EditCounts,
+}
+
+impl TranscribedRow {
+    pub fn new(source: String, errors: &RowErrors) -> TranscribedRow {
+        TranscribedRow {
+            source,
+            reference: errors.reference.join(" "),
+            hypothesis: errors.hypothesis.join(" "),
+            words: errors.words,
+            characters: errors.characters,
+        }
+    }
+
+    /// How its words align.
+    pub fn errors(&self) -> RowErrors {
+        RowErrors::of(Normalizer::None, &self.reference, &self.hypothesis)
+    }
+}
+
 /// One row compared: normalised words and how they align.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RowErrors {
@@ -160,10 +229,11 @@ pub struct ErrorRates {
 }
 
 impl ErrorRates {
-    pub fn add(&mut self, row: &RowErrors) {
+    /// Adds a row's edits.
+    pub fn add(&mut self, words: EditCounts, characters: EditCounts) {
         self.rows += 1;
-        self.words += row.words;
-        self.characters += row.characters;
+        self.words += words;
+        self.characters += characters;
     }
 
     /// Word error rate.
@@ -180,7 +250,15 @@ impl ErrorRates {
 impl<'a> FromIterator<&'a RowErrors> for ErrorRates {
     fn from_iter<I: IntoIterator<Item = &'a RowErrors>>(rows: I) -> ErrorRates {
         let mut rates = ErrorRates::default();
-        rows.into_iter().for_each(|row| rates.add(row));
+        rows.into_iter().for_each(|row| rates.add(row.words, row.characters));
+        rates
+    }
+}
+
+impl<'a> FromIterator<&'a TranscribedRow> for ErrorRates {
+    fn from_iter<I: IntoIterator<Item = &'a TranscribedRow>>(rows: I) -> ErrorRates {
+        let mut rates = ErrorRates::default();
+        rows.into_iter().for_each(|row| rates.add(row.words, row.characters));
         rates
     }
 }

@@ -107,7 +107,7 @@ impl SpeechFolder {
             config: None,
         })?;
         let template = ChatTemplate::new(None, &tokenizer)?;
-        Ok(Language { tokenizer, template })
+        Ok(Language { tokenizer: tokenizer.into(), template })
     }
 }
 

@@ -37,10 +37,26 @@ impl Whisper {
     pub fn hear(&self, params: &Params, features: Tensor, active: Active) -> Heard {
         let tape = Tape::inference(params);
         let pass = Pass { active, ..Pass::default() };
-        let sound: Hidden = self.encode(&tape, &Var::constant(features), 1, &pass);
+        let clips = Segments::from_lengths(&[features.rows()]);
+        let sound = self.encode(&tape, &Var::constant(features), &clips, &pass);
+        self.heard(&tape, &sound)
+    }
+
+    /// Bytes that writing one text about a window of so many frames (`None`: a whole one) holds: keys and values of the sound, of the text, and of
+    /// the copy of its prompt.
+    pub fn transcript_bytes(&self, frames: Option<usize>) -> u64 {
+        let sound = frames.unwrap_or(self.config.frames()) / 2;
+        let rows = sound + 2 * self.config.max_target_positions;
+        let values = 2 * self.decoder.blocks.len() * rows * self.config.d_model + 4 * self.config.vocab_size;
+        4 * values as u64
+    }
+
+    /// What the decoder looks at of a window that the encoder went over.
+    pub fn heard(&self, tape: &Tape, sound: &Hidden) -> Heard {
         let keys_values =
-            |block: &super::DecoderBlock| block.cross.keys_values(&tape, &sound).map(|x| x.value().clone());
-        Heard { layers: self.decoder.blocks.iter().map(keys_values).collect(), active: pass.active }
+            |block: &super::DecoderBlock| block.cross.keys_values(tape, sound).map(|x| x.value().clone());
+        let layers = self.decoder.blocks.iter().map(keys_values).collect();
+        Heard { layers, active: sound.rows.active.clone() }
     }
 
     /// A text of up to `tokens` tokens about what was heard, nothing of which is written yet.

@@ -1,7 +1,7 @@
 //! Builds a Whisper from a Hugging Face folder or a CTranslate2 file, or a fresh one from its configuration.
 
 use retune_tensor::ops::AttentionShape;
-use retune_tensor::{Grid, Layout, Params, Tensor, Weight, Window};
+use retune_tensor::{Layout, Params, Tensor, Weight, Window};
 
 use super::{
     CrossAttention, Decoder, DecoderBlock, Encoder, EncoderBlock, Mlp, SelfAttention, Whisper, WhisperConfig,
@@ -216,9 +216,4 @@ fn sinusoids(rows: usize, channels: usize) -> Tensor {
     Tensor::from_fn(rows, channels, |t, c| {
         if c < half { angle(t, c).sin() as f32 } else { angle(t, c - half).cos() as f32 }
     })
-}
-
-/// Frames as a picture of one line.
-pub(super) fn frames(clips: usize, frames: usize) -> Grid {
-    Grid { images: clips, height: 1, width: frames }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 fn language(template: Option<&str>) -> Language {
     let tokenizer = byte_level();
     let template = ChatTemplate::new(template, &tokenizer).unwrap();
-    Language { tokenizer, template }
+    Language { tokenizer: tokenizer.into(), template }
 }
 
 fn build_with(language: &Language, rows: &[Value], options: &Options) -> Result<Dataset> {

@@ -73,6 +73,8 @@ pub struct Options {
     pub language: Option<&'static str>,
     /// Of rows that name none.
     pub task: Option<SpeechTask>,
+    /// Rows longer than Whisper hears at a time are left out and counted, not refused.
+    pub skip_long: bool,
 }
 
 /// Clips, checked but for their sound.
@@ -88,6 +90,8 @@ pub struct DataReport {
     pub rows: usize,
     /// Rows that repeat an earlier one, sound, times and text; they are left out.
     pub duplicates: usize,
+    /// Rows that are left out since they are longer than 30 s ([`Options::skip_long`]).
+    pub too_long: Vec<Source>,
     /// Of all clips together, where the files tell.
     pub seconds: f64,
     /// Clips by language; those without one are not in it.
@@ -123,7 +127,7 @@ impl Dataset {
                 Err(what) => problems.add(source, what),
             }
         }
-        let lengths = lengths(&good);
+        let lengths = lengths(&good, options.skip_long);
         let mut seen: HashMap<u64, (u64, Source)> = HashMap::new();
         let mut clips: Vec<Clip> = Vec::new();
         for (source, row) in good {
@@ -150,7 +154,8 @@ impl Dataset {
             }
             match row.clips(&source, length, options) {
                 Ok(found) => clips.extend(found),
-                Err(what) => problems.add(source, what),
+                Err(Unusable::TooLong(_)) if options.skip_long => report.too_long.push(source),
+                Err(Unusable::TooLong(what) | Unusable::Otherwise(what)) => problems.add(source, what),
             }
         }
         find_pauses(&mut clips);
@@ -158,8 +163,8 @@ impl Dataset {
         problems.or(Dataset { clips, report })
     }
 
-    /// Decodes every clip and tokenises every text once, on all threads, so that what is wrong is told before anything is trained.
-    /// `done` is called after each clip.
+    /// Decodes every clip and tokenises every text once, on all threads, so that what is wrong is told before anything is trained. Returns
+    /// how many samples each clip has. `done` is called after each clip.
     ///
     /// # Errors
     /// All clips that are broken, silent or longer than 30 s, and all texts that make no labels.
@@ -169,16 +174,34 @@ impl Dataset {
         tokenizer: &Tokenizer,
         request: Request,
         done: impl Fn() + Sync,
-    ) -> Result<()> {
-        let check = |clip: &Clip| {
-            let found = clip.sound().and_then(|sound| clip.labels(tokens, tokenizer, request, sound.start));
-            done();
-            found.err().map(|what| (clip.source.clone(), what))
+    ) -> Result<Vec<usize>> {
+        let look = |clip: &Clip| {
+            let sound = clip.sound()?;
+            clip.labels(tokens, tokenizer, request, sound.start)?;
+            Ok(sound.samples.len())
         };
-        let wrong: Vec<(Source, String)> = self.clips.par_iter().filter_map(check).collect();
+        self.each(|clip| {
+            let found = look(clip);
+            done();
+            found
+        })
+    }
+
+    /// Decodes every clip once.
+    ///
+    /// # Errors
+    /// All clips that are broken, silent or longer than 30 s.
+    pub fn check_sounds(&self) -> Result<()> {
+        self.each(|clip| clip.sound().map(|_| ())).map(|_| ())
+    }
+
+    /// What `look` finds in each clip, on all threads; all that it finds wrong.
+    fn each<T: Send>(&self, look: impl Fn(&Clip) -> std::result::Result<T, String> + Sync) -> Result<Vec<T>> {
+        let found: Vec<std::result::Result<T, String>> = self.clips.par_iter().map(&look).collect();
         let mut problems = Problems::default();
-        wrong.into_iter().for_each(|(source, what)| problems.add(source, what));
-        problems.or(())
+        let wrong = found.iter().zip(&self.clips).filter_map(|(f, clip)| Some((clip, f.as_ref().err()?)));
+        wrong.for_each(|(clip, what)| problems.add(clip.source.clone(), what.clone()));
+        problems.or(found.into_iter().flatten().collect())
     }
 
     /// Splits off two shares of the *files* (validation and test): clips of one file never stand on two sides. Which ones is a matter of
@@ -316,21 +339,41 @@ impl Clip {
     }
 }
 
+/// Why a row makes no clips.
+enum Unusable {
+    /// More than Whisper hears at a time.
+    TooLong(String),
+    Otherwise(String),
+}
+
+impl From<String> for Unusable {
+    fn from(what: String) -> Unusable {
+        Unusable::Otherwise(what)
+    }
+}
+
 /// The length of each file in seconds, if its header tells; why it cannot be read.
 type Lengths = HashMap<PathBuf, std::result::Result<Option<f64>, String>>;
 
-fn lengths(rows: &[(Source, Row)]) -> Lengths {
+/// With `decoded`, files whose headers tell nothing are decoded, as far as Whisper hears and a bit.
+fn lengths(rows: &[(Source, Row)], decoded: bool) -> Lengths {
     let files: BTreeSet<&PathBuf> = rows.iter().map(|(_, row)| &row.audio).collect();
     let files: Vec<&PathBuf> = files.into_iter().collect();
     let length = |path: &Path| match path.is_file() {
         false => Err(missing(path)),
-        true => sound::Reader::open(path).map(|reader| reader.seconds()).map_err(|e| e.to_string()),
+        true => match sound::Reader::open(path).map(|reader| reader.seconds()) {
+            Ok(None) if decoded => {
+                let samples = sound::load_part(path, 0.0, CLIP_SECONDS_MAX + 1.0);
+                samples.map(|samples| Some(sound::seconds(samples.len()))).map_err(|e| e.to_string())
+            }
+            told => told.map_err(|e| e.to_string()),
+        },
     };
     files.into_par_iter().map(|path| (path.clone(), length(path))).collect()
 }
 
 fn missing(path: &Path) -> String {
-    let folder = path.parent().filter(|folder| !folder.is_dir());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
     match folder {
         Some(folder) => format!("{}: there is no folder {}", path.display(), folder.display()),
         None => format!("{}: there is no such file", path.display()),
@@ -340,7 +383,8 @@ fn missing(path: &Path) -> String {
 fn too_long(path: &Path, seconds: Option<f64>) -> String {
     let length = seconds.map_or("longer than 30 s".into(), |seconds| format!("{seconds:.1} s long"));
     format!(
-        "{} is {length}, Whisper hears 30 s at a time: cut it, or say which part the text is of (start, end) or when what is said (segments)",
+        "{} is {length}, Whisper hears 30 s at a time: cut it, say which part the text is of (start, end) or when what is said (segments), \
+         or leave such rows out (skip_long = true)",
         path.display()
     )
 }
@@ -352,10 +396,10 @@ impl Row {
         source: &Source,
         length: Option<f64>,
         options: &Options,
-    ) -> std::result::Result<Vec<Clip>, String> {
+    ) -> std::result::Result<Vec<Clip>, Unusable> {
         let (part, segments) = (self.part(length)?, self.segments.clone());
         if let Some(segment) = segments.windows(2).find(|pair| pair[1].start < pair[0].start) {
-            return Err(format!("the segment at {} s stands after a later one", segment[1].start));
+            return Err(format!("the segment at {} s stands after a later one", segment[1].start).into());
         }
         let parts = match (part, &segments[..]) {
             (part @ Some(_), _) | (part, []) => vec![(part, self.text.clone(), segments)],
@@ -380,30 +424,33 @@ impl Row {
     }
 
     /// The part that `start` and `end` name, checked against the file's length.
-    fn part(&self, length: Option<f64>) -> std::result::Result<Option<Part>, String> {
+    fn part(&self, length: Option<f64>) -> std::result::Result<Option<Part>, Unusable> {
         let whole = self.times == (None, None);
         let Some((start, end)) = Some(self.times.0.unwrap_or(0.0)).zip(self.times.1.or(length)) else {
             return if whole {
                 Ok(None)
             } else {
-                Err("`start` needs an `end`: the file does not tell its length".into())
+                Err(Unusable::Otherwise("`start` needs an `end`: the file does not tell its length".into()))
             };
         };
         if whole {
             return match length.filter(|length| *length > CLIP_SECONDS_MAX + SLACK_SECONDS) {
-                Some(length) if self.segments.is_empty() => Err(too_long(&self.audio, Some(length))),
+                Some(length) if self.segments.is_empty() => {
+                    Err(Unusable::TooLong(too_long(&self.audio, Some(length))))
+                }
                 _ => Ok(None),
             };
         }
         match length {
             Some(length) if end > length + SLACK_SECONDS => {
-                return Err(format!("`end` is {end} s, {} ends at {length:.2} s", self.audio.display()));
+                let what = format!("`end` is {end} s, {} ends at {length:.2} s", self.audio.display());
+                return Err(what.into());
             }
-            _ if start >= end => return Err(format!("it starts at {start} s and ends at {end} s")),
+            _ if start >= end => return Err(format!("it starts at {start} s and ends at {end} s").into()),
             _ if end - start > CLIP_SECONDS_MAX => {
-                return Err(format!(
+                return Err(Unusable::TooLong(format!(
                     "from {start} s to {end} s is more than the 30 s that Whisper hears at a time"
-                ));
+                )));
             }
             _ => {}
         }
@@ -415,17 +462,18 @@ impl Row {
 fn gathered(
     segments: &[Segment],
     length: Option<f64>,
-) -> std::result::Result<Vec<(Option<Part>, String, Vec<Segment>)>, String> {
+) -> std::result::Result<Vec<(Option<Part>, String, Vec<Segment>)>, Unusable> {
     let mut clips: Vec<(Option<Part>, String, Vec<Segment>)> = Vec::new();
     for segment in segments {
         let (start, end) = (segment.start, segment.end);
         if end - start > CLIP_SECONDS_MAX {
-            return Err(format!(
+            return Err(Unusable::TooLong(format!(
                 "the segment from {start} s to {end} s is longer than the 30 s that Whisper hears at a time"
-            ));
+            )));
         }
         if length.is_some_and(|length| end > length + SLACK_SECONDS) {
-            return Err(format!("the segment from {start} s to {end} s is behind the end of the file"));
+            let what = format!("the segment from {start} s to {end} s is behind the end of the file");
+            return Err(what.into());
         }
         match clips.last_mut() {
             Some((Some(part), text, gathered)) if end - part.start <= CLIP_SECONDS_MAX => {

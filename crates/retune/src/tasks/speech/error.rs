@@ -46,7 +46,11 @@ impl Problems {
     pub fn or<T>(self, value: T) -> Result<T> {
         match self.count {
             0 => Ok(value),
-            count => Err(Error::Rows { first: self.first, count }),
+            count => {
+                let mut first = self.first;
+                first.sort_by(|a, b| (&a.source.file, a.source.line).cmp(&(&b.source.file, b.source.line)));
+                Err(Error::Rows { first, count })
+            }
         }
     }
 }

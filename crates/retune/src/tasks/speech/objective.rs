@@ -8,11 +8,16 @@ use retune_tensor::ops::LossRows;
 use retune_tensor::{Params, Segments, Tape, Tensor, Var, memory};
 
 use super::data::{Clip, Dataset};
+use super::measure::{Scoring, scored};
 use super::tokens::{Labels, Request, SpeechTokens};
+use super::transcribe::{self, Transcriber};
+use super::window::AudioWindow;
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::metrics::words::TranscribedRow;
 use crate::models::{Network, Whisper};
 use crate::nn::{Active, Hidden, LanguageModelHead, Pass, Rows};
-use crate::objective::{Objective, ObjectiveError};
+use crate::objective::{Measured, Objective, ObjectiveError};
 use crate::tasks::causal_lm::head_loss;
 use crate::tasks::kept_rows::{KeptRows, Limits};
 use crate::text::Tokenizer;
@@ -22,7 +27,10 @@ pub struct Examples {
     pub clips: Vec<Clip>,
     labels: Vec<Labels>,
     mel: LogMel,
-    frames: usize,
+    /// Frames of a whole window.
+    whole: usize,
+    /// Samples of each clip, where windows are cut to them.
+    cut: Option<Vec<usize>>,
 }
 
 impl Examples {
@@ -56,8 +64,30 @@ impl Examples {
             let rest = if more > 0 { format!("\nand {more} more rows") } else { String::new() };
             return Err(Error::Input(format!("{shown}{rest}")));
         }
-        let (mel, frames) = (LogMel::new(net.config().num_mel_bins), net.config().frames());
-        Ok(Examples { clips: data.clips, labels: made.into_iter().flatten().collect(), mel, frames })
+        let (mel, whole) = (LogMel::new(net.config().num_mel_bins), net.config().frames());
+        Ok(Examples {
+            clips: data.clips,
+            labels: made.into_iter().flatten().collect(),
+            mel,
+            whole,
+            cut: None,
+        })
+    }
+
+    /// Sees each clip through such a window; `samples` are their lengths ([`Dataset::check`]).
+    pub fn seen_through(self, window: AudioWindow, samples: Vec<usize>) -> Examples {
+        Examples { cut: (window == AudioWindow::Clip).then_some(samples), ..self }
+    }
+
+    pub fn window(&self) -> AudioWindow {
+        if self.cut.is_some() { AudioWindow::Clip } else { AudioWindow::Whole }
+    }
+
+    /// Frames of the windows of all clips.
+    fn windows(&self) -> impl Iterator<Item = usize> + '_ {
+        let samples =
+            |example| self.cut.as_ref().and_then(|cut| cut.get(example).copied()).unwrap_or(usize::MAX / 2);
+        (0..self.len()).map(move |example| self.window().frames(samples(example), self.whole))
     }
 
     pub fn len(&self) -> usize {
@@ -68,15 +98,18 @@ impl Examples {
         self.clips.is_empty()
     }
 
-    /// The features `[clips frames, bands]` of some clips.
-    fn features(&self, examples: &[usize]) -> Result<Tensor> {
+    /// The features `[frames, bands]` of some clips, and which belong to which.
+    fn features(&self, examples: &[usize]) -> Result<(Tensor, Segments)> {
         let one = |&example: &usize| {
             let clip = &self.clips[example];
             let sound = clip.sound().map_err(|what| Error::Input(format!("{}: {what}", clip.source)))?;
-            Ok(self.mel.frames(&sound.samples, self.frames))
+            let frames = self.window().frames(sound.samples.len(), self.whole);
+            Ok((frames, self.mel.frames(&sound.samples, frames)))
         };
-        let parts: Vec<Vec<f32>> = examples.par_iter().map(one).collect::<Result<_>>()?;
-        Ok(Tensor::from_vec(examples.len() * self.frames, self.mel.bands(), parts.concat()))
+        let parts: Vec<(usize, Vec<f32>)> = examples.par_iter().map(one).collect::<Result<_>>()?;
+        let (frames, values): (Vec<usize>, Vec<Vec<f32>>) = parts.into_iter().unzip();
+        let windows = Segments::from_lengths(&frames);
+        Ok((Tensor::from_vec(windows.rows(), self.mel.bands(), values.concat()), windows))
     }
 }
 
@@ -91,6 +124,8 @@ pub struct SpeechToText<'a> {
     /// The rows of the frozen part of the encoder, where they are kept.
     pub cache: Option<&'a SoundCache>,
     pub active: Active,
+    /// How clips are transcribed for the error rates; `None`: there is the loss alone.
+    pub scoring: Option<&'a Scoring>,
 }
 
 impl SpeechToText<'_> {
@@ -100,8 +135,8 @@ impl SpeechToText<'_> {
 
     fn sounds<'p>(&'p self, tape: &Tape<'p>, batch: &[usize], pass: &Pass) -> Result<Hidden> {
         let Some(cache) = self.cache else {
-            let features = Var::constant(self.data.features(batch)?);
-            return Ok(self.net.encode(tape, &features, batch.len(), pass));
+            let (features, windows) = self.data.features(batch)?;
+            return Ok(self.net.encode(tape, &Var::constant(features), &windows, pass));
         };
         let keys: Vec<u64> = batch.iter().map(|&e| self.data.clips[e].key).collect();
         let read = |which: &[usize]| {
@@ -124,6 +159,11 @@ impl Objective for SpeechToText<'_> {
 
     fn targets(&self, example: usize) -> usize {
         self.data.labels[example].target.iter().skip(1).filter(|target| **target).count()
+    }
+
+    fn window_frames(&self) -> Option<usize> {
+        self.data.cut.as_ref()?;
+        self.data.windows().max()
     }
 
     fn weight(&self, example: usize) -> f64 {
@@ -149,6 +189,74 @@ impl Objective for SpeechToText<'_> {
         let hidden = self.net.decode(tape, &sound, &texts.ids, &texts.segments, &pass);
         drop(sound);
         Ok(head_loss(tape, self.head()?, &hidden, &texts.labels))
+    }
+
+    fn measured(&self) -> Option<&dyn Measured> {
+        self.scoring.filter(|scoring| scoring.rows_max > 0).map(|_| self as &dyn Measured)
+    }
+}
+
+impl Measured for SpeechToText<'_> {
+    /// The loss of all clips, and error rates of the chosen ones.
+    fn metrics(
+        &self,
+        params: &Params,
+        batch_size: usize,
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> std::result::Result<Option<Metrics>, ObjectiveError> {
+        let all: Vec<usize> = (0..self.len()).collect();
+        let total: f64 = all.iter().map(|&e| self.weight(e)).sum();
+        let Some(scoring) = self.scoring else { return Err("there is nothing to transcribe with".into()) };
+        let chosen = scoring.chosen(all.len());
+        let window = self.data.window();
+        let transcriber =
+            Transcriber::over(self.net, params, scoring.vocabulary.clone(), self.active.clone())?
+                .through(window);
+        let (mut loss, mut rows, mut done) = (0.0, Vec::with_capacity(chosen.len()), 0);
+        for batch in all.chunks(batch_size.max(1)) {
+            let tape = Tape::inference(params);
+            let value = self.loss(&tape, batch, 0, total)?;
+            loss += f64::from(value.value().data().first().copied().unwrap_or(f32::NAN));
+            for &example in batch.iter().filter(|example| chosen.binary_search(example).is_ok()) {
+                let go_on = &mut || progress(done);
+                let Some(row) = self.transcribed(params, &transcriber, scoring, example, go_on)? else {
+                    return Ok(None);
+                };
+                rows.push(row);
+            }
+            done += batch.len();
+            if !progress(done) && done < all.len() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Metrics::of_transcripts(rows, all.len()).with_loss(loss)))
+    }
+}
+
+impl SpeechToText<'_> {
+    /// A clip transcribed; where rows of a frozen encoder are kept, over them.
+    fn transcribed(
+        &self,
+        params: &Params,
+        transcriber: &Transcriber,
+        scoring: &Scoring,
+        example: usize,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<TranscribedRow>> {
+        let clip = &self.data.clips[example];
+        let sound = clip.sound().map_err(|what| Error::Input(format!("{}: {what}", clip.source)))?;
+        let heard = match self.cache {
+            Some(_) => {
+                let (tape, pass) = (Tape::inference(params), self.pass());
+                Some(self.net.heard(&tape, &self.sounds(&tape, &[example], &pass)?))
+            }
+            None => None,
+        };
+        scored(transcriber, clip, (&sound, heard), &transcribe::Options::greedy(), scoring.normalizer, go_on)
+    }
+
+    fn pass(&self) -> Pass {
+        Pass { active: self.active.clone(), ..Pass::default() }
     }
 }
 
@@ -199,10 +307,13 @@ impl SoundCache {
         Some(SoundCache { level: frozen(net, params)?, kept: KeptRows::new(limits) })
     }
 
-    /// Bytes that are kept of each clip.
-    pub fn bytes_each(net: &Whisper, params: &Params) -> u64 {
-        let rows = net.config().max_source_positions as u64 * net.config().d_model as u64;
-        frozen(net, params).map_or(0, |_| 4 * rows)
+    /// Bytes that are kept of all these clips.
+    pub fn bytes<'e>(net: &Whisper, params: &Params, data: impl Iterator<Item = &'e Examples>) -> u64 {
+        if frozen(net, params).is_none() {
+            return 0;
+        }
+        let frames: usize = data.flat_map(Examples::windows).sum();
+        4 * (frames / 2) as u64 * net.config().d_model as u64
     }
 
     /// Clips whose rows are kept.
@@ -224,20 +335,16 @@ impl SoundCache {
         net: &'p Whisper,
         keys: &[u64],
         pass: &Pass,
-        read: &dyn Fn(&[usize]) -> Result<Tensor>,
+        read: &dyn Fn(&[usize]) -> Result<(Tensor, Segments)>,
     ) -> Result<Hidden> {
         let failed = std::cell::RefCell::new(None);
         let names: Vec<Vec<u32>> = keys.iter().map(|key| vec![*key as u32, (*key >> 32) as u32]).collect();
-        let rows = net.config().max_source_positions;
-        let compute = |which: &[usize]| {
-            let x = match read(which) {
-                Ok(features) => self.compute(tape.params(), net, features, which.len()),
-                Err(error) => {
-                    failed.borrow_mut().get_or_insert(error);
-                    Tensor::zeros(which.len() * rows, net.hidden_size())
-                }
-            };
-            (x, vec![rows; which.len()])
+        let compute = |which: &[usize]| match read(which) {
+            Ok((features, windows)) => self.compute(tape.params(), net, features, &windows),
+            Err(error) => {
+                failed.borrow_mut().get_or_insert(error);
+                (Tensor::zeros(which.len(), net.hidden_size()), vec![1; which.len()])
+            }
         };
         let (x, lengths) = self.kept.rows(&names, &compute);
         if let Some(error) = failed.into_inner() {
@@ -251,14 +358,21 @@ impl SoundCache {
         })
     }
 
-    fn compute(&self, params: &Params, net: &Whisper, features: Tensor, clips: usize) -> Tensor {
+    /// The rows of some windows, and how many each has.
+    fn compute(
+        &self,
+        params: &Params,
+        net: &Whisper,
+        features: Tensor,
+        windows: &Segments,
+    ) -> (Tensor, Vec<usize>) {
         let tape = Tape::inference(params);
         let (features, pass) = (Var::constant(features), Pass::default());
         let hidden = match self.level {
-            Level::Whole => net.encode(&tape, &features, clips, &pass),
-            Level::Block(to) => net.lower_encoder(&tape, &features, clips, to, &pass),
+            Level::Whole => net.encode(&tape, &features, windows, &pass),
+            Level::Block(to) => net.lower_encoder(&tape, &features, windows, to, &pass),
         };
-        hidden.x.value().clone()
+        (hidden.x.value().clone(), hidden.rows.segments.lengths())
     }
 }
 
@@ -267,12 +381,13 @@ fn frozen(net: &Whisper, params: &Params) -> Option<Level> {
     let mut found = None;
     memory::trace(|| {
         let pass = Pass::default();
-        let features = Var::constant(Tensor::zeros(net.config().frames(), net.config().num_mel_bins));
+        let windows = Segments::from_lengths(&[net.config().frames()]);
+        let features = Var::constant(Tensor::zeros(windows.rows(), net.config().num_mel_bins));
         let met = |to: Option<usize>| {
             let tape = Tape::inference(params);
             match to {
-                Some(to) => net.lower_encoder(&tape, &features, 1, to, &pass),
-                None => net.encode(&tape, &features, 1, &pass),
+                Some(to) => net.lower_encoder(&tape, &features, &windows, to, &pass),
+                None => net.encode(&tape, &features, &windows, &pass),
             };
             tape.met_trainable()
         };
@@ -288,19 +403,21 @@ fn frozen(net: &Whisper, params: &Params) -> Option<Level> {
 mod tests {
     use super::*;
     use crate::methods::{partial, prefix};
+    use crate::metrics::words::{ErrorRates, Normalizer, RowErrors};
     use crate::models::{Model, StorageChoice, fresh};
     use crate::run_file::{self, RunFile};
+    use crate::tasks::speech::Vocabulary;
     use crate::tasks::speech::data::Options;
     use crate::tasks::speech::tokens::tests::tokenizer;
-    use crate::tasks::speech::transcribe::{self, Transcriber};
     use retune_tensor::Gradients;
     use serde_json::json;
     use std::path::Path;
+    use std::sync::Arc;
 
-    /// A tone of 0.4 s at 16 kHz.
-    fn sound(path: &Path, step: f32) {
+    /// A tone at 16 kHz.
+    fn sound(path: &Path, step: f32, samples: usize) {
         let data: Vec<u8> =
-            (0..6_400).flat_map(|i| (((i as f32 * step).sin() * 9_000.0) as i16).to_le_bytes()).collect();
+            (0..samples).flat_map(|i| (((i as f32 * step).sin() * 9_000.0) as i16).to_le_bytes()).collect();
         let mut out = b"RIFF".to_vec();
         out.extend((36 + data.len() as u32).to_le_bytes());
         out.extend(b"WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3e\0\0\0\x7d\0\0\x02\0\x10\0data");
@@ -321,10 +438,10 @@ mod tests {
         let clips = folder.join("clips");
         std::fs::create_dir(&clips).unwrap();
         for (name, step, text) in [("a", 0.1, "low"), ("b", 0.4, "high up")] {
-            sound(&clips.join(format!("{name}.wav")), step);
+            sound(&clips.join(format!("{name}.wav")), step, 6_400);
             std::fs::write(clips.join(format!("{name}.txt")), text).unwrap();
         }
-        let options = Options { language: Some("en"), task: None };
+        let options = Options { language: Some("en"), ..Options::default() };
         (Model::load(&model, StorageChoice::F32).unwrap(), Dataset::load(&clips, &options).unwrap())
     }
 
@@ -351,6 +468,7 @@ mod tests {
                     checkpoint: false,
                     cache,
                     active: Active::default(),
+                    scoring: None,
                 };
                 let (plain, kept) = (of(None), of(Some(&cache)));
                 let total: f64 = (0..2).map(|e| plain.weight(e)).sum();
@@ -378,12 +496,90 @@ mod tests {
         assert_eq!(cache.level, Level::Block(1));
     }
 
+    /// Clips of 0.4 s, which fill the window of 0.48 s, and one of 0.1 s: kept rows or not, together or alone, everything is the same, and error
+    /// rates are those of transcribing each.
+    #[test]
+    fn windows_are_cut_to_clips_and_error_rates_are_those_of_transcripts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut model, _) = small(folder.path());
+        let clips = folder.path().join("clips");
+        sound(&clips.join("c.wav"), 0.2, 1_600);
+        std::fs::write(clips.join("c.txt"), "tick").unwrap();
+        let data = Dataset::load(&clips, &Options { language: Some("en"), ..Options::default() }).unwrap();
+        partial::attach(&mut model, &run_file::Partial { last_blocks: 1, ..Default::default() }).unwrap();
+        let (net, names) = (model.speech().unwrap(), Arc::new(tokenizer(true)));
+        let vocabulary = Arc::new(Vocabulary::of(&model, &names).unwrap());
+        let (tokens, request) = (&vocabulary.tokens, Request::default());
+        let samples = data.check(tokens, &names, request, || {}).unwrap();
+        assert_eq!(samples, [6_400, 6_400, 1_600]);
+        let read = |window| {
+            let examples = Examples::new(data.clone(), net, &names, tokens, request).unwrap();
+            examples.seen_through(window, samples.clone())
+        };
+        let (whole, cut) = (read(AudioWindow::Whole), read(AudioWindow::Clip));
+        assert_eq!(cut.windows().collect::<Vec<_>>(), [48, 48, 30]);
+        let scoring = Scoring { vocabulary: vocabulary.clone(), normalizer: Default::default(), rows_max: 3 };
+        let cache = SoundCache::new(net, &model.params, Limits { memory: 1 << 20, folder: None }).unwrap();
+        let of = |data, cache| SpeechToText {
+            net,
+            data,
+            dropout_seed: None,
+            checkpoint: false,
+            cache,
+            active: Active::default(),
+            scoring: Some(&scoring),
+        };
+        let loss = |task: &SpeechToText, batch: &[usize]| {
+            let tape = Tape::inference(&model.params);
+            task.loss(&tape, batch, 0, 1.0).unwrap().value().data()[0]
+        };
+        let (plain, kept) = (of(&cut, None), of(&cut, Some(&cache)));
+        assert_eq!((plain.window_frames(), of(&whole, None).window_frames()), (Some(48), None));
+        assert_eq!(SoundCache::bytes(net, &model.params, [&cut].into_iter()), 4 * 16 * (24 + 24 + 15));
+        let alone: f32 = [0, 1, 2].map(|example| loss(&plain, &[example])).iter().sum();
+        let together = loss(&plain, &[0, 1, 2]);
+        assert!((alone - together).abs() < 1e-4 * together, "{alone} {together}");
+        assert_eq!(loss(&kept, &[2, 0]).to_bits(), loss(&plain, &[2, 0]).to_bits());
+        // What fills its window is as in whole windows; what does not is not.
+        assert_eq!(loss(&plain, &[0]).to_bits(), loss(&of(&whole, None), &[0]).to_bits());
+        assert_ne!(loss(&plain, &[2]), loss(&of(&whole, None), &[2]));
+
+        let metrics = |task: &SpeechToText| {
+            let found = task.measured().unwrap().metrics(&model.params, 2, &mut |_| true);
+            found.unwrap().unwrap()
+        };
+        for (examples, window) in [(&whole, AudioWindow::Whole), (&cut, AudioWindow::Clip)] {
+            let found = metrics(&of(examples, None));
+            let transcriber = Transcriber::new(&model, &names, Active::default()).unwrap().through(window);
+            let greedy = transcribe::Options::greedy();
+            for (row, clip) in found.transcribed.iter().zip(&data.clips) {
+                let sound = clip.sound().unwrap();
+                let options = transcribe::Options { language: clip.language, ..greedy.clone() };
+                let text = transcriber.transcribe(&sound.samples, &options, &mut |_| true).unwrap().unwrap();
+                let errors = RowErrors::of(Normalizer::English, &clip.text, &text.text());
+                assert_eq!(*row, TranscribedRow::new(clip.source.to_string(), &errors));
+            }
+            let rates: ErrorRates = found.transcribed.iter().collect();
+            assert_eq!((found.wer, found.cer, rates.rows), (Some(rates.wer()), Some(rates.cer()), 3));
+            let weight: f64 = (0..3).map(|e| plain.weight(e)).sum();
+            let mean = f64::from(loss(&of(examples, None), &[0, 1, 2])) / weight;
+            assert!((found.loss.unwrap() - mean).abs() < 1e-5 * mean);
+        }
+        assert_eq!(metrics(&kept), metrics(&plain));
+        let mut asked = 0;
+        let stopped = plain.measured().unwrap().metrics(&model.params, 2, &mut |_| {
+            asked += 1;
+            asked < 3
+        });
+        assert!(stopped.unwrap().is_none());
+    }
+
     /// Room of 32 positions: for a prefix, the prompt and the text.
     #[test]
     fn a_prefix_leaves_room_for_texts_or_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (model, data) = small(folder.path());
-        let names = tokenizer(true);
+        let names = Arc::new(tokenizer(true));
         let tokens = SpeechTokens::new(&names, None).unwrap();
         let with_prefix = |rows: u32| {
             let mut model = Model::load(model.files.path(), StorageChoice::F32).unwrap();
@@ -399,7 +595,9 @@ mod tests {
         for rows in [27, 31] {
             let model = with_prefix(rows);
             let told = read(&model).unwrap();
-            assert!(told.contains(&format!("the {rows} virtual ones")) && told.contains("num_virtual_tokens"));
+            assert!(
+                told.contains(&format!("the {rows} virtual ones")) && told.contains("num_virtual_tokens")
+            );
             let refused = Transcriber::new(&model, &names, Active::default()).err().unwrap().to_string();
             assert_eq!(told, refused);
             Transcriber::new(&model, &names, Active::Base).unwrap();

@@ -172,6 +172,18 @@ impl SpeechTokens {
         Some(f64::from(step) / STEPS)
     }
 
+    /// (code, probability) of the languages, the likeliest first, from the logits behind the first token: those of other tokens are not looked at.
+    pub fn language_probabilities(&self, logits: &[f32]) -> Vec<(&'static str, f64)> {
+        let score = |id: u32| logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        let largest = self.languages.iter().map(|(_, id)| score(*id)).fold(f32::NEG_INFINITY, f32::max);
+        let weight = |id: u32| f64::from(score(id) - largest).exp();
+        let total: f64 = self.languages.iter().map(|(_, id)| weight(*id)).sum();
+        let mut found: Vec<(&'static str, f64)> =
+            self.languages.iter().map(|(code, id)| (*code, weight(*id) / total)).collect();
+        found.sort_by(|a, b| b.1.total_cmp(&a.1));
+        found
+    }
+
     /// The language of a token.
     pub fn language_of(&self, id: u32) -> Option<&'static str> {
         self.languages.iter().find(|(_, known)| *known == id).map(|(code, _)| *code)

@@ -5,16 +5,19 @@
 //! next window begins at the end of the last whole segment; without, sounds are cut at pauses.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use retune_media::sound::{LogMel, SAMPLE_RATE, WINDOW_SAMPLES, cuts, is_silent, seconds};
-use retune_tensor::Tensor;
+use retune_tensor::{Params, Tensor};
 
 use super::search::{Found, Search, Window};
 use super::subtitles::Segment;
 use super::tokens::{Request, SpeechTask, SpeechTokens, Suppress, TOKENS_MIN};
+use super::window::AudioWindow;
 use crate::error::{Error, Result};
+use crate::models::whisper::Heard;
 use crate::models::{Model, ModelFiles, Whisper};
 use crate::nn::Active;
 use crate::text::Tokenizer;
@@ -103,25 +106,18 @@ impl Transcript {
     }
 }
 
-/// A model made ready to transcribe.
-pub struct Transcriber<'a> {
-    model: &'a Model,
-    net: &'a Whisper,
-    tokenizer: &'a Tokenizer,
+/// How a model's tokens are read, and which it never writes.
+pub struct Vocabulary {
+    pub tokenizer: Arc<Tokenizer>,
     pub tokens: SpeechTokens,
     suppress: Suppress,
-    mel: LogMel,
-    active: Active,
 }
 
-impl<'a> Transcriber<'a> {
-    /// With the adapter in a slot; [`Active::Base`] for none.
-    ///
+impl Vocabulary {
     /// # Errors
     /// If the model does not read sound, or the tokenizer is none of Whisper's.
-    pub fn new(model: &'a Model, tokenizer: &'a Tokenizer, active: Active) -> Result<Transcriber<'a>> {
+    pub fn of(model: &Model, tokenizer: &Arc<Tokenizer>) -> Result<Vocabulary> {
         let net = model.speech()?;
-        net.check_room(active.of(0), TOKENS_MIN)?;
         let generation = match &model.files {
             ModelFiles::Folder(folder) => folder.generation_config(),
             ModelFiles::Speech(folder) => Some(folder.settings()),
@@ -141,8 +137,68 @@ impl<'a> Transcriber<'a> {
             Some(suppress) => suppress,
             None => Suppress::of(tokenizer, &tokens)?,
         };
+        Ok(Vocabulary { tokenizer: tokenizer.clone(), tokens, suppress })
+    }
+
+    /// What is never written.
+    pub fn suppress(&self) -> &Suppress {
+        &self.suppress
+    }
+}
+
+/// A model made ready to transcribe.
+pub struct Transcriber<'a> {
+    net: &'a Whisper,
+    params: &'a Params,
+    vocabulary: Arc<Vocabulary>,
+    mel: LogMel,
+    active: Active,
+    window: AudioWindow,
+}
+
+impl<'a> Transcriber<'a> {
+    /// With the adapter in a slot; [`Active::Base`] for none.
+    ///
+    /// # Errors
+    /// If the model does not read sound, the tokenizer is none of Whisper's, or an adapter's prefix leaves no room for a text.
+    pub fn new(model: &'a Model, tokenizer: &Arc<Tokenizer>, active: Active) -> Result<Transcriber<'a>> {
+        let vocabulary = Arc::new(Vocabulary::of(model, tokenizer)?);
+        Transcriber::over(model.speech()?, &model.params, vocabulary, active)
+    }
+
+    /// The same over a network whose parameters lie elsewhere.
+    ///
+    /// # Errors
+    /// If an adapter's prefix leaves no room for a text.
+    pub fn over(
+        net: &'a Whisper,
+        params: &'a Params,
+        vocabulary: Arc<Vocabulary>,
+        active: Active,
+    ) -> Result<Transcriber<'a>> {
+        net.check_room(active.of(0), TOKENS_MIN)?;
         let mel = LogMel::new(net.config().num_mel_bins);
-        Ok(Transcriber { model, net, tokenizer, tokens, suppress, mel, active })
+        Ok(Transcriber { net, params, vocabulary, mel, active, window: AudioWindow::Whole })
+    }
+
+    /// The encoder sees each part of a sound through such a window.
+    pub fn through(self, window: AudioWindow) -> Transcriber<'a> {
+        Transcriber { window, ..self }
+    }
+
+    fn tokens(&self) -> &SpeechTokens {
+        &self.vocabulary.tokens
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        self.params.fault().map_or(Ok(()), |fault| Err(Error::Weights(fault)))
+    }
+
+    /// What the decoder looks at of a part of a sound.
+    fn hear(&self, samples: &[f32]) -> Heard {
+        let frames = self.window.frames(samples.len(), self.net.config().frames());
+        let features = Tensor::from_vec(frames, self.mel.bands(), self.mel.frames(samples, frames));
+        self.net.hear(self.params, features, self.active.clone())
     }
 
     /// Transcribes a sound of 16 kHz. `progress` answers whether to go on; if not, there is no result.
@@ -155,10 +211,24 @@ impl<'a> Transcriber<'a> {
         options: &Options,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<Transcript>> {
+        self.transcribe_heard(samples, None, options, progress)
+    }
+
+    /// The same where what the decoder looks at of the first window is known.
+    ///
+    /// # Errors
+    /// As [`Transcriber::transcribe`].
+    pub fn transcribe_heard(
+        &self,
+        samples: &[f32],
+        mut first: Option<Heard>,
+        options: &Options,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Option<Transcript>> {
         options.check()?;
         let mut out = Transcript { language: self.asked_language(options), segments: Vec::new() };
         // Said before anything is computed.
-        self.tokens.prompt(Request { language: out.language.or(Some("en")), ..request(options) })?;
+        self.tokens().prompt(Request { language: out.language.or(Some("en")), ..request(options) })?;
         let mut parts = match options.timestamps {
             true => Vec::new(),
             false => cuts(samples, WINDOW_SAMPLES),
@@ -170,8 +240,9 @@ impl<'a> Transcriber<'a> {
                 true => samples.len().min(at + WINDOW_SAMPLES),
                 false => parts.pop().map_or(samples.len(), |part| part.end),
             };
+            let part = &samples[at..end];
             let Some((segments, used)) =
-                self.window(&samples[at..end], at, options, &mut out.language, progress)?
+                self.window(part, (at, first.take()), options, &mut out.language, progress)?
             else {
                 return Ok(None);
             };
@@ -194,14 +265,14 @@ impl<'a> Transcriber<'a> {
     }
 
     fn asked_language(&self, options: &Options) -> Option<&'static str> {
-        options.language.or((!self.tokens.multilingual).then_some("en"))
+        options.language.or((!self.tokens().multilingual).then_some("en"))
     }
 
-    /// The segments of a window that begins at a sample, and how many of its samples they take.
+    /// The segments of a window that begins at a sample (with what was heard of it, if that is known), and how many of its samples they take.
     fn window(
         &self,
         samples: &[f32],
-        at: usize,
+        (at, heard): (usize, Option<Heard>),
         options: &Options,
         language: &mut Option<&'static str>,
         progress: &mut dyn FnMut(Progress) -> bool,
@@ -209,20 +280,19 @@ impl<'a> Transcriber<'a> {
         if is_silent(samples) {
             return Ok(Some((Vec::new(), samples.len())));
         }
-        let (net, params) = (self.net, &self.model.params);
-        let frames = net.config().frames();
-        let features = Tensor::from_vec(frames, self.mel.bands(), self.mel.frames(samples, frames));
-        let heard = net.hear(params, features, self.active.clone());
-        self.model.check_weights()?;
+        let (net, params) = (self.net, self.params);
+        let heard = heard.unwrap_or_else(|| self.hear(samples));
+        self.check_weights()?;
         let room = net.room(self.active.of(0));
         // The first token alone: what the model says behind it tells whether there is speech, and in which language.
         let mut spoken = net.begin(params, &heard, room);
-        let first = net.step(params, &heard, &mut [&mut spoken], &[self.tokens.start]);
-        let no_speech = self.tokens.no_speech.map_or(0.0, |id| probability(first.row(0), id));
+        let first = net.step(params, &heard, &mut [&mut spoken], &[self.tokens().start]);
+        let no_speech = self.tokens().no_speech.map_or(0.0, |id| probability(first.row(0), id));
         if language.is_none() {
-            *language = self.heard_language(first.row(0));
+            let likeliest = self.tokens().language_probabilities(first.row(0));
+            *language = likeliest.first().map(|(code, _)| *code);
         }
-        let prompt = self.tokens.prompt(Request { language: *language, ..request(options) })?;
+        let prompt = self.tokens().prompt(Request { language: *language, ..request(options) })?;
         let logits = match prompt.get(1..).filter(|rest| !rest.is_empty()) {
             Some(rest) => net.step(params, &heard, &mut [&mut spoken], rest),
             None => first,
@@ -230,8 +300,8 @@ impl<'a> Transcriber<'a> {
         let window = Window {
             net,
             params,
-            tokens: &self.tokens,
-            suppress: &self.suppress,
+            tokens: self.tokens(),
+            suppress: &self.vocabulary.suppress,
             heard: &heard,
             timestamps: options.timestamps,
             most: (net.config().max_target_positions / 2).min(room.saturating_sub(prompt.len())),
@@ -258,40 +328,34 @@ impl<'a> Transcriber<'a> {
                 break;
             }
         }
-        self.model.check_weights()?;
+        self.check_weights()?;
         let Some((found, false)) = found else { return Ok(Some((Vec::new(), samples.len()))) };
         self.segments(&found, samples.len(), at).map(Some)
     }
 
     fn said(&self, ids: &[u32]) -> Result<String> {
-        let text: Vec<u32> = ids.iter().copied().filter(|id| self.tokens.time(*id).is_none()).collect();
-        Ok(self.tokenizer.decode(&text, true)?)
+        let text: Vec<u32> = ids.iter().copied().filter(|id| self.tokens().time(*id).is_none()).collect();
+        Ok(self.vocabulary.tokenizer.decode(&text, true)?)
     }
 
     /// The whole segments among the tokens of a window, and how many samples they take.
     fn segments(&self, found: &Found, samples: usize, at: usize) -> Result<(Vec<Segment>, usize)> {
-        let is_time = |i: usize| found.ids.get(i).is_some_and(|id| self.tokens.time(*id).is_some());
+        let is_time = |i: usize| found.ids.get(i).is_some_and(|id| self.tokens().time(*id).is_some());
         let n = found.ids.len();
         let closed = n >= 2 && is_time(n - 1) && !is_time(n - 2);
         // Two times in a row end a segment and begin one. What follows the last such pair is cut off by the window's end.
         let pair = (1..n).rev().find(|&i| is_time(i) && is_time(i - 1));
         let (ids, used) = match pair {
             Some(i) if !closed => {
-                let steps = self.tokens.time(found.ids[i - 1]).unwrap_or(0.0);
+                let steps = self.tokens().time(found.ids[i - 1]).unwrap_or(0.0);
                 let used = retune_media::sound::samples(steps);
                 (&found.ids[..i], if used < STEP { samples } else { used })
             }
             _ => (&found.ids[..], samples),
         };
-        let segments = self.tokens.segments(self.tokenizer, ids, seconds(at), seconds(samples))?;
+        let segments =
+            self.tokens().segments(&self.vocabulary.tokenizer, ids, seconds(at), seconds(samples))?;
         Ok((segments, used))
-    }
-
-    /// The likeliest language, from the logits behind the first token.
-    fn heard_language(&self, logits: &[f32]) -> Option<&'static str> {
-        let score = |id: u32| logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        let best = self.tokens.languages.iter().max_by(|a, b| score(a.1).total_cmp(&score(b.1)));
-        best.map(|(code, _)| *code)
     }
 }
 

@@ -73,7 +73,7 @@ fn manifests_of_every_form() {
     folder.text("m.jsonl", "{\"audio\": {\"path\": \"a.wav\"}, \"sentence\": \"one\"}\n\n{\"file\": \"sub/b.wav\", \"text\": \"two\", \"locale\": \"pt-BR\"}\n");
     let data = folder.load("m.jsonl").unwrap();
     assert_eq!((texts(&data), data.clips[1].language), (vec!["one", "two"], Some("pt")));
-    let options = Options { language: Some("de"), task: None };
+    let options = Options { language: Some("de"), ..Options::default() };
     let data = Dataset::load(&folder.path("m.jsonl"), &options).unwrap();
     assert_eq!((data.clips[0].language, data.clips[1].language), (Some("de"), Some("pt")));
     let sound = data.clips[0].sound().unwrap();
@@ -237,4 +237,37 @@ fn splits_keep_files_together() {
     assert_eq!(split(1)[2].clips, test.clips);
     assert_ne!(split(2)[2].clips, test.clips);
     assert!(folder.load("m.csv").unwrap().split([0.5, 0.5], 1).is_err());
+}
+
+#[test]
+fn rows_that_are_too_long_are_refused_together_or_left_out() {
+    let folder = Folder::new();
+    folder.sound("short.wav", 1.0, &[]);
+    folder.sound("long.wav", 31.0, &[]);
+    folder.sound("longer.wav", 70.0, &[]);
+    folder.text(
+        "m.jsonl",
+        concat!(
+            "{\"audio\": \"short.wav\", \"text\": \"one\"}\n{\"audio\": \"long.wav\", \"text\": \"two\"}\n",
+            "{\"audio\": \"longer.wav\", \"text\": \"three\"}\n",
+            "{\"audio\": \"longer.wav\", \"start\": 1, \"end\": 40, \"text\": \"four\"}\n",
+            "{\"audio\": \"longer.wav\", \"start\": 1, \"end\": 4, \"text\": \"five\"}\n"
+        ),
+    );
+    let told = folder.problems("m.jsonl");
+    assert_eq!(told.len(), 3, "{told:#?}");
+    assert!(
+        told[0].contains("m.jsonl:2")
+            && told[0].contains("31.0 s long")
+            && told[0].contains("skip_long = true")
+    );
+    assert!(told[1].contains("m.jsonl:3") && told[2].contains("m.jsonl:4"));
+    let options = Options { skip_long: true, ..Options::default() };
+    let data = Dataset::load(&folder.path("m.jsonl"), &options).unwrap();
+    assert_eq!(texts(&data), ["one", "five"]);
+    let lines: Vec<usize> = data.report.too_long.iter().map(|source| source.line).collect();
+    assert_eq!(lines, [2, 3, 4]);
+    // Nothing else is passed over.
+    folder.text("bad.jsonl", "{\"audio\": \"none.wav\", \"text\": \"one\"}\n");
+    assert!(Dataset::load(&folder.path("bad.jsonl"), &options).is_err());
 }
