@@ -8,6 +8,7 @@ pub mod images;
 pub mod kept_rows;
 pub mod masked_lm;
 pub mod record;
+mod scored;
 pub mod speech;
 pub mod trunk_cache;
 mod wording;

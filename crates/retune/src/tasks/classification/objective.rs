@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::models::{TextInput, TextModel};
 use crate::nn::{Active, Classifier, Head, Pass};
 use crate::objective::{Measured, Objective, ObjectiveError};
+use crate::tasks::scored::scored;
 use crate::tasks::trunk_cache::{self, Text, TrunkCache};
 
 /// Labelled examples seen through a model with a classifier.
@@ -289,31 +290,24 @@ impl Measured for Classification<'_> {
         batch_size: usize,
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> std::result::Result<Option<Metrics>, ObjectiveError> {
-        let examples: Vec<usize> = (0..self.len()).filter(|&e| self.weight(e) > 0.0).collect();
-        let denominator: f64 = examples.iter().map(|&e| self.weight(e)).sum();
-        let (mut scored, mut loss, mut done) = (Scored::default(), 0.0, 0);
-        for batch in examples.chunks(batch_size.max(1)) {
-            let tape = Tape::inference(params);
-            let (logits, segments) = self.forward(&tape, batch, &Pass::default())?;
+        let mut said = Scored::default();
+        let all = scored(self, params, batch_size, progress, &mut |tape, batch, denominator| {
+            let (logits, segments) = self.forward(tape, batch, &Pass::default())?;
             for (place, &e) in batch.iter().enumerate() {
                 let example = self.example(e);
                 let rows = match self.data.problem {
                     Problem::Tokens => word_rows(&example.tokens, &segments, place),
                     _ => Vec::new(),
                 };
-                scored.push(example, logits.value(), place, &rows);
+                said.push(example, logits.value(), place, &rows);
             }
-            let value = self.loss_of(&tape, &logits, &segments, batch, denominator as f32);
-            loss += f64::from(value.value().data().first().copied().unwrap_or(f32::NAN));
-            done += batch.len();
-            if !progress(done) && done < examples.len() {
-                return Ok(None);
-            }
-        }
+            Ok(self.loss_of(tape, &logits, &segments, batch, denominator as f32))
+        })?;
+        let Some((loss, _)) = all else { return Ok(None) };
         if !loss.is_finite() && self.data.problem == Problem::Regression {
             // Numbers that are not finite cannot be ranked; the loss says what there is to say.
             return Ok(Some(Metrics { problem: Problem::Regression, ..Metrics::default() }.with_loss(loss)));
         }
-        Ok(Some(scored.metrics(self.data.problem, &self.data.labels.names)?.with_loss(loss)))
+        Ok(Some(said.metrics(self.data.problem, &self.data.labels.names)?.with_loss(loss)))
     }
 }

@@ -16,6 +16,7 @@ use crate::models::{ImageModel, Network};
 use crate::nn::{Active, Head, Pass};
 use crate::objective::{Measured, Objective, ObjectiveError, Unit};
 use crate::tasks::images::{ImageCache, Trunk, fitted};
+use crate::tasks::scored::scored;
 
 /// Candidates below this score are not measured: COCO's precisions count the best hundred of each picture.
 const MEASURED_CONFIDENCE: f32 = 0.001;
@@ -235,24 +236,16 @@ impl Measured for Detect<'_> {
         batch_size: usize,
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> std::result::Result<Option<Metrics>, ObjectiveError> {
-        let all: Vec<usize> = (0..self.len()).collect();
-        let mut detections: Vec<Vec<Detection>> = Vec::with_capacity(all.len());
-        let mut sizes = Vec::with_capacity(all.len());
-        let (mut total, mut done) = (0.0, 0);
-        for batch in all.chunks(batch_size.max(1)) {
-            let tape = Tape::inference(params);
+        let mut detections: Vec<Vec<Detection>> = Vec::with_capacity(self.len());
+        let mut sizes = Vec::with_capacity(self.len());
+        let all = scored(self, params, batch_size, progress, &mut |tape, batch, denominator| {
             let pass = Pass { active: self.active.clone(), ..Pass::default() };
-            let (outputs, placements) = self.plain(&tape, batch, &pass)?;
+            let (outputs, placements) = self.plain(tape, batch, &pass)?;
             sizes.extend(placements.iter().map(|p| (p.picture[0], p.picture[1])));
-            let truths = self.truths(batch, &placements);
-            let value = self.loss_of(&tape, &outputs, &truths, all.len() as f64)?;
-            total += f64::from(value.value().data().first().copied().unwrap_or(f32::NAN));
             detections.extend(found(self.net, &outputs, &placements, MEASURED_CONFIDENCE, &Nms::default())?);
-            done += batch.len();
-            if !progress(done) && done < all.len() {
-                return Ok(None);
-            }
-        }
+            self.loss_of(tape, &outputs, &self.truths(batch, &placements), denominator)
+        })?;
+        let Some((loss, n)) = all else { return Ok(None) };
         let scenes: Vec<Scene> = self
             .data
             .pictures
@@ -266,6 +259,6 @@ impl Measured for Detect<'_> {
             })
             .collect();
         let precisions = mean_average_precision(&self.data.classes, &scenes)?;
-        Ok(Some(Metrics::of_detections(precisions, all.len()).with_loss(total)))
+        Ok(Some(Metrics::of_detections(precisions, n).with_loss(loss)))
     }
 }

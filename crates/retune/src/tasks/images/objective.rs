@@ -15,6 +15,7 @@ use crate::models::ImageModel;
 use crate::nn::{Active, Pass};
 use crate::objective::{Measured, Objective, ObjectiveError, Unit};
 use crate::tasks::classification::argmax;
+use crate::tasks::scored::scored;
 
 /// Labelled pictures and the network that is to tell them apart.
 pub struct ImageClassification<'a> {
@@ -177,29 +178,21 @@ impl Measured for ImageClassification<'_> {
         batch_size: usize,
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> std::result::Result<Option<Metrics>, ObjectiveError> {
-        let examples: Vec<usize> = (0..self.len()).filter(|&e| self.weight(e) > 0.0).collect();
-        let denominator: f64 = examples.iter().map(|&e| self.weight(e)).sum();
         let (mut truth, mut found, mut top5) = (Vec::new(), Vec::new(), 0);
-        let (mut loss, mut done) = (0.0, 0);
-        for batch in examples.chunks(batch_size.max(1)) {
-            let tape = Tape::inference(params);
+        let all = scored(self, params, batch_size, progress, &mut |tape, batch, denominator| {
             let pass = Pass { active: self.active.clone(), ..Pass::default() };
-            let logits = self.logits(&tape, batch, &pass)?;
+            let logits = self.logits(tape, batch, &pass)?;
             for (place, &e) in batch.iter().enumerate() {
                 truth.push(self.class(e));
                 found.push(argmax(logits.value().row(place)));
                 top5 += usize::from(rank(logits.value(), place, self.class(e)) < 5);
             }
-            let value = self.loss_of(&tape, &logits, own(batch), denominator as f32);
-            loss += f64::from(value.value().data().first().copied().unwrap_or(f32::NAN));
-            done += batch.len();
-            if !progress(done) && done < examples.len() {
-                return Ok(None);
-            }
-        }
+            Ok(self.loss_of(tape, &logits, own(batch), denominator as f32))
+        })?;
+        let Some((loss, n)) = all else { return Ok(None) };
         let metrics = Metrics::of_classes(&self.data.classes, &truth, &found)?.with_loss(loss);
         Ok(Some(match self.data.classes.len() > 5 {
-            true => metrics.with_top5(top5 as f64 / examples.len().max(1) as f64),
+            true => metrics.with_top5(top5 as f64 / n.max(1) as f64),
             false => metrics,
         }))
     }
