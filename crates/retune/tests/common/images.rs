@@ -53,8 +53,15 @@ batch_normalize=1
 filters=6
 size=1
 activation=leaky
+[convolutional]
+batch_normalize=1
+filters=6
+groups=6
+size=3
+pad=1
+activation=leaky
 [shortcut]
-from=-3
+from=-4
 activation=linear
 [convolutional]
 batch_normalize=1
@@ -79,7 +86,7 @@ layers=-3
 [upsample]
 stride=2
 [route]
-layers=-1,5
+layers=-1,6
 [convolutional]
 filters=8
 activation=linear

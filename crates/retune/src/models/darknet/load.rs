@@ -194,14 +194,18 @@ impl Graph<'_, '_, '_> {
     }
 
     fn convolution(&mut self, number: usize, layer: &Layer, from: usize) -> Result<usize> {
-        let (Kind::Convolution { norm, activation, .. }, Some(window)) = (&layer.kind, layer.kind.window())
+        let (&Kind::Convolution { depthwise, norm, activation, .. }, Some(window)) =
+            (&layer.kind, layer.kind.window())
         else {
             return Ok(from);
         };
-        let (norm, activation) = (*norm, *activation);
         let shape = (layer.channels, layer.channels_in);
         let sliding = Sliding::Fixed(window);
-        let mut at = self.builder.conv(&format!("layers.{number}.conv"), from, shape, sliding, !norm)?;
+        let path = format!("layers.{number}.conv");
+        let mut at = match depthwise {
+            true => self.builder.depthwise(&path, from, layer.channels, sliding, !norm)?,
+            false => self.builder.conv(&path, from, shape, sliding, !norm)?,
+        };
         if norm {
             at = self.builder.norm(&format!("layers.{number}.bn"), at, layer.channels, NORM_EPS)?;
         }

@@ -51,6 +51,8 @@ pub enum Kind {
         size: usize,
         stride: usize,
         padding: usize,
+        /// Each channel by itself (`groups` is the number of channels).
+        depthwise: bool,
         norm: bool,
         activation: Activation,
     },
@@ -114,14 +116,15 @@ impl Plan {
     /// The tensors of layer `number` in the order of `.weights`: name and shape; nothing if it has none.
     pub fn tensors(&self, number: usize) -> Vec<(String, Vec<usize>)> {
         let Some(layer) = self.layers.get(number) else { return Vec::new() };
-        let Kind::Convolution { size, norm, .. } = layer.kind else { return Vec::new() };
+        let Kind::Convolution { size, norm, depthwise, .. } = layer.kind else { return Vec::new() };
         let out = layer.channels;
+        let inp = if depthwise { 1 } else { layer.channels_in };
         let vector = |name: &str| (format!("layers.{number}.{name}"), vec![out]);
         let mut tensors = match norm {
             true => ["bn.bias", "bn.weight", "bn.running_mean", "bn.running_var"].map(vector).to_vec(),
             false => vec![vector("conv.bias")],
         };
-        tensors.push((format!("layers.{number}.conv.weight"), vec![out, layer.channels_in, size, size]));
+        tensors.push((format!("layers.{number}.conv.weight"), vec![out, inp, size, size]));
         tensors
     }
 }
@@ -234,7 +237,7 @@ impl Reader<'_> {
             );
             return Err(self.fail(None, what));
         }
-        let Kind::Convolution { size, .. } = layer.kind else { return Ok(()) };
+        let Kind::Convolution { size, depthwise: false, .. } = layer.kind else { return Ok(()) };
         if !fits(&[channels, layer.channels_in, size, size]) {
             let what = format!(
                 "{channels} kernels of {size} x {size} over {} channels are more than {VALUES_MAX} weights",
@@ -294,7 +297,6 @@ impl Reader<'_> {
     fn convolution(&self) -> Result<(Kind, usize)> {
         let (one, off) = ("1", "0");
         self.refuse(&[
-            ("groups", one),
             ("dilation", one),
             ("flipped", off),
             ("xnor", off),
@@ -312,9 +314,18 @@ impl Reader<'_> {
             false => self.size("padding", 0, 0..=KERNEL_MAX)?,
         };
         let norm = self.section.flag("batch_normalize")?;
-        let kind =
-            Kind::Convolution { size, stride, padding, norm, activation: self.activation("logistic")? };
-        Ok((kind, self.size("filters", 1, 1..=CHANNELS_MAX)?))
+        let (groups, before) = (self.size("groups", 1, 1..=CHANNELS_MAX)?, self.before()?);
+        let filters = self.size("filters", 1, 1..=CHANNELS_MAX)?;
+        let depthwise = groups > 1;
+        if depthwise && (groups, groups) != (before, filters) {
+            let what = format!(
+                "groups = {groups} of {before} channels to {filters} is not supported; 1 is, and as many as there are channels before \
+                 and behind"
+            );
+            return Err(self.fail(Some("groups"), what));
+        }
+        let activation = self.activation("logistic")?;
+        Ok((Kind::Convolution { size, stride, padding, depthwise, norm, activation }, filters))
     }
 
     fn max_pool(&self) -> Result<(Kind, usize)> {
@@ -426,7 +437,12 @@ impl Reader<'_> {
             Some(Layer {
                 kind:
                     Kind::Convolution {
-                        size: 1, stride: 1, norm: false, activation: Activation::Identity, ..
+                        size: 1,
+                        stride: 1,
+                        depthwise: false,
+                        norm: false,
+                        activation: Activation::Identity,
+                        ..
                     },
                 channels,
                 ..

@@ -175,6 +175,8 @@ fn mistakes_are_told_with_their_line() {
             with("filters=4\n", "filters=65536\n").replace("filters=2\n", "filters=65536\n"),
             &["a.cfg:16:", "65536 kernels of 1 x 1 over 32768 channels"],
         ),
+        (with("filters=6\n", "filters=6\ngroups=3\n"), &["a.cfg:22:", "groups = 3 of 6 channels to 6"]),
+        (with("filters=6\n", "filters=6\ndilation=2\n"), &["a.cfg:22:", "dilation = 2 is not supported"]),
         (with("width=32", "width=-32"), &["a.cfg:2:", "`-32`"]),
         (with("width=32", "width=99999999"), &["a.cfg:2:", "from 1 to 16384"]),
         (with("anchors=4,5, 8,9, 16,12", "anchors=4,5, 8,-9, 16,12"), &["a.cfg:37:", "`-9`"]),
