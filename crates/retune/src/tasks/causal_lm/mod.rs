@@ -11,8 +11,8 @@ mod rows;
 pub(super) mod split;
 
 pub use error::{Error, Problem, Result, Source};
-pub use objective::{CausalLm, head_loss, logits};
 pub(crate) use objective::language_model;
+pub use objective::{CausalLm, head_loss, logits};
 pub use preview::{Piece, preview};
 pub use report::{DataReport, Dropped};
 pub use rows::{Kind, Row};
