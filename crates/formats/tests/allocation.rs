@@ -7,20 +7,19 @@ mod attacks;
 
 use std::path::Path;
 
-use peak_alloc::PeakAlloc;
+use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
 use retune_formats::peft::PeftAdapter;
 use retune_formats::records::Records;
 use retune_formats::{ctranslate2, folder, gguf, json, onnx, safetensors, torch};
 
 #[global_allocator]
-static ALLOCATOR: PeakAlloc = PeakAlloc;
+static ALLOCATOR: &PeakMemAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
 /// Checks the law for one file on disk; returns whether it was accepted.
 fn law<T, E>(name: &str, size: usize, open: impl FnOnce() -> Result<T, E>) -> bool {
-    ALLOCATOR.reset_peak_usage();
-    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_memory();
     let accepted = open().is_ok();
-    let peak = ALLOCATOR.peak_usage() - before;
+    let peak = ALLOCATOR.get_peak_memory();
     let allowed = 4 * size + (1 << 20);
     assert!(peak <= allowed, "{name}: {size} bytes of file, {peak} of memory, {allowed} allowed");
     accepted

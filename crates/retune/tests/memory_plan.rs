@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use peak_alloc::PeakAlloc;
+use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
 use rayon::ThreadPoolBuilder;
 use retune::methods::{self, Attached};
 use retune::models::{
@@ -26,7 +26,7 @@ use retune_tensor::rng::Stream;
 use retune_tensor::{Segments, Tape, Var, memory};
 
 #[global_allocator]
-static HEAP: PeakAlloc = PeakAlloc;
+static HEAP: &PeakMemAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
 const SEED: u64 = 4;
 const CONFIGURATIONS: u64 = 30;
@@ -258,14 +258,13 @@ fn planned(case: &Case, model: &Model, attached: &Attached, limit: Option<u64>) 
 fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
     let dir = tempfile::tempdir().unwrap();
     case.write(dir.path());
-    memory::trim();
-    memory::reset_peak();
-    HEAP.reset_peak_usage();
-    let before = HEAP.current_usage();
-    let mut model =
-        Model::load_with(dir.path(), LoadOptions::from(case.storage), &HeadRequest::AsFile).unwrap();
-    let mut attached = (methods::find(&case.run.method).unwrap().attach)(&mut model, &case.run).unwrap();
-    let loaded = HEAP.peak_usage();
+    let ready = || {
+        let mut model =
+            Model::load_with(dir.path(), LoadOptions::from(case.storage), &HeadRequest::AsFile).unwrap();
+        let attached = (methods::find(&case.run.method).unwrap().attach)(&mut model, &case.run).unwrap();
+        (model, attached)
+    };
+    let (model, attached) = ready();
     let mut plan = planned(case, &model, &attached, limit);
     let mut case_now = Case { run: case.run.clone(), lengths: case.lengths.clone(), ..*case };
     if let Err(Error::DoesNotFit(refusal)) = &plan {
@@ -274,8 +273,12 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
         remedy.apply(&mut case_now.run);
         plan = planned(&case_now, &model, &attached, limit);
     }
-    // The dry run's buffers are zeros that nobody writes to: a system gives them no memory, but this allocator counts them.
-    HEAP.reset_peak_usage();
+    drop((model, attached));
+    // From here on: the dry run's buffers are zeros that nobody writes to (a system gives them no memory, but this allocator counts them).
+    memory::trim();
+    memory::reset_peak();
+    HEAP.reset_peak_memory();
+    let (mut model, mut attached) = ready();
     let (case, plan) = (&case_now, plan.unwrap());
     let Model { params, net, .. } = &mut model;
     let texts = case.texts(net.as_text().expect("text"), plan.checkpointing);
@@ -288,7 +291,7 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
     let mut go_on = |_| Control::Continue;
     let settings = TrainSettings { optimizer_budget: plan.optimizer_budget, ..case.settings() };
     train(params, &texts, Some(&texts), &settings, folder.as_ref(), &mut go_on).unwrap();
-    (plan, (HEAP.peak_usage().max(loaded) - before) as u64)
+    (plan, HEAP.get_peak_memory() as u64)
 }
 
 /// Work on threads of its own, whose packed operands are gone afterwards.

@@ -5,7 +5,7 @@
 mod common;
 
 use common::images;
-use peak_alloc::PeakAlloc;
+use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
 use rayon::ThreadPoolBuilder;
 use retune::methods::{self, Attached};
 use retune::models::{ImageModel, Model, StorageChoice};
@@ -21,7 +21,7 @@ use retune_tensor::{Grid, Tape, Tensor, Var, memory};
 use serde_json::{Value, json};
 
 #[global_allocator]
-static HEAP: PeakAlloc = PeakAlloc;
+static HEAP: &PeakMemAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
 const THREADS: usize = 2;
 const PICTURES: usize = 9;
@@ -155,17 +155,21 @@ fn planned_and_measured(case: &Case) -> (Plan, u64) {
     let dir = tempfile::tempdir().expect("folder");
     let path = dir.path().join("model");
     images::write(&case.config, &path);
+    let ready = || {
+        let mut model = images::load(&path, case.storage);
+        let spec = methods::find(&case.run.method).expect("registered");
+        let attached = (spec.attach)(&mut model, &case.run).unwrap_or_else(|e| panic!("{e}"));
+        (model, attached)
+    };
+    let plan = {
+        let (model, attached) = ready();
+        planned(case, &model, &attached)
+    };
+    // From here on: the dry run's buffers are never written to (a system gives them no memory, but this allocator counts them).
     memory::trim();
     memory::reset_peak();
-    HEAP.reset_peak_usage();
-    let before = HEAP.current_usage();
-    let mut model = images::load(&path, case.storage);
-    let spec = methods::find(&case.run.method).expect("registered");
-    let attached = (spec.attach)(&mut model, &case.run).unwrap_or_else(|e| panic!("{e}"));
-    let loaded = HEAP.peak_usage();
-    let plan = planned(case, &model, &attached);
-    // The dry run's buffers are never written to: a system gives them no memory, but this allocator counts them.
-    HEAP.reset_peak_usage();
+    HEAP.reset_peak_memory();
+    let (mut model, _attached) = ready();
     let Model { params, net, .. } = &mut model;
     let pixels = Pixels { net: net.as_image().expect("pictures"), checkpoint: plan.checkpointing };
     let settings = TrainSettings {
@@ -174,7 +178,7 @@ fn planned_and_measured(case: &Case) -> (Plan, u64) {
     };
     train(params, &pixels, Some(&pixels), &settings, None, &mut |_| Control::Continue)
         .unwrap_or_else(|e| panic!("{e}"));
-    (plan, (HEAP.peak_usage().max(loaded) - before) as u64)
+    (plan, HEAP.get_peak_memory() as u64)
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use peak_alloc::PeakAlloc;
+use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
 use retune::export::{ExportDtype, ExportOptions, write};
 use retune::models::{LoadOptions, Model, StorageChoice, fresh};
 use serde_json::json;
 
 #[global_allocator]
-static ALLOCATOR: PeakAlloc = PeakAlloc;
+static ALLOCATOR: &PeakMemAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
 /// What is decoded, encoded and compared at a time, and the program's own.
 const BUFFERS: usize = 8 << 20;
@@ -40,8 +40,7 @@ fn quantising_takes_the_largest_tensor_and_buffers() {
         ("q8.gguf", "q4_0", "again.gguf"),
     ] {
         retune_tensor::memory::trim();
-        ALLOCATOR.reset_peak_usage();
-        let before = ALLOCATOR.current_usage();
+        ALLOCATOR.reset_peak_memory();
         let dtype = ExportDtype::parse(to, true).expect("a type");
         let options = ExportOptions { dtype, ..ExportOptions::default() };
         let in_file = LoadOptions { in_file: true, ..LoadOptions::default() };
@@ -49,7 +48,7 @@ fn quantising_takes_the_largest_tensor_and_buffers() {
         let report = write(&model, &at(out), &options, &mut |_| {});
         let report = report.unwrap_or_else(|e| panic!("{from} to {to}: {e}"));
         drop(model);
-        let peak = ALLOCATOR.peak_usage() - before;
+        let peak = ALLOCATOR.get_peak_memory();
         assert!(peak <= largest + BUFFERS, "{from} to {to}: {peak} bytes, {largest} is the largest tensor");
         assert!(report.loss().elements * 4 == whole, "{from} to {to}");
         Model::load(&at(out), StorageChoice::AsIs).unwrap_or_else(|e| panic!("{to}: {e}"));

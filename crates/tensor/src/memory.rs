@@ -3,21 +3,29 @@
 //! A fresh large allocation costs a page fault every 4 KiB; a training step would take thousands of them.
 //! Freed buffers wait in a pool, sorted by size class (eight classes an octave, so at most 12.5 % is wasted).
 //! The pool never raises the peak: when an allocation misses and `live + pooled` would exceed the highest
-//! `live` seen so far, a larger pooled buffer is cut to size, or pooled buffers are given back to the system first.
+//! `live` seen so far, a larger pooled buffer is cut to size, or those that waited longest are given back to the system first.
 //!
 //! [`trace`] is the dry run of a memory plan: it notes what a piece of work takes and gives back, while products (where all
 //! the time goes) do nothing.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
 /// Below this many elements a buffer is not worth pooling.
 const POOL_MIN: usize = 4096;
 
+/// A buffer in the pool, and when it came there.
+struct Waiting {
+    data: Vec<f32>,
+    since: u64,
+}
+
 #[derive(Default)]
 struct Pool {
-    free: BTreeMap<usize, Vec<Vec<f32>>>,
+    free: BTreeMap<usize, VecDeque<Waiting>>,
+    /// Buffers that were kept so far.
+    kept: u64,
     live: usize,
     pooled: usize,
     peak_live: usize,
@@ -25,7 +33,7 @@ struct Pool {
 }
 
 static POOL: Mutex<Pool> =
-    Mutex::new(Pool { free: BTreeMap::new(), live: 0, pooled: 0, peak_live: 0, peak_held: 0 });
+    Mutex::new(Pool { free: BTreeMap::new(), kept: 0, live: 0, pooled: 0, peak_live: 0, peak_held: 0 });
 
 fn pool() -> std::sync::MutexGuard<'static, Pool> {
     // A panic while holding the lock leaves plain counters behind: still usable.
@@ -44,35 +52,52 @@ pub fn held_bytes(len: usize) -> usize {
 }
 
 impl Pool {
+    /// Gives the buffers that waited longest back to the system until `bytes` more stay below the peak.
     fn make_room(&mut self, bytes: usize) {
         while self.pooled > 0 && self.live + self.pooled + bytes > self.peak_live.max(self.live + bytes) {
-            let Some((&class, _)) = self.free.last_key_value() else { break };
-            let Some(list) = self.free.get_mut(&class) else { break };
-            list.pop();
-            self.pooled -= class * 4;
-            if list.is_empty() {
-                self.free.remove(&class);
-            }
+            let oldest = |(class, list): (&usize, &VecDeque<Waiting>)| Some((list.front()?.since, *class));
+            let Some((_, class)) = self.free.iter().filter_map(oldest).min() else { break };
+            self.remove(class, VecDeque::pop_front);
         }
     }
 
-    /// A pooled buffer of a class, or, where a fresh one would have to drive others out, the next larger one, whose rest goes back to the system:
-    /// pages that are there need not be cleared again.
-    fn reuse(&mut self, class: usize) -> Option<Vec<f32>> {
-        let room = self.live + self.pooled + 4 * class <= self.peak_live;
-        let last = if room { class } else { usize::MAX };
-        let found = *self.free.range(class..=last).next()?.0;
-        let list = self.free.get_mut(&found)?;
-        let mut data = list.pop()?;
+    /// Takes a buffer of a class out of the pool: the last or the first that came.
+    fn remove(
+        &mut self,
+        class: usize,
+        end: fn(&mut VecDeque<Waiting>) -> Option<Waiting>,
+    ) -> Option<Vec<f32>> {
+        let list = self.free.get_mut(&class)?;
+        let found = end(list)?;
         if list.is_empty() {
-            self.free.remove(&found);
+            self.free.remove(&class);
         }
-        self.pooled -= 4 * found;
-        if found > class {
-            data.truncate(class);
-            data.shrink_to_fit();
+        self.pooled -= 4 * class;
+        Some(found.data)
+    }
+
+    /// A pooled buffer of a class. Where a fresh one would drive others out, a larger one is cut to size and its rest goes back to the system: the
+    /// pages that it keeps need not be cleared again. (glibc cuts where the buffer lies, and copies nothing.)
+    fn reuse(&mut self, class: usize) -> Option<Vec<f32>> {
+        if let Some(data) = self.remove(class, VecDeque::pop_back) {
+            return Some(data);
         }
+        if self.live + self.pooled + 4 * class <= self.peak_live {
+            return None;
+        }
+        let larger = *self.free.range(class..).next()?.0;
+        let mut data = self.remove(larger, VecDeque::pop_back)?;
+        data.truncate(class);
+        data.shrink_to_fit();
         Some(data)
+    }
+
+    /// Lets a buffer, of the length of a class, wait for its next use.
+    fn keep(&mut self, data: Vec<f32>) {
+        self.pooled += 4 * data.len();
+        self.kept += 1;
+        let since = self.kept;
+        self.free.entry(data.len()).or_default().push_back(Waiting { data, since });
     }
 
     fn count(&mut self, bytes: usize) {
@@ -268,8 +293,7 @@ impl Drop for Buffer {
         let mut guard = pool();
         guard.live = guard.live.saturating_sub(bytes);
         if data.len() >= POOL_MIN && class_of(data.len()) == data.len() {
-            guard.pooled += bytes;
-            guard.free.entry(data.len()).or_default().push(data);
+            guard.keep(data);
         }
     }
 }
@@ -368,21 +392,32 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_buffer_serves_before_others_are_driven_out() {
-        let mut pool = Pool { peak_live: 4 * 46_000, ..Pool::default() };
-        let give = |pool: &mut Pool, len: usize| {
-            pool.pooled += 4 * len;
-            pool.free.entry(len).or_default().push(vec![1.0; len]);
-        };
-        give(&mut pool, 16_384);
-        give(&mut pool, 20_480);
-        // There is room for a fresh one.
-        assert!(pool.reuse(8_192).is_none());
-        pool.live = 4 * 3_000;
+    fn those_that_waited_longest_make_room() {
+        let mut pool = Pool { peak_live: 4 * 40_000, ..Pool::default() };
+        for len in [16_384, 8_192, 8_192] {
+            pool.keep(vec![1.0; len]);
+        }
+        pool.live = 4 * 4_000;
+        pool.make_room(4 * 3_000);
+        assert_eq!(pool.pooled, 4 * 32_768);
+        pool.make_room(4 * 4_096);
+        assert_eq!((pool.pooled, pool.free.len()), (4 * 16_384, 1));
+        pool.make_room(4 * 50_000);
+        assert_eq!((pool.pooled, pool.free.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_larger_one_is_cut_before_others_are_driven_out() {
+        let mut pool = Pool { peak_live: 4 * 40_000, ..Pool::default() };
+        pool.keep(vec![1.0; 16_384]);
+        pool.keep(vec![1.0; 20_480]);
+        pool.live = 4 * 1_000;
+        // There is room for a fresh one of 2,048.
+        assert!(pool.reuse(2_048).is_none());
         let data = pool.reuse(8_192).unwrap();
-        assert_eq!((data.len(), pool.pooled, pool.free.len()), (8_192, 4 * 20_480, 1));
-        assert!(pool.reuse(32_768).is_none());
+        assert!(data == vec![1.0; 8_192] && pool.pooled == 4 * 20_480);
         assert_eq!(pool.reuse(20_480).unwrap().len(), 20_480);
+        assert!(pool.reuse(40_960).is_none());
         assert_eq!((pool.pooled, pool.free.len()), (0, 0));
     }
 
