@@ -100,7 +100,7 @@ fn forward(x: &Tensor, shape: &Shape, w: &WeightVar, bias: Option<&Tensor>) -> T
     let w = pin(w.weight.storage());
     let bias = bias.map(Tensor::data);
     match shape.way(w.block()) {
-        Way::Winograd => winograd::forward(x, shape, &*w, bias, winograd::TOGETHER),
+        Way::Winograd => winograd::forward(x, shape, &*w, bias, winograd::HELD),
         Way::Shifted => shifted::forward(x, shape, &*w, bias, shifted::ROWS),
         Way::Gathered => gathered::forward(x, shape, &*w, bias),
     }
@@ -109,7 +109,7 @@ fn forward(x: &Tensor, shape: &Shape, w: &WeightVar, bias: Option<&Tensor>) -> T
 fn input_gradient(g: &Tensor, shape: &Shape, w: &WeightVar) -> Tensor {
     let w = pin(w.weight.storage());
     match shape.way(w.block()) {
-        Way::Winograd => winograd::input_gradient(g, shape, &*w, winograd::TOGETHER),
+        Way::Winograd => winograd::input_gradient(g, shape, &*w, winograd::HELD),
         Way::Shifted => shifted::input_gradient(g, shape, &*w, shifted::ROWS),
         Way::Gathered => gathered::input_gradient(g, shape, &*w),
     }
@@ -117,7 +117,7 @@ fn input_gradient(g: &Tensor, shape: &Shape, w: &WeightVar) -> Tensor {
 
 fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape) -> Tensor {
     match shape.way(1) {
-        Way::Winograd => winograd::weight_gradient(g, x, shape, winograd::TOGETHER),
+        Way::Winograd => winograd::weight_gradient(g, x, shape, winograd::HELD),
         Way::Shifted => shifted::weight_gradient(g, x, shape, shifted::ROWS),
         Way::Gathered => gathered::weight_gradient(g, x, shape),
     }
@@ -253,7 +253,7 @@ mod tests {
                     winograd::weight_gradient(&g, &x, &shape, held),
                 ]
             };
-            let (whole, cut) = (of(winograd::TOGETHER), of(5_000));
+            let (whole, cut) = (of(winograd::HELD), of(winograd::Held::LITTLE));
             assert_eq!((whole[0].data(), whole[1].data()), (cut[0].data(), cut[1].data()));
             let plain = [
                 gathered::forward(&x, &shape, &w, Some(bias.data())),

@@ -23,12 +23,21 @@ use crate::tensor::Tensor;
 const PRODUCTS: usize = 16;
 /// Fewest channels and outputs: below, changing to and from products costs more than they save.
 const CHANNELS_MIN: usize = 16;
-/// Floats of the tiles that are held at a time where all threads work together, about; and of the sums of a weight's gradient.
-pub(super) const TOGETHER: usize = 4 << 20;
-/// Tiles that a thread works on at a time, at least: enough for the kernels, and few enough for its cache.
-const TILES: usize = 96;
+/// Tiles that are held at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Held {
+    /// By a thread that works alone: enough for the kernels, and few enough for its cache.
+    alone: usize,
+    /// Where all threads work on the same.
+    together: usize,
+    /// Floats of the sums of a weight's gradient, about.
+    sums: usize,
+}
+
+/// What is held in use: the same for one image and for many, which lets a memory plan know it.
+pub(super) const HELD: Held = Held { alone: 96, together: 256, sums: 1 << 20 };
 /// Most sums of a weight's gradient that are kept apart.
-const SUMS_MAX: usize = 16;
+const SUMS_MAX: usize = 8;
 
 /// Channels that are changed side by side.
 const LANES: usize = 16;
@@ -61,11 +70,17 @@ impl Tiles {
         self.to.height.div_ceil(2)
     }
 
-    /// All images' lines of tiles, cut into pieces of so many.
-    fn pieces(&self, step: usize) -> Vec<Range<usize>> {
+    /// Whether an image has enough tiles for threads that work alone.
+    fn are_many(&self, held: Held) -> bool {
+        self.down() * self.across() >= 2 * held.alone
+    }
+
+    /// All images' lines of tiles, cut into pieces of about so many tiles; and the most tiles of a piece.
+    fn pieces(&self, tiles: usize) -> (Vec<Range<usize>>, usize) {
         let lines = self.to.images * self.down();
-        let step = step.clamp(1, lines.max(1));
-        (0..lines).step_by(step).map(|first| first..(first + step).min(lines)).collect()
+        let step = tiles.div_ceil(self.across()).max(1);
+        let pieces = (0..lines).step_by(step).map(|first| first..(first + step).min(lines)).collect();
+        (pieces, step * self.across())
     }
 
     /// The output's rows (`cols` floats each) of each of the pieces, which follow each other from the first line on.
@@ -461,36 +476,29 @@ fn convolve(
     u: &[PackedRhs],
     outputs: usize,
     bias: Option<&[f32]>,
-    together: usize,
+    held: Held,
 ) -> Tensor {
     let mut y = Tensor::scratch(tiles.to.rows(), outputs);
-    let piece = |v: &mut Stack, m: &mut Stack, lines: Range<usize>, y: &mut [f32]| {
-        let rows = lines.len() * tiles.across();
-        read(v, x, &tiles, &lines);
-        multiply(m, rows, 0.0, |k| v.mat(k, rows), |k| Rhs::Packed(&u[k]));
-        write(m, &tiles, &lines, bias, y);
-    };
-    let per_tile = PRODUCTS * (Stack::width_for(x.cols()) + Stack::width_for(outputs));
-    let small = tiles.pieces(TILES.div_ceil(tiles.across()));
-    let threads = rayon::current_num_threads();
-    let is_shared = small.len() < 2 * threads;
-    let pieces = if is_shared { tiles.pieces(together / (per_tile * tiles.across()).max(1)) } else { small };
-    let most = pieces.iter().map(Range::len).max().unwrap_or(0) * tiles.across();
-    let stacks = || (Stack::new(most, x.cols()), Stack::new(most, outputs));
-    if is_shared {
-        let (mut v, mut m) = stacks();
-        for (lines, out) in pieces.iter().zip(tiles.split(pieces.iter().cloned(), outputs, y.data_mut())) {
-            piece(&mut v, &mut m, lines.clone(), out);
-        }
-        return y;
-    }
-    let spare = Spare::new((0..threads).map(|_| stacks()).collect());
+    let many = tiles.are_many(held);
+    let (pieces, most) = tiles.pieces(if many { held.alone } else { held.together });
+    let workers = if many { rayon::current_num_threads() } else { 1 };
+    let spare = Spare::new(workers, || (Stack::new(most, x.cols()), Stack::new(most, outputs)));
     if memory::is_tracing() {
         return y;
     }
-    for_each_of(tiles.split(pieces.iter().cloned(), outputs, y.data_mut()), |i, out| {
-        spare.with(|(v, m)| alone(|| piece(v, m, pieces[i].clone(), out)));
-    });
+    let piece = |i: usize, y: &mut [f32]| {
+        let (lines, rows) = (&pieces[i], pieces[i].len() * tiles.across());
+        spare.with(|(v, m)| {
+            read(v, x, &tiles, lines);
+            multiply(m, rows, 0.0, |k| v.mat(k, rows), |k| Rhs::Packed(&u[k]));
+            write(m, &tiles, lines, bias, y);
+        });
+    };
+    let outs = tiles.split(pieces.iter().cloned(), outputs, y.data_mut());
+    match many {
+        true => for_each_of(outs, |i, out| alone(|| piece(i, out))),
+        false => outs.into_iter().enumerate().for_each(|(i, out)| piece(i, out)),
+    }
     y
 }
 
@@ -498,8 +506,8 @@ fn convolve(
 struct Spare<T>(Mutex<Vec<T>>);
 
 impl<T> Spare<T> {
-    fn new(things: Vec<T>) -> Spare<T> {
-        Spare(Mutex::new(things))
+    fn new(workers: usize, make: impl Fn() -> T) -> Spare<T> {
+        Spare(Mutex::new((0..workers).map(|_| make()).collect()))
     }
 
     fn with(&self, work: impl FnOnce(&mut T)) {
@@ -520,60 +528,60 @@ fn sides(w: &dyn Storage, channels: usize, turned: bool) -> Vec<PackedRhs> {
     (0..PRODUCTS).into_par_iter().map(|k| PackedRhs::new(side(k))).collect()
 }
 
-/// `y` `[T', N]`; where all threads work together, about `together` floats of tiles are held at a time.
+/// `y` `[T', N]`.
 pub(super) fn forward(
     x: &Tensor,
     shape: &Shape,
     w: &dyn Storage,
     bias: Option<&[f32]>,
-    together: usize,
+    held: Held,
 ) -> Tensor {
     let tiles = Tiles { from: shape.from, to: shape.to, pad: shape.window.pad_before };
-    convolve(x, tiles, &sides(w, shape.channels, false), shape.outputs, bias, together)
+    convolve(x, tiles, &sides(w, shape.channels, false), shape.outputs, bias, held)
 }
 
 /// `dx` `[T, C]`: the gradient convolved with the kernel turned round.
-pub(super) fn input_gradient(g: &Tensor, shape: &Shape, w: &dyn Storage, together: usize) -> Tensor {
+pub(super) fn input_gradient(g: &Tensor, shape: &Shape, w: &dyn Storage, held: Held) -> Tensor {
     let pad = shape.window.pad_before;
     let tiles = Tiles { from: shape.to, to: shape.from, pad: (2 - pad.0, 2 - pad.1) };
-    convolve(g, tiles, &sides(w, shape.channels, true), shape.channels, None, together)
+    convolve(g, tiles, &sides(w, shape.channels, true), shape.channels, None, held)
 }
 
 /// `dw` `[N, 9 C]`. Small kernels have several sums, each over a part of the tiles and the work of one thread; large ones one.
-pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape, together: usize) -> Tensor {
+pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape, held: Held) -> Tensor {
     let Shape { from, to, channels, outputs, window } = *shape;
     let tiles = Tiles { from, to, pad: window.pad_before };
-    let across = tiles.across();
-    let per_tile = PRODUCTS * (Stack::width_for(channels) + Stack::width_for(outputs));
-    let sums = (together / (PRODUCTS * outputs * channels)).clamp(1, SUMS_MAX);
-    let floats = if sums > 1 { 0 } else { together };
-    let pieces = tiles.pieces((floats / (per_tile * across).max(1)).max(TILES.div_ceil(across)));
-    let most = pieces.iter().map(Range::len).max().unwrap_or(0) * across;
-    let stacks = || (Stack::new(most, channels), Stack::new(most, outputs));
-    let zeros = vec![0.0; outputs];
-    let add = |v: &mut Stack, dm: &mut Stack, du: &mut Stack, part: &[Range<usize>]| {
-        for (number, lines) in part.iter().enumerate() {
-            let rows = lines.len() * across;
-            read(v, x, &tiles, lines);
-            dm.fill(rows, across, |line, t, out| {
-                gradient_tile(outputs, &tiles.output(g, lines.start + line, t, &zeros), out);
-            });
-            let beta = if number == 0 { 0.0 } else { 1.0 };
-            multiply(du, outputs, beta, |k| dm.mat(k, rows).t(), |k| Rhs::Dense(v.mat(k, rows)));
-        }
-    };
-    let sums = sums.min(pieces.len()).max(1);
+    let sums = (held.sums / (PRODUCTS * outputs * channels)).clamp(1, SUMS_MAX);
+    let (pieces, most) = tiles.pieces(if sums > 1 { held.alone } else { held.together });
+    let workers = rayon::current_num_threads().min(sums);
     let mut dus: Vec<Stack> = (0..sums).map(|_| Stack::new(outputs, channels)).collect();
-    let threads = if sums > 1 { rayon::current_num_threads().min(sums) } else { 1 };
-    let spare = Spare::new((0..threads).map(|_| stacks()).collect());
+    let spare = Spare::new(workers, || (Stack::new(most, channels), Stack::new(most, outputs)));
     let mut dw = Tensor::scratch(outputs, 9 * channels);
     if memory::is_tracing() {
+        // The left sides of the products, packed.
+        drop(Tensor::scratch(workers * PRODUCTS * most, outputs));
         return dw;
     }
+    let zeros = vec![0.0; outputs];
+    let add = |du: &mut Stack, part: &[Range<usize>]| {
+        spare.with(|(v, dm)| {
+            for (number, lines) in part.iter().enumerate() {
+                let rows = lines.len() * tiles.across();
+                read(v, x, &tiles, lines);
+                dm.fill(rows, tiles.across(), |line, t, out| {
+                    gradient_tile(outputs, &tiles.output(g, lines.start + line, t, &zeros), out);
+                });
+                let beta = if number == 0 { 0.0 } else { 1.0 };
+                multiply(du, outputs, beta, |k| dm.mat(k, rows).t(), |k| Rhs::Dense(v.mat(k, rows)));
+            }
+        });
+    };
+    dus.truncate(pieces.len().max(1));
+    let parts = dus.len();
     match &mut dus[..] {
-        [du] => spare.with(|(v, dm)| add(v, dm, du, &pieces)),
+        [du] => add(du, &pieces),
         dus => for_each_of(dus.iter_mut().collect(), |i, du| {
-            spare.with(|(v, dm)| alone(|| add(v, dm, du, &pieces[part(pieces.len(), sums, i)])));
+            alone(|| add(du, &pieces[part(pieces.len(), parts, i)]));
         }),
     }
     let (du, others) = dus.split_at_mut(1);
@@ -586,4 +594,10 @@ pub(super) fn weight_gradient(g: &Tensor, x: &Tensor, shape: &Shape, together: u
         kernel_gradient_tile(channels, &array::from_fn(|k| du[0].row(k, n)), &mut taps);
     });
     dw
+}
+
+#[cfg(test)]
+impl Held {
+    /// Cuts everything into the smallest pieces.
+    pub(super) const LITTLE: Held = Held { alone: 1, together: 1, sums: 0 };
 }
