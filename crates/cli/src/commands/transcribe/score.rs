@@ -16,6 +16,8 @@ use crate::signals::Signals;
 use crate::speech::left_out;
 use crate::style::{bold, count, dim, printable};
 
+/// Words of a row that are shown.
+const WORDS_SHOWN: usize = 60;
 /// Rows that are shown.
 const WORST: usize = 5;
 
@@ -115,5 +117,12 @@ fn difference(row: &RowErrors) -> String {
         Edit::Insertion => format!("{{+{}+}}", word(heard)),
         Edit::Substitution => format!("[-{}-]{{+{}+}}", word(said), word(heard)),
     };
-    row.diff().into_iter().map(one).collect::<Vec<_>>().join(" ")
+    let mut words: Vec<String> = row.diff().into_iter().map(one).collect();
+    // A model that repeats itself says hundreds.
+    let more = words.len().saturating_sub(WORDS_SHOWN);
+    if more > 0 {
+        words.truncate(WORDS_SHOWN);
+        words.push(format!("… and {more} more"));
+    }
+    words.join(" ")
 }
