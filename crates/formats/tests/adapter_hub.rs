@@ -134,6 +134,22 @@ fn bottleneck(container: &str, layers: &[usize]) -> Vec<(String, Vec<usize>)> {
     layers.iter().flat_map(of).collect()
 }
 
+/// Behind an encoder the numbers of `leave_out` go on in the decoder.
+#[test]
+fn a_decoder_behind_an_encoder_that_is_left_out_is_accepted() {
+    let mut method =
+        json!({"mh_adapter": false, "output_adapter": true, "reduction_factor": 4, "non_linearity": "relu"});
+    method["leave_out"] = json!([0, 1]);
+    let reads = |front: &str| {
+        let mut tensors = bottleneck("adapters", &[0, 1]);
+        tensors.iter_mut().for_each(|(name, _)| *name = name.replace("b.layer.", front));
+        let tensors: Vec<(&str, &[usize])> =
+            tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+        open(config(method.clone()), &tensors).is_ok()
+    };
+    assert!(reads("model.decoder.layers.") && !reads("bert.encoder.layer."));
+}
+
 #[test]
 fn what_does_not_fit_the_configuration_is_named() {
     let bn =

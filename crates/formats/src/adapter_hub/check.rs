@@ -193,7 +193,9 @@ fn low_rank(
     Ok(due)
 }
 
-/// Under one prefix (`bert.encoder.layer.`) every layer has the same sites, and none is missing in between.
+/// Under one prefix (`bert.encoder.layer.`) every layer has the same sites, and none is missing in between but those that are left out.
+///
+/// Behind an encoder the numbers of `leave_out` go on in the decoder, from a number that the file alone does not tell: there they are not compared.
 fn check_layers(path: &Path, sites: &BTreeMap<&str, Shapes>, left_out: &[usize]) -> Result<()> {
     let mut stacks: BTreeMap<&str, BTreeMap<usize, BTreeSet<&str>>> = BTreeMap::new();
     for (front, layer, rest) in sites.keys().filter_map(|site| layer_of(site)) {
@@ -204,8 +206,13 @@ fn check_layers(path: &Path, sites: &BTreeMap<&str, Shapes>, left_out: &[usize])
         if *last >= limits::LAYERS {
             return Err(Error::limit(path, "the number of a layer", *last as u64, limits::LAYERS as u64 - 1));
         }
+        let counted = !front.ends_with("decoder.layers.");
         for layer in 0..=*last {
-            match (layers.get(&layer), left_out.contains(&layer)) {
+            let left_out = match counted {
+                true => left_out.contains(&layer),
+                false => !left_out.is_empty() && !layers.contains_key(&layer),
+            };
+            match (layers.get(&layer), left_out) {
                 (None, true) => {}
                 (Some(found), false) if found == usual => {}
                 (Some(_), true) => {

@@ -35,7 +35,7 @@ pub(super) struct Held {
 }
 
 /// What is held in use: the same for one image and for many, which lets a memory plan know it.
-pub(super) const HELD: Held = Held { alone: 96, together: 256, sums: 1 << 20 };
+pub(super) const HELD: Held = Held { alone: 96, together: 128, sums: 1 << 20 };
 /// Most sums of a weight's gradient that are kept apart.
 const SUMS_MAX: usize = 8;
 
