@@ -7,9 +7,8 @@
 mod common;
 
 use std::path::Path;
-use std::time::Instant;
 
-use common::{Args, median, resident_mib, round};
+use common::{Args, resident_mib, round, timed};
 use retune::methods;
 use retune::models::{HeadRequest, ImageModel, Model, Network, StorageChoice, fresh};
 use retune::nn::{Head, Pass, Problem};
@@ -18,7 +17,6 @@ use retune::run_file::RunFile;
 use retune::tasks::detection::{BoxF, LabelledBox, Output, detector, loss};
 use retune::tasks::images::{ImageCache, Trunk};
 use retune::tasks::trunk_cache::Limits;
-use retune::train::{Control, Event, TrainSettings, train};
 use retune_tensor::ops::{self, LossRows};
 use retune_tensor::rng::Stream;
 use retune_tensor::{Grid, Tape, Tensor, Var, kernel, memory};
@@ -193,28 +191,11 @@ fn main() {
         cache: cache.as_ref(),
         steps: steps + warm,
     };
-    let epochs = if cache.is_some() { 2 } else { 1 };
-    let settings = TrainSettings {
-        batch_size: batch,
-        steps: Some(((steps + warm) * epochs) as u64),
-        ..TrainSettings::from_run_file(&run, 1e-4)
-    };
-    let mut seconds = Vec::new();
-    let mut last = Instant::now();
-    train(params, &objective, None, &settings, None, &mut |event| {
-        if let Event::Step { .. } = event {
-            seconds.push(last.elapsed().as_secs_f64());
-            last = Instant::now();
-        }
-        Control::Continue
-    })
-    .unwrap_or_else(|e| panic!("{e}"));
-    let first = &seconds[warm.min(seconds.len())..(steps + warm).min(seconds.len())];
-    let later = (epochs > 1).then(|| round(median(&seconds[steps + warm..]), 5));
+    let took = timed(params, &objective, &run, batch, (warm, steps), cache.is_some());
     let line = json!({
         "engine": "retune", "bench": "images", "network": network, "method": method, "size": size, "batch": batch,
-        "trainable": attached.trainable, "steps": first.len(), "s_per_step_median": round(median(first), 4),
-        "s_per_step_later_epochs": later, "peak_rss_mib": round(resident_mib("VmHWM"), 1),
+        "trainable": attached.trainable, "steps": took.steps, "s_per_step_median": round(took.first, 4),
+        "s_per_step_later_epochs": took.later.map(|s| round(s, 5)), "peak_rss_mib": round(resident_mib("VmHWM"), 1),
         "peak_tensor_mib": round(memory::peak_bytes() as f64 / 1_048_576.0, 1), "threads": threads,
         "kernel": kernel::level().name(),
     });

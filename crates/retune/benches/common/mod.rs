@@ -4,6 +4,12 @@
 pub mod shapes;
 
 use std::str::FromStr;
+use std::time::Instant;
+
+use retune::objective::Objective;
+use retune::run_file::RunFile;
+use retune::train::{Control, Event, TrainSettings, train};
+use retune_tensor::Params;
 
 /// The arguments after the program's name: `--key value`, or `--key` alone for switches.
 pub struct Args(Vec<String>);
@@ -45,6 +51,45 @@ impl Args {
         let Some(text) = self.text(name) else { return default };
         text.parse().unwrap_or_else(|_| panic!("--{name} cannot be \"{text}\""))
     }
+}
+
+/// Seconds a step.
+pub struct Timed {
+    /// Steps of the first epoch that were timed, and the median of their seconds.
+    pub steps: usize,
+    pub first: f64,
+    /// The median from the second epoch on.
+    pub later: Option<f64>,
+}
+
+/// Trains for `warm + steps` steps an epoch, each of `batch` examples; two epochs if something is kept for the second.
+pub fn timed(
+    params: &mut Params,
+    objective: &dyn Objective,
+    run: &RunFile,
+    batch: usize,
+    (warm, steps): (usize, usize),
+    is_kept: bool,
+) -> Timed {
+    let epochs = if is_kept { 2 } else { 1 };
+    let settings = TrainSettings {
+        batch_size: batch,
+        steps: Some(((steps + warm) * epochs) as u64),
+        ..TrainSettings::from_run_file(run, 1e-4)
+    };
+    let mut seconds = Vec::new();
+    let mut last = Instant::now();
+    train(params, objective, None, &settings, None, &mut |event| {
+        if let Event::Step { .. } = event {
+            seconds.push(last.elapsed().as_secs_f64());
+            last = Instant::now();
+        }
+        Control::Continue
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+    let first = &seconds[warm.min(seconds.len())..(steps + warm).min(seconds.len())];
+    let later = is_kept.then(|| median(&seconds[(steps + warm).min(seconds.len())..]));
+    Timed { steps: first.len(), first: median(first), later }
 }
 
 /// The middle of some numbers.

@@ -97,13 +97,20 @@ pub fn gemm(out: &mut [f32], ldc: usize, m: usize, n: usize, beta: f32, terms: &
         }
         return;
     };
-    let kernels = first.lhs.kernels;
-    let strips = first.lhs.strips();
+    let (kernels, strips) = (first.lhs.kernels, first.lhs.strips());
     let job = Job { kernels, n, blocks, c: SharedMut::new(out), c_stride: ldc, accumulate: beta == 1.0 };
-    let cut = job.cut(m, rayon::current_num_threads());
-    for_each_task(cut.panels() * cut.chunks, |task| {
+    run_all(&[job], m, strips);
+}
+
+/// Runs products of one shape in one parallel region.
+fn run_all(jobs: &[Job], m: usize, strips: usize) {
+    let Some(first) = jobs.first() else { return };
+    let cut = first.cut(m, rayon::current_num_threads().div_ceil(jobs.len()));
+    let tasks = cut.panels() * cut.chunks;
+    for_each_task(jobs.len() * tasks, |task| {
+        let (job, task) = (&jobs[task / tasks], task % tasks);
         let (panel, chunk) = (task / cut.chunks, task % cut.chunks);
-        let cols = panel * cut.panel..((panel + 1) * cut.panel).min(n);
+        let cols = panel * cut.panel..((panel + 1) * cut.panel).min(job.n);
         job.run(part(strips, cut.chunks, chunk), cols);
     });
 }
@@ -147,14 +154,7 @@ pub fn gemm_batch(
         }
     });
     let jobs: Vec<Job> = jobs.collect();
-    let cut = jobs[0].cut(m, rayon::current_num_threads().div_ceil(jobs.len()));
-    let strips = products[0].0.strips();
-    for_each_task(jobs.len() * cut.panels() * cut.chunks, |task| {
-        let (job, task) = (task / (cut.panels() * cut.chunks), task % (cut.panels() * cut.chunks));
-        let (panel, chunk) = (task / cut.chunks, task % cut.chunks);
-        let cols = panel * cut.panel..((panel + 1) * cut.panel).min(n);
-        jobs[job].run(part(strips, cut.chunks, chunk), cols);
-    });
+    run_all(&jobs, m, products[0].0.strips());
 }
 
 /// How C is cut into tasks.

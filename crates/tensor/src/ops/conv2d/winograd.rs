@@ -23,6 +23,7 @@ use crate::tensor::Tensor;
 const PRODUCTS: usize = 16;
 /// Fewest channels and outputs: below, changing to and from products costs more than they save.
 const CHANNELS_MIN: usize = 16;
+
 /// Tiles that are held at a time.
 #[derive(Clone, Copy)]
 pub(super) struct Held {
@@ -438,9 +439,6 @@ fn read(v: &mut Stack, x: &Tensor, tiles: &Tiles, lines: &Range<usize>) {
 
 /// Writes the output pixels of the products of some lines of tiles to `y`, the lines' rows of the output.
 fn write(m: &Stack, tiles: &Tiles, lines: &Range<usize>, bias: Option<&[f32]>, y: &mut [f32]) {
-    if memory::is_tracing() {
-        return;
-    }
     let (cols, across, row) = (m.cols, tiles.across(), tiles.to.width * m.cols);
     for_each_of(tiles.split(lines.clone().map(|line| line..line + 1), cols, y), |line, out| {
         let mut beyond = vec![0.0; 3 * cols];
