@@ -348,13 +348,15 @@ pub struct Full {
 pub struct Partial {
     /// Blocks that are trained, with the last norm and the head.
     pub last_blocks: u32,
+    /// Layers from the front that stay as they are, as the model's files number them; wins over `last_blocks`.
+    pub freeze: Option<u32>,
     /// Names of parameters, or patterns with `*`; where they are given, they alone are trained.
     pub train: Option<Vec<String>>,
 }
 
 impl Default for Partial {
     fn default() -> Self {
-        Partial { last_blocks: 2, train: None }
+        Partial { last_blocks: 2, freeze: None, train: None }
     }
 }
 

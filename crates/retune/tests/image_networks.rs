@@ -6,11 +6,12 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{Trainer, close, data, images, open};
-use retune::methods::full;
+use retune::methods::{full, partial};
 use retune::models::config::Config;
 use retune::models::fresh::Draw;
 use retune::models::{HeadRequest, LoadOptions, Model, Network, darknet};
 use retune::nn::{Head, Pass, Pooling};
+use retune::run_file;
 use retune::tasks::detection::{Generation, Nms, Output, decode, nms};
 use retune::tasks::images::{Pictures, batch, predict};
 use retune_formats::TensorSource;
@@ -162,6 +163,48 @@ fn statistics_of_batch_norms_stay_as_they_are() {
     Trainer::new().update(&mut model, &gradients);
     assert_eq!(statistics(&model), before);
     assert_ne!(model.params.get(norm).weight.to_tensor().data(), weight.data(), "the rest is trained");
+}
+
+/// What trains with the first layers frozen, by the numbers of the files' own lists.
+#[test]
+fn layers_are_frozen_by_the_numbers_of_their_files() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, config) in images::every() {
+        images::write(&config, &folder.path().join(name));
+    }
+    // The list, and a layer behind it that is trained whatever is frozen.
+    let cases = [
+        (data("vision/yolov8.safetensors"), "model", "model.22.cv2.0.2.weight"),
+        (folder.path().join("darknet"), "layers", "layers.9.conv.weight"),
+        (folder.path().join("vgg"), "features", "classifier.0.weight"),
+        (folder.path().join("efficientnet"), "_blocks", "_conv_head.weight"),
+    ];
+    for (path, list, behind) in cases {
+        let frozen = |layers| {
+            let mut model = load(&path);
+            let settings = run_file::Partial { freeze: Some(layers), ..Default::default() };
+            partial::attach(&mut model, &settings).map(|_| model).map_err(|e| e.to_string())
+        };
+        let refused = frozen(9999).err().expect("so many layers there are not");
+        let all: u32 = refused
+            .split("; freeze = ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next()?.parse().ok())
+            .unwrap();
+        for layers in [0, 1, all / 2, all] {
+            let model = frozen(layers).unwrap();
+            assert!(model.params.get(model.params.find(behind).expect(behind)).trainable, "{behind}");
+            for (_, param) in model.params.iter().filter(|(_, param)| !param.buffer && param.name != behind) {
+                let number =
+                    param.name.strip_prefix(list).and_then(|rest| rest.split('.').nth(1)?.parse().ok());
+                let number = number.filter(|_| model.net.block_of(&param.name).is_some());
+                let stem = param.name.starts_with("_conv_stem") || param.name.starts_with("_bn0");
+                let trained = number.map_or(!stem || layers == 0, |number: u32| number >= layers);
+                assert_eq!(param.trainable, trained, "{} with {layers} frozen", param.name);
+            }
+        }
+        assert!(frozen(all + 1).is_err());
+    }
 }
 
 #[test]

@@ -485,6 +485,11 @@ fn refusals_name_the_remedy() {
     });
     assert!(text.contains("2 blocks"), "{text}");
     let text = refusal(llama, StorageChoice::F32, &|run| {
+        run.method = "partial".into();
+        run.partial.freeze = Some(3);
+    });
+    assert!(text.contains("freeze = 3") && text.contains("numbered 0 to 1"), "{text}");
+    let text = refusal(llama, StorageChoice::F32, &|run| {
         run.method = "sparse".into();
         run.sparse.r = Some(64);
     });
@@ -578,6 +583,7 @@ fn the_trunk_cache_changes_no_bit() {
     };
     let cases = [
         case("last block", "partial", true, |run| run.partial.last_blocks = 1),
+        case("behind a frozen layer", "partial", true, |run| run.partial.freeze = Some(1)),
         case("norm", "partial", true, |run| run.partial.last_blocks = 0),
         case("head", "head", false, |_| {}),
         case("upper lora", "lora", false, lora),

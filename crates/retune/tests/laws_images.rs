@@ -45,6 +45,7 @@ fn cases() -> Vec<Case> {
         ("dora", "lora", "[lora]\nrank = 4\nlora_alpha = 8\nuse_dora = true\nlora_dropout = 0\n"),
         ("sparse by magnitude", "sparse", "[sparse]\nselection = 'magnitude'\nshare = 0.05\n"),
         ("sparse by fisher", "sparse", "[sparse]\nselection = 'fisher'\nshare = 0.05\nfisher_examples = 2\n"),
+        ("all but the first layer", "partial", "[partial]\nfreeze = 1\n"),
     ];
     let usual = |method: &'static str| match method {
         "lora" => "[lora]\nrank = 4\nlora_alpha = 8\nlora_dropout = 0\n",
@@ -658,9 +659,10 @@ fn run(
 fn what_is_kept_of_a_frozen_trunk_changes_nothing() {
     let folder = tempfile::tempdir().expect("folder");
     let pooled = Case { name: "head", method: "head", settings: "" };
+    let frozen = Case { name: "freeze", method: "partial", settings: "[partial]\nfreeze = 3\n" };
     for base in bases(folder.path()).iter().filter(|base| base.storage == StorageChoice::F32) {
         let data = Examples::write(&base.load(), &folder.path().join(format!("{} data", base.name)), 4);
-        for case in [&pooled, &case("partial")] {
+        for case in [&pooled, &frozen, &case("partial")] {
             let trained = |cached| {
                 let mut model = base.load();
                 attach(&mut model, case).expect("attach");

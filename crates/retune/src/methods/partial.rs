@@ -17,16 +17,18 @@ pub const SPEC: Spec = Spec {
     attach: |model, run| attach(model, &run.partial),
 };
 
-/// Marks the last `last_blocks` blocks, the last norm and the head trainable, or what the patterns of `train` name. A
-/// head that is tied to the token table stays frozen with it, unless the table is named.
+/// Marks the last `last_blocks` blocks, the last norm and the head trainable, or all behind the first `freeze` layers, or
+/// what the patterns of `train` name. A head that is tied to the token table stays frozen with it, unless the table is
+/// named.
 ///
 /// # Errors
-/// If there are not so many blocks, a pattern matches nothing (the message names the nearest), or a weight is not held in
-/// f32.
+/// If there are not so many blocks or layers, a pattern matches nothing (the message names the nearest), or a weight is not
+/// held in f32.
 pub fn attach(model: &mut Model, settings: &run_file::Partial) -> Result<Attached> {
-    let ids = match &settings.train {
-        None => last_blocks(model, settings.last_blocks as usize)?,
-        Some(patterns) => named(model, patterns)?,
+    let ids = match (&settings.train, settings.freeze) {
+        (Some(patterns), _) => named(model, patterns)?,
+        (None, Some(layers)) => behind(model, layers as usize)?,
+        (None, None) => last_blocks(model, settings.last_blocks as usize)?,
     };
     model.params.freeze_all();
     delta::train(model, SPEC.name, &ids)?;
@@ -42,22 +44,39 @@ pub fn attach(model: &mut Model, settings: &run_file::Partial) -> Result<Attache
 /// The parameters of the last `count` blocks and of all that comes after them.
 fn last_blocks(model: &Model, count: usize) -> Result<Vec<ParamId>> {
     let blocks = model.net.blocks();
-    if count > blocks {
+    let Some(first) = blocks.checked_sub(count) else {
         let what = format!("last_blocks = {count}, but the model has {blocks} blocks");
         return Err(Error::Method(what));
+    };
+    Ok(from(&placed(model, |name| model.net.block_of(name)), first))
+}
+
+/// The parameters of all layers but the first `count`, as the model's files number them; of 0, all parameters.
+fn behind(model: &Model, count: usize) -> Result<Vec<ParamId>> {
+    let parts = placed(model, |name| model.net.layer_of(name));
+    let layers = parts.iter().filter_map(|(_, layer)| *layer).max().map_or(0, |last| last + 1);
+    match count {
+        0 => Ok(parts.into_iter().map(|(id, _)| id).collect()),
+        _ if count <= layers => Ok(from(&parts, count)),
+        _ => Err(Error::Method(format!(
+            "freeze = {count}, but the layers in front of the head are numbered 0 to {}; freeze = {layers} leaves the head alone to be trained",
+            layers.saturating_sub(1)
+        ))),
     }
+}
+
+/// The model's own parameters with the numbers of their places, in the order in which the model reads them.
+fn placed(model: &Model, place: impl Fn(&str) -> Option<usize>) -> Vec<(ParamId, Option<usize>)> {
     let base = model.params.iter().filter(|(_, p)| !p.adapter && !p.buffer);
-    let parts: Vec<(ParamId, Option<usize>)> =
-        base.map(|(id, p)| (id, model.net.block_of(&p.name))).collect();
-    // Parameters lie in the order in which the model reads them: what follows the last block is the last norm and the head.
-    let last = parts.iter().rposition(|(_, block)| block.is_some()).unwrap_or(0);
-    let chosen = |i: usize, block: Option<usize>| block.map_or(i > last, |block| block + count >= blocks);
-    Ok(parts
-        .iter()
-        .enumerate()
-        .filter(|(i, (_, block))| chosen(*i, *block))
-        .map(|(_, (id, _))| *id)
-        .collect())
+    base.map(|(id, p)| (id, place(&p.name))).collect()
+}
+
+/// What lies in place `first` or a later one, and what follows the last place: the last norm and the head.
+fn from(parts: &[(ParamId, Option<usize>)], first: usize) -> Vec<ParamId> {
+    let last = parts.iter().rposition(|(_, place)| place.is_some()).unwrap_or(0);
+    let chosen = |i: usize, place: Option<usize>| place.map_or(i > last, |place| place >= first);
+    let parts = parts.iter().enumerate();
+    parts.filter(|(i, (_, place))| chosen(*i, *place)).map(|(_, (id, _))| *id).collect()
 }
 
 /// The parameters that at least one pattern names.

@@ -427,6 +427,14 @@ impl Norm {
     }
 }
 
+/// The list that a parameter or module stands in, and its number there: of `model.4.cv1`, `model` and 4.
+fn numbered(path: &str) -> Option<(&str, usize)> {
+    path.match_indices('.').find_map(|(at, _)| {
+        let number = path[at + 1..].split('.').next()?.parse().ok()?;
+        Some((&path[..at], number))
+    })
+}
+
 impl Network for ImageModel {
     fn model_type(&self) -> String {
         self.description.model_type.clone()
@@ -443,6 +451,13 @@ impl Network for ImageModel {
     fn block_of(&self, parameter: &str) -> Option<usize> {
         let inside = |path: &str| parameter.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
         self.modules.iter().find(|(path, _)| inside(path)).map(|(_, block)| *block)
+    }
+
+    /// The number of the list that the trunk is in its files: `model.4.cv1.conv.weight` is of layer 4.
+    fn layer_of(&self, parameter: &str) -> Option<usize> {
+        self.block_of(parameter)?;
+        let (list, _) = self.modules.iter().find_map(|(path, _)| numbered(path))?;
+        numbered(parameter).filter(|(its, _)| *its == list).map(|(_, number)| number)
     }
 
     fn head(&self) -> &Head {

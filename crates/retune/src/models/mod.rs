@@ -164,6 +164,12 @@ pub trait Network: Send + Sync {
     /// The block that a parameter belongs to; `None` of what lies in front of, behind or beside them.
     fn block_of(&self, parameter: &str) -> Option<usize>;
 
+    /// The number that the model's own files give to the layer of a parameter, as far as it lies in front of the head: what
+    /// `freeze` counts. Blocks, unless a network is cut into them otherwise.
+    fn layer_of(&self, parameter: &str) -> Option<usize> {
+        self.block_of(parameter)
+    }
+
     fn head(&self) -> &Head;
 
     /// The linears of the trunk, without the head's.

@@ -21,6 +21,10 @@ impl Network for WithoutAdapter<'_> {
         self.0.block_of(parameter)
     }
 
+    fn layer_of(&self, parameter: &str) -> Option<usize> {
+        self.0.layer_of(parameter)
+    }
+
     fn blocks(&self) -> usize {
         self.0.blocks()
     }

@@ -262,6 +262,7 @@ pub const KEYS: &[Key] = &[
     key("full", "only_changed", "only-changed", Kind::Switch, "write the tensors that changed instead of the whole model", &[]),
 
     key("partial", "last_blocks", "last-blocks", Kind::Whole(0, 100_000), "train this many blocks from the end, the last norm and the head", &["num_layers", "unfrozen_layers", "num_layers_unfrozen"]),
+    key("partial", "freeze", "freeze", Kind::Whole(0, 100_000), "leave this many layers from the front as they are, as the model's files number them, and train all behind them; wins over last_blocks", &["freeze_layers", "frozen_layers", "num_frozen_layers", "freeze_n"]),
     key("partial", "train", "train-params", Kind::Names, "train these parameters instead: names, parts of names, or patterns with *", &["trainable", "trainable_parameters", "unfrozen_parameters"]),
 
     key("bitfit", "add_biases", "add-biases", Kind::Switch, "give linears without a bias one of zeros", &[]),

@@ -225,12 +225,20 @@ impl Reader {
             let place = place.to_owned();
             self.problem(place, format!("warm-up of {} steps, but the whole run has {steps}", run.warmup));
         }
+        if let (Some(_), Some(_), Some(place)) =
+            (run.partial.freeze, &run.partial.train, self.place_of("partial.freeze"))
+        {
+            let place = place.to_owned();
+            self.problem(place, "freeze and train both say what is trained: give one of them".into());
+        }
         let strangers: Vec<_> = self.places.iter().filter(|(key, _)| !key.applies_to(run)).cloned().collect();
         for (key, place) in strangers {
             let message = match key.is_of_method() {
                 true => format!(
-                    "{} is a setting of method {}, but the method is {}",
-                    key.name, key.table, run.method
+                    "{} is a setting of method {table}, but the method is {}; give --method {table}, or leave it out",
+                    key.name,
+                    run.method,
+                    table = key.table
                 ),
                 false => format!(
                     "{} is a setting of the storages nf4, fp4, int4 and int8, but the storage is {}",
@@ -635,6 +643,9 @@ mod tests {
             messages(&format!("{GOOD}method = \"full\"\n[lora]\nrank = 4"))[0]
                 .contains("setting of method lora")
         );
+        let both = format!("{GOOD}method = \"partial\"\n[partial]\nfreeze = 4\ntrain = [\"head\"]");
+        assert!(messages(&both)[0].contains("freeze and train both say"));
+        assert!(messages(&format!("{GOOD}[partial]\nfreeze = 4"))[0].contains("give --method partial"));
     }
 
     #[test]

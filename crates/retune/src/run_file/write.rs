@@ -128,7 +128,7 @@ mod tests {
             wer_rows: 7,
             normalizer: super::super::NormalizerChoice::Basic,
             augment: every_augmentation(),
-            partial: Partial { train: Some(vec!["a".into()]), ..Partial::default() },
+            partial: Partial { freeze: Some(1), train: Some(vec!["a".into()]), ..Partial::default() },
             sparse: Sparse { r: Some(1), ..Sparse::default() },
             lora: Lora {
                 exclude_modules: Some(Vec::new()),
