@@ -154,6 +154,43 @@ fn boxes_are_learned_drawn_and_hidden() {
     assert_ne!(decode::read(&shop.path(was)).unwrap(), decode::read(&shop.path(is)).unwrap());
 }
 
+/// What `--freeze` counts is what `inspect` numbers; what is frozen is not in the adapter, and is computed once.
+#[test]
+fn the_first_layers_of_a_detector_are_frozen() {
+    let shop = Shop::new();
+    let seen = shop.retune("inspect yolo").ok().stdout;
+    for line in ["reads            pictures of 64 x 64", "classes          2:", "layers.2  ", "layers.3  "] {
+        assert!(seen.contains(line), "{seen}");
+    }
+    let train = "train --model yolo --data squares --method partial --epochs 2";
+    shop.retune(&format!("{train} --freeze 2 --out frozen")).ok();
+    let delta = &shop.json("inspect frozen")[0];
+    assert_eq!(
+        (&delta["facts"]["method"], &delta["facts"]["trained for"]),
+        (&json!("partial"), &json!("object-detection"))
+    );
+    let changed: Vec<&str> =
+        delta["tensors"].as_array().unwrap().iter().map(|tensor| tensor["name"].as_str().unwrap()).collect();
+    let new_head = ["layers.3.conv.weight", "layers.3.conv.bias"];
+    assert!(new_head.iter().all(|name| changed.contains(name)), "{changed:?}");
+    let of_layer_2 = changed.iter().filter(|name| name.starts_with("layers.2.")).count();
+    assert_eq!((of_layer_2, changed.len()), (3, 5), "{changed:?}");
+    shop.refused(&format!("{train} --freeze 9 --out no"), "numbered 0 to 2");
+    shop.refused("train --model yolo --data squares --freeze 2 --out no", "give --method partial");
+    shop.refused(&format!("{train} --freeze 2 --train-params layers.1 --out no"), "give one of them");
+}
+
+#[test]
+fn sets_of_pictures_are_inspected() {
+    let shop = Shop::new();
+    let seen = shop.retune("inspect squares").ok().stdout;
+    assert!(seen.contains("10 with 10 boxes") && seen.contains("2: dark 5, bright 5"), "{seen}");
+    let seen = shop.retune("inspect colours").ok().stdout;
+    assert!(seen.contains("2: blue 12, red 12") && !seen.contains("parameters"), "{seen}");
+    std::fs::create_dir(shop.path("nothing")).unwrap();
+    shop.refused("inspect nothing", "no pictures to learn from");
+}
+
 #[test]
 fn tiles_of_a_photo_keep_its_boxes() {
     let shop = Shop::new();
