@@ -83,7 +83,7 @@ fn of_folder(folder: &ModelFolder) -> Result<Facts> {
         ("tied embeddings", "tie_word_embeddings"),
     ];
     let mut facts = facts_of(folder.config(), &keys);
-    facts.extend(quantisation(&folder));
+    facts.extend(quantisation(folder));
     facts.push(("tokenizer", if folder.tokenizer()?.is_some() { "inside".into() } else { "none".into() }));
     let templates = folder.chat_templates()?;
     facts.push(("chat template", if templates.is_empty() { "none".into() } else { "inside".into() }));
