@@ -1,6 +1,6 @@
 //! Labelled pictures of a run: read before the model is opened, since their classes decide its head.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use retune::models::{ImageModel, Model, Network};
@@ -10,7 +10,7 @@ use retune::tasks::classification::{ClassWeights, HELD_OUT, Labels};
 use retune::tasks::images::{self, ImageCache, ImageClassification, split_stratified};
 use retune_media::pictures::augment::Augment;
 use retune_media::pictures::draw::{self, Cell};
-use retune_media::pictures::{Labelled, Splits};
+use retune_media::pictures::{Labelled, Picture, Splits};
 
 use retune_tensor::Params;
 
@@ -19,6 +19,18 @@ use crate::style::count;
 /// Pictures of a report, and those that they are chosen from.
 const SHOWN: usize = 24;
 const LOOKED_AT: usize = 256;
+
+/// Writes a picture into a folder under a name that is free: none replaces another, nor what was there before.
+pub fn write_beside(picture: &Picture, folder: &Path, stem: &str) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let free = |n: usize| {
+        let name = if n == 0 { format!("{stem}.png") } else { format!("{stem}-{n}.png") };
+        folder.join(name)
+    };
+    let to = (0..).map(free).find(|path| !path.exists()).context("no free name")?;
+    picture.write(&to)?;
+    Ok(to)
+}
 
 /// Pictures to learn from, and held-out ones.
 pub struct Pictured {

@@ -71,6 +71,14 @@ impl Settings {
     }
 }
 
+/// A run's clips, checked but for their sound.
+///
+/// # Errors
+/// All rows that cannot be used.
+pub fn clips(run: &RunFile) -> Result<Dataset> {
+    Ok(Dataset::load(&run.data, &Settings::of_run(run)?.options)?)
+}
+
 /// The window that a flag asks for, else the one that an adapter or model was trained with.
 pub fn window(asked: Option<AudioWindow>, record: Option<&TaskRecord>) -> AudioWindow {
     asked.or(record.and_then(|record| record.audio_window)).unwrap_or_default()

@@ -106,6 +106,20 @@ fn evals(text: &str) -> Vec<Value> {
 }
 
 #[test]
+fn labels_and_guessed_words_are_previewed() {
+    let shop = Shop::new();
+    let lines = shop.retune("preview --model bert --data train.jsonl --rows 1 --json").ok().json_lines();
+    assert_eq!((&lines[0]["label"], &lines[0]["targets"]), (&json!("positive"), &json!(0)));
+    assert!(lines[0]["pieces"][0]["text"].as_str().unwrap().starts_with("[CLS]"), "{}", lines[0]);
+    let counts = &lines[1]["counts"];
+    assert!(counts[0] == counts[1] && lines[1]["labels"] == json!(["negative", "positive"]), "{}", lines[1]);
+    let shown = shop.retune("preview --model bert --data train.jsonl --rows 1").ok().stdout;
+    assert!(shown.contains("«positive»"), "{shown}");
+    let guessed = shop.retune("preview --model bert --data train.jsonl --task masked-lm --rows 1 --json");
+    assert!(guessed.ok().json_lines()[0]["targets"].as_u64().unwrap() > 0);
+}
+
+#[test]
 fn labels_are_learned_measured_and_told() {
     let shop = Shop::new();
     let ran = shop

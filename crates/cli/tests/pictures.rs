@@ -191,6 +191,35 @@ fn sets_of_pictures_are_inspected() {
     shop.refused("inspect nothing", "no pictures to learn from");
 }
 
+/// What is trained on can be looked at: the pictures as the network is given them, with what is to be learned.
+#[test]
+fn pictures_are_previewed_as_they_are_trained_on() {
+    let shop = Shop::new();
+    let lines = shop.json("preview --model yolo --data squares --method full --rows 2 --draw seen");
+    let [first, _, all] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((&first["width"], &all["augmented"]), (&json!(64), &json!("each epoch anew")));
+    // Two pictures in four epochs.
+    let sheet = decode::read(&shop.path("seen/preview.png")).unwrap();
+    assert!(sheet.width > 4 * 240 && sheet.height > 2 * 240, "{} x {}", sheet.width, sheet.height);
+
+    let lines =
+        shop.json("preview --model yolo --data squares --method partial --freeze 2 --rows 2 --draw seen");
+    assert_eq!(
+        lines[2]["drawn"],
+        json!(format!("seen{}preview-1.png", std::path::MAIN_SEPARATOR)),
+        "nothing is replaced"
+    );
+    // Nothing is changed in front of a frozen trunk: the box is the file's.
+    let object = &lines[0]["objects"][0];
+    assert_eq!((&object["label"], object["box"].as_array().unwrap().len()), (&json!("dark"), 4));
+    assert!((object["box"][0].as_f64().unwrap() - 8.0).abs() < 1e-3, "{object}");
+
+    let lines = shop.json("preview --model vgg --data colours --method full --rows 1");
+    assert!(["red", "blue"].contains(&lines[0]["label"].as_str().unwrap()), "{:?}", lines[0]);
+    assert_eq!(lines[1]["pictures"].as_str().map(|n| n.parse::<u32>().is_ok()), Some(true));
+    shop.refused("preview --model vgg --data nowhere", "nowhere");
+}
+
 #[test]
 fn tiles_of_a_photo_keep_its_boxes() {
     let shop = Shop::new();

@@ -129,6 +129,25 @@ fn error_rates_are_the_same_wherever_they_are_measured() {
 }
 
 #[test]
+fn clips_are_previewed_with_what_carries_loss() {
+    let shop = Shop::new();
+    let lines = shop.retune("preview --model model --data train.jsonl --rows 2 --json").ok().json_lines();
+    let [first, _, all] = &lines[..] else { panic!("{lines:?}") };
+    let [prompt, text] = &first["pieces"].as_array().unwrap()[..] else { panic!("{first}") };
+    assert!(
+        prompt["text"].as_str().unwrap().starts_with("<|startoftranscript|><|fr|>")
+            && prompt["target"] == false
+    );
+    assert!(
+        text["text"].as_str().unwrap().trim_start().starts_with("un<|endoftext|>") && text["target"] == true
+    );
+    assert!((first["seconds"].as_f64().unwrap() - 0.1).abs() < 0.01, "{first}");
+    assert_eq!((&all["examples"], &all["languages"]), (&json!(5), &json!({"fr": 5})));
+    let shown = shop.retune("preview --model model --data train.jsonl --rows 1").ok().stdout;
+    assert!(shown.contains("0.1 s of") && shown.contains("5 clips"), "{shown}");
+}
+
+#[test]
 fn how_much_is_transcribed_is_a_setting() {
     let shop = Shop::new();
     let lines = shop.train("--wer-rows 0", "loss");

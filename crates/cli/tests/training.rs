@@ -194,6 +194,7 @@ fn preview_marks_what_carries_loss() {
         .ok()
         .json_lines();
     assert_eq!((lines.len(), lines[0]["tokens"].as_u64()), (3, Some(40)));
+    shop.retune("preview --model model --data train.jsonl --draw seen").failed(2, &["is for pictures"]);
 }
 
 fn events(text: &str) -> Vec<Value> {

@@ -1,93 +1,97 @@
 //! `retune preview`: the first rows as the model will see them, with what carries loss marked.
 
+mod pictures;
+mod texts;
+
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::Result;
 use retune::models::ModelFiles;
-use retune::run_file::TrainOn;
-use retune::tasks::causal_lm::{Example, Piece, preview};
+use serde_json::json;
 
-use crate::loading::{dataset, language};
-use crate::style::{self, bold, dim};
+use crate::exit::UsageError;
+use crate::run_flags::RunFlags;
+use crate::style::{bold, dim};
+use crate::tasks::Read;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   retune preview --model model.gguf --data rows.jsonl
-  retune preview --model model.gguf --data rows.jsonl --rows 20 --max-length 256
+  retune preview run.toml --rows 20
   retune preview --model model.gguf --data text.txt --train-on all
+  retune preview --model yolov3-tiny.cfg --data photos --draw seen     the photos as the network is given them, with their boxes
 
+The flags are those of `retune train`: what is shown is what that command would train on.
 What carries loss is green on a terminal, and stands between «» elsewhere.")]
 pub struct Args {
-    /// A Hugging Face folder or a GGUF file; its weights are not read
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
-
-    /// Rows: .jsonl, .json, .csv, .tsv or .txt
-    #[arg(long, value_name = "PATH")]
-    data: PathBuf,
+    #[command(flatten)]
+    run: RunFlags,
 
     /// How many rows to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     rows: usize,
 
-    /// Tokens of one row; longer rows are cut
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..))]
-    max_length: u32,
+    /// Draw pictures as the network is given them in the first epochs, with their labels or boxes: one PNG in this folder
+    #[arg(long, value_name = "FOLDER")]
+    draw: Option<PathBuf>,
+}
 
-    /// Which tokens carry loss
-    #[arg(long, value_name = "answers|all", default_value = "answers", value_parser = ["answers", "all"])]
-    train_on: String,
+/// One row of the data.
+struct Shown {
+    /// File and line, or picture.
+    source: String,
+    /// How much it is, in words.
+    counts: String,
+    /// Lines below.
+    lines: Vec<String>,
+    json: serde_json::Value,
 }
 
 pub fn run(args: &Args, json: bool) -> Result<()> {
-    let language = language(&ModelFiles::open(&crate::embedded::resolve(&args.model)?)?)?;
-    let train_on = if args.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
-    let data = dataset(&language, &args.data, args.max_length as usize, train_on)?;
-    let mut out = stdout().lock();
-    for example in data.examples.iter().take(args.rows) {
-        let pieces = preview(&language.tokenizer, example)?;
-        if json {
-            writeln!(out, "{}", as_json(example, &pieces))?;
-        } else {
-            print(&mut out, example, &pieces)?;
-        }
+    let run = args.run.load()?;
+    let files = ModelFiles::open(&crate::embedded::resolve(&run.model)?)?;
+    let read = Read::new(&run, &files)?;
+    let of_pictures = matches!(read, Read::Pictures(_) | Read::Boxes(_));
+    if let (Some(folder), false) = (&args.draw, of_pictures) {
+        let what = format!("--draw {} is for pictures; {} reads none", folder.display(), run.model.display());
+        return Err(UsageError(what).into());
     }
-    let report = &data.report;
+    let (rows, summary) = match of_pictures {
+        true => pictures::rows(run, args.rows, args.draw.as_deref())?,
+        false => texts::rows(&run, read, &files, args.rows)?,
+    };
+    let mut out = stdout().lock();
+    for row in rows {
+        if json {
+            let mut line = json!({"event": "row", "source": row.source});
+            merge(&mut line, row.json);
+            writeln!(out, "{line}")?;
+            continue;
+        }
+        writeln!(out, "{}  {}", bold(&row.source), dim(&row.counts))?;
+        row.lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        writeln!(out)?;
+    }
     if json {
-        let line = serde_json::json!({
-            "event": "data", "rows": report.rows, "examples": report.examples, "tokens": report.tokens,
-            "target_tokens": report.target_tokens, "truncated_rows": report.truncated_rows,
-            "duplicates": report.duplicates, "dropped": report.dropped.len(), "warnings": report.warnings(),
-        });
+        let mut line = json!({"event": "data"});
+        merge(&mut line, summary.json);
         writeln!(out, "{line}")?;
     } else {
-        writeln!(out, "{report}")?;
+        summary.lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
     }
     Ok(())
 }
 
-fn as_json(example: &Example, pieces: &[Piece]) -> serde_json::Value {
-    let pieces: Vec<_> =
-        pieces.iter().map(|p| serde_json::json!({"text": p.text, "target": p.target})).collect();
-    serde_json::json!({
-        "event": "row", "source": example.source.to_string(), "tokens": example.ids.len(),
-        "targets": example.targets(), "truncated": example.truncated, "pieces": pieces,
-    })
+/// What is told of all rows together.
+struct Summary {
+    lines: Vec<String>,
+    json: serde_json::Value,
 }
 
-fn print(out: &mut impl Write, example: &Example, pieces: &[Piece]) -> Result<()> {
-    let cut = match example.truncated {
-        0 => String::new(),
-        n => format!(", {n} more were cut"),
-    };
-    let counts = format!("{} tokens, {} carry loss{cut}", example.ids.len(), example.targets());
-    writeln!(out, "{}  {}", bold(&example.source.to_string()), dim(&counts))?;
-    for piece in pieces {
-        let text = style::printable(&piece.text);
-        write!(out, "{}", if piece.target { style::target(&text) } else { text })?;
+fn merge(line: &mut serde_json::Value, more: serde_json::Value) {
+    if let (Some(line), serde_json::Value::Object(more)) = (line.as_object_mut(), more) {
+        line.extend(more);
     }
-    writeln!(out, "\n")?;
-    Ok(())
 }

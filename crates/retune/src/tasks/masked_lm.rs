@@ -88,7 +88,7 @@ impl Texts {
     }
 
     /// What the model sees of an example in an epoch, and the positions and ids that it guesses: at least one.
-    fn shown(&self, example: &Example, seed: u64, epoch: u64) -> (Vec<u32>, Vec<(usize, u32)>) {
+    pub fn shown(&self, example: &Example, seed: u64, epoch: u64) -> (Vec<u32>, Vec<(usize, u32)>) {
         let stream = Stream::named(seed, &format!("masks of epoch {epoch} of example {:016x}", example.key));
         let mut ids = example.tokens.ids.clone();
         let mut guessed = Vec::new();

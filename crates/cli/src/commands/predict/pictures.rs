@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::{Args, bar, print_lines, write_lines};
 use crate::detection::drawn;
 use crate::exit::{Ended, UsageError};
+use crate::pictures::write_beside;
 use crate::signals::Signals;
 use crate::style::{bold, dim, printable};
 use crate::tasks::did_you_mean;
@@ -165,15 +166,8 @@ fn write_drawn(
     } else {
         draw::boxes(&mut picture, &drawn(found, labels, true));
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let free = |n: usize| {
-        let name = if n == 0 { format!("{stem}.png") } else { format!("{stem}-{n}.png") };
-        folder.join(name)
-    };
-    // Pictures of several folders may share a name: none replaces another, nor what was there before.
-    let to = (0..).map(free).find(|path| !path.exists()).context("no free name")?;
-    picture.write(&to)?;
-    Ok(to)
+    // Pictures of several folders may share a name.
+    write_beside(&picture, folder, &path.file_stem().unwrap_or_default().to_string_lossy())
 }
 
 /// Answers for all pictures, through each adapter in turn.

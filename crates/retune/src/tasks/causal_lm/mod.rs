@@ -5,7 +5,6 @@
 pub(super) mod error;
 mod mask;
 mod objective;
-mod preview;
 mod report;
 mod rows;
 pub(super) mod split;
@@ -13,7 +12,6 @@ pub(super) mod split;
 pub use error::{Error, Problem, Result, Source};
 pub(crate) use objective::language_model;
 pub use objective::{CausalLm, head_loss, logits};
-pub use preview::{Piece, preview};
 pub use report::{DataReport, Dropped};
 pub use rows::{Kind, Row};
 

@@ -1,7 +1,7 @@
 //! Rows to examples with a small byte-level vocabulary: masks exact to the token.
 
 use super::*;
-use crate::text::{ChatTemplate, TemplateOrigin, tests::byte_level};
+use crate::text::{ChatTemplate, Piece, TemplateOrigin, pieces, tests::byte_level};
 use serde_json::json;
 
 fn language(template: Option<&str>) -> Language {
@@ -20,9 +20,13 @@ fn build(rows: &[Value]) -> Result<Dataset> {
     build_with(&language(None), rows, &Options::default())
 }
 
+fn pieces_of(language: &Language, example: &Example) -> Vec<Piece> {
+    pieces(&language.tokenizer, &example.ids, &example.target).unwrap()
+}
+
 /// The text with the learned stretches in [brackets].
 fn marked(language: &Language, example: &Example) -> String {
-    let pieces = preview(&language.tokenizer, example).unwrap();
+    let pieces = pieces_of(&language, example);
     pieces.iter().map(|p| if p.target { format!("[{}]", p.text) } else { p.text.clone() }).collect()
 }
 
@@ -325,7 +329,7 @@ fn the_templates_of_other_families() {
     ] {
         let language = language(Some(golden["templates"][name].as_str().unwrap()));
         let data = build_with(&language, std::slice::from_ref(&row), &Options::default()).unwrap();
-        let pieces = preview(&language.tokenizer, &data.examples[0]).unwrap();
+        let pieces = pieces_of(&language, &data.examples[0]);
         let learned: Vec<String> = pieces.into_iter().filter(|p| p.target).map(|p| p.text).collect();
         assert_eq!(learned, expected, "{name}");
         assert_eq!(data.report.last_answer_only, 0, "{name}");
@@ -373,7 +377,7 @@ mod properties {
                 contents.iter().skip(1).step_by(2).map(|c| shown(c)).filter(|c| !c.trim().is_empty()).collect();
             match build_with(language, &[turns(&pairs)], &Options::default()) {
                 Ok(data) => {
-                    let pieces = preview(&language.tokenizer, &data.examples[0]).unwrap();
+                    let pieces = pieces_of(&language, &data.examples[0]);
                     let learned: Vec<String> =
                         pieces.iter().filter(|p| p.target).map(|p| p.text.clone()).collect();
                     let expected: Vec<String> = answers.iter().map(|a| format!("{a}<|im_end|>")).collect();

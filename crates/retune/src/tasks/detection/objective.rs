@@ -110,6 +110,22 @@ impl Detect<'_> {
         hasher.finish()
     }
 
+    /// A picture as the network is given it in an epoch, and its boxes there.
+    ///
+    /// # Errors
+    /// If a picture cannot be read.
+    pub fn seen(&self, example: usize, epoch: u64) -> Result<(Picture, Vec<LabelledBox>)> {
+        if let Some((augment, seed)) = self.augment.zip(self.seed) {
+            return self.changed(augment, Key { seed, epoch, example });
+        }
+        let (picture, placement) = self.input.fit(&self.data.pictures[example].read()?);
+        Ok((picture, self.boxes(example, &placement)))
+    }
+
+    fn changed(&self, augment: &Augment, key: Key) -> Result<(Picture, Vec<LabelledBox>)> {
+        detect_example(augment, &self.input, key, self.data.pictures.len(), |e| self.load(e))
+    }
+
     /// The outputs for some pictures that are changed for this epoch, and their boxes then.
     fn augmented<'p>(
         &'p self,
@@ -119,10 +135,7 @@ impl Detect<'_> {
         (seed, epoch): (u64, u64),
         pass: &Pass,
     ) -> Result<(Said, Vec<Vec<LabelledBox>>)> {
-        let change = |&example: &usize| {
-            let key = Key { seed, epoch, example };
-            detect_example(augment, &self.input, key, self.data.pictures.len(), |e| self.load(e))
-        };
+        let change = |&example: &usize| self.changed(augment, Key { seed, epoch, example });
         let made: Vec<(Picture, Vec<LabelledBox>)> = batch.par_iter().map(change).collect::<Result<_>>()?;
         let (x, grid) = fitted(self.input, made.iter().map(|(picture, _)| picture));
         let said = self.net.detect(tape, &self.net.trunk(tape, x, grid, pass), pass);

@@ -80,6 +80,22 @@ impl ImageClassification<'_> {
         hasher.finish()
     }
 
+    /// A picture as the network is given it in an epoch, and whose labels it bears.
+    ///
+    /// # Errors
+    /// If a picture cannot be read.
+    pub fn seen(&self, example: usize, epoch: u64) -> Result<Mixed> {
+        if let Some((augment, seed)) = self.augment.zip(self.seed) {
+            return self.changed(augment, Key { seed, epoch, example });
+        }
+        let picture = self.input.fit(&picture_of(self.data, example)?).0;
+        Ok(Mixed { picture, labels: vec![(example, 1.0)] })
+    }
+
+    fn changed(&self, augment: &Augment, key: Key) -> Result<Mixed> {
+        classify_example(augment, &self.input, key, self.data.len(), |e| picture_of(self.data, e))
+    }
+
     /// Logits of some examples that are changed for this epoch, and whose labels each of them bears: (example, share).
     fn augmented<'p>(
         &'p self,
@@ -89,13 +105,8 @@ impl ImageClassification<'_> {
         (seed, epoch): (u64, u64),
         pass: &Pass,
     ) -> Result<(Var, Vec<Vec<(usize, f32)>>)> {
-        let made: Vec<Mixed> = examples
-            .par_iter()
-            .map(|&example| {
-                let key = Key { seed, epoch, example };
-                classify_example(augment, &self.input, key, self.data.len(), |e| picture_of(self.data, e))
-            })
-            .collect::<Result<_>>()?;
+        let change = |&example: &usize| self.changed(augment, Key { seed, epoch, example });
+        let made: Vec<Mixed> = examples.par_iter().map(change).collect::<Result<_>>()?;
         let (x, grid) = fitted(self.input, made.iter().map(|mixed| &mixed.picture));
         let state = self.net.trunk(tape, x, grid, pass);
         let hidden = self.net.hidden(&state, pass).ok_or_else(no_output)?;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::languages::{LANGUAGES, language_code, language_name, without_spaces};
 use super::subtitles::Segment;
 use crate::error::{Error, Result};
+use crate::models::ModelFiles;
 use crate::text::{Special, Tokenizer};
 
 /// Tokens that a transcript may have in all (Whisper's `max_target_positions`).
@@ -101,6 +102,25 @@ pub struct Labels {
 }
 
 impl SpeechTokens {
+    /// Those of a model's files.
+    ///
+    /// # Errors
+    /// If the tokenizer is none of Whisper's.
+    pub fn of(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<SpeechTokens> {
+        let multilingual = SpeechTokens::generation(files);
+        let multilingual = multilingual.and_then(|config| config.get("is_multilingual")?.as_bool());
+        SpeechTokens::new(tokenizer, multilingual)
+    }
+
+    /// What a model's files say of how it writes: `generation_config.json`.
+    pub fn generation(files: &ModelFiles) -> Option<&Value> {
+        match files {
+            ModelFiles::Folder(folder) => folder.generation_config(),
+            ModelFiles::Speech(folder) => Some(folder.settings()),
+            _ => None,
+        }
+    }
+
     /// Finds them by name. Whether the model is multilingual is told by `multilingual` (generation_config.json's `is_multilingual`) or, without
     /// it, by the vocabulary: in the English-only one `<|endoftext|>` is 50256.
     ///

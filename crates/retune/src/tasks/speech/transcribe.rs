@@ -18,7 +18,7 @@ use super::tokens::{Request, SpeechTask, SpeechTokens, Suppress, TOKENS_MIN};
 use super::window::AudioWindow;
 use crate::error::{Error, Result};
 use crate::models::whisper::Heard;
-use crate::models::{Model, ModelFiles, Whisper};
+use crate::models::{Model, Whisper};
 use crate::nn::Active;
 use crate::text::Tokenizer;
 
@@ -118,13 +118,7 @@ impl Vocabulary {
     /// If the model does not read sound, or the tokenizer is none of Whisper's.
     pub fn of(model: &Model, tokenizer: &Arc<Tokenizer>) -> Result<Vocabulary> {
         let net = model.speech()?;
-        let generation = match &model.files {
-            ModelFiles::Folder(folder) => folder.generation_config(),
-            ModelFiles::Speech(folder) => Some(folder.settings()),
-            _ => None,
-        };
-        let multilingual = generation.and_then(|config| config.get("is_multilingual")?.as_bool());
-        let tokens = SpeechTokens::new(tokenizer, multilingual)?;
+        let tokens = SpeechTokens::of(&model.files, tokenizer)?;
         let vocab = net.config().vocab_size;
         if tokens.first_timestamp as usize > vocab {
             let what = format!(
@@ -133,7 +127,7 @@ impl Vocabulary {
             );
             return Err(Error::Input(what));
         }
-        let suppress = match generation.and_then(Suppress::from_config) {
+        let suppress = match SpeechTokens::generation(&model.files).and_then(Suppress::from_config) {
             Some(suppress) => suppress,
             None => Suppress::of(tokenizer, &tokens)?,
         };

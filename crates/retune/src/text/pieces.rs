@@ -1,7 +1,8 @@
 //! An example as text again, with what carries loss marked: what `retune preview` colours.
 
-use super::{Example, Result};
-use crate::text::{TokenStream, Tokenizer};
+use super::error::Result;
+use super::stream::TokenStream;
+use super::tokenizer::Tokenizer;
 
 /// A stretch of an example's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,12 +12,12 @@ pub struct Piece {
     pub target: bool,
 }
 
-/// The text of an example in stretches that do or do not carry loss; special tokens appear by name. A character that is
+/// The text of some tokens in stretches that do or do not carry loss (`targets`, one for each token); special tokens appear by name. A character that is
 /// spread over tokens belongs to the stretch of its last one.
 ///
 /// # Errors
 /// If the tokenizer cannot decode its own tokens.
-pub fn preview(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<Piece>> {
+pub fn pieces(tokenizer: &Tokenizer, ids: &[u32], targets: &[bool]) -> Result<Vec<Piece>> {
     let mut pieces: Vec<Piece> = Vec::new();
     let mut add = |text: String, target: bool| match pieces.last_mut() {
         _ if text.is_empty() => {}
@@ -24,9 +25,9 @@ pub fn preview(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<Piece>> {
         _ => pieces.push(Piece { text, target }),
     };
     let mut stream = TokenStream::new(tokenizer, false);
-    for (id, target) in example.ids.iter().zip(&example.target) {
+    for (id, target) in ids.iter().zip(targets) {
         add(stream.push(*id)?, *target);
     }
-    add(stream.finish()?, example.target.last().copied().unwrap_or(false));
+    add(stream.finish()?, targets.last().copied().unwrap_or(false));
     Ok(pieces)
 }
