@@ -26,7 +26,7 @@ fn pieces_of(language: &Language, example: &Example) -> Vec<Piece> {
 
 /// The text with the learned stretches in [brackets].
 fn marked(language: &Language, example: &Example) -> String {
-    let pieces = pieces_of(&language, example);
+    let pieces = pieces_of(language, example);
     pieces.iter().map(|p| if p.target { format!("[{}]", p.text) } else { p.text.clone() }).collect()
 }
 
@@ -377,7 +377,7 @@ mod properties {
                 contents.iter().skip(1).step_by(2).map(|c| shown(c)).filter(|c| !c.trim().is_empty()).collect();
             match build_with(language, &[turns(&pairs)], &Options::default()) {
                 Ok(data) => {
-                    let pieces = pieces_of(&language, &data.examples[0]);
+                    let pieces = pieces_of(language, &data.examples[0]);
                     let learned: Vec<String> =
                         pieces.iter().filter(|p| p.target).map(|p| p.text.clone()).collect();
                     let expected: Vec<String> = answers.iter().map(|a| format!("{a}<|im_end|>")).collect();
