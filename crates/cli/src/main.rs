@@ -3,19 +3,18 @@
 
 mod args;
 mod commands;
-mod detection;
 mod embedded;
 mod exit;
 mod exporting;
 mod fetch;
 mod loading;
-mod pictures;
+mod previewing;
 mod progress;
 mod prompting;
 mod room;
 mod run_flags;
+mod sheets;
 mod signals;
-mod speech;
 mod style;
 mod sweeping;
 mod tasks;

@@ -9,13 +9,13 @@ use retune::export::{self, ExportOptions};
 use retune::methods;
 use retune::metrics::Metric;
 use retune::metrics::words::NormalizerChoice;
-use retune::models::{Model, ModelFiles, Net, Snapshot, WithoutAdapter};
+use retune::models::{Model, ModelFiles, Net, Snapshot};
 use retune::nn::Head;
 use retune::report::{self, BeforeAfter, OnOff, ReportData, Retained};
 use retune::run_file::RunFile;
-use retune::tasks::TaskRecord;
 use retune::tasks::speech::AudioWindow;
 use retune::tasks::trunk_cache::Limits;
+use retune::tasks::{Task, TaskRecord};
 use retune::text::Language;
 use retune::train::{
     self, Beside, Control, Event, MetricsLog, Objective, Outcome, OutcomeEnd, Plan, PlanRequest, Remedy,
@@ -26,17 +26,16 @@ use retune_formats::{atomic, hash_data};
 use crate::exit::{DIVERGED, Ended, UsageError};
 use crate::loading::{language, set_threads};
 use crate::progress::Progress;
-use crate::prompting::{Question, questions};
+use crate::prompting::Question;
 use crate::room;
 use crate::signals::Signals;
-use crate::tasks::{Data, Read, room_of};
+use crate::style::count;
+use crate::tasks::{self, Making, Passes, ReadRows, Samples, TaskData, View, room_of};
 
 /// The files of a run's folder beside the adapter's.
 pub const RUN_FILE: &str = "run.toml";
 pub const METRICS: &str = "metrics.jsonl";
 const REPORT: &str = "report.html";
-/// Questions answered before and after.
-const SAMPLE_QUESTIONS: usize = 3;
 /// Changes that `auto` makes one after the other, each to what the plan before it could not know.
 const CHANGES_MAX: usize = 4;
 
@@ -49,9 +48,9 @@ pub struct Base {
     fresh_head: bool,
     total: usize,
     /// Rows that were read, for the head's labels, but are no examples yet.
-    read: Option<Read>,
+    read: Option<Box<dyn ReadRows>>,
     /// Examples, and what they were made for.
-    data: Option<(MadeFor, Data)>,
+    data: Option<(MadeFor, Box<dyn TaskData>)>,
 }
 
 impl Base {
@@ -62,7 +61,7 @@ impl Base {
     pub fn load(run: &RunFile) -> Result<Base> {
         let path = crate::embedded::resolve(&run.model)?;
         let files = ModelFiles::open(&path)?;
-        let read = Read::new(run, &files)?;
+        let read = tasks::read(run, &files)?;
         let (head, fresh_head) = read.head(run, &files)?;
         let model = Model::load_with(&path, run.load_options(), &head)?;
         let language = model.net.as_image().is_none().then(|| language(&model.files)).transpose()?;
@@ -75,17 +74,21 @@ impl Base {
         self.model.snapshot()
     }
 
+    fn making<'a>(&'a self, run: &'a RunFile) -> Making<'a> {
+        Making { run, model: &self.model, language: self.language.as_ref(), fresh_head: self.fresh_head }
+    }
+
     /// The rows as examples for the model with its method on; those of an earlier run, if they fit as well.
-    fn take_data(&mut self, run: &RunFile) -> Result<(MadeFor, Data)> {
+    fn take_data(&mut self, run: &RunFile) -> Result<(MadeFor, Box<dyn TaskData>)> {
         let room = made_for(&self.model.net, run);
         if let Some(known) = self.data.take().filter(|(known, _)| *known == room) {
             return Ok(known);
         }
         let read = match self.read.take() {
             Some(read) => read,
-            None => Read::new(run, &self.model.files)?,
+            None => tasks::read(run, &self.model.files)?,
         };
-        Ok((room, Data::new(read, self.language.as_ref(), &self.model, run)?))
+        Ok((room, read.examples(&self.making(run))?))
     }
 }
 
@@ -103,11 +106,11 @@ pub struct Prepared {
     pub model: Model,
     /// Of a model that reads text.
     pub language: Option<Language>,
-    pub data: Data,
+    pub data: Box<dyn TaskData>,
     /// What the examples were made for.
     room: MadeFor,
     /// Rows of an old task.
-    retain: Option<Data>,
+    retain: Option<Box<dyn TaskData>>,
     /// The head is new: before training it knows nothing.
     fresh_head: bool,
     /// The base's own values are kept beside those that are trained.
@@ -175,6 +178,8 @@ impl Prepared {
         run.model = crate::embedded::resolve(&run.model)?;
         let attached = (spec.attach)(&mut base.model, &run)?;
         let (room, data) = base.take_data(&run)?;
+        let retain = run.retain_data.as_deref();
+        let retain = retain.map(|path| data.retained(path, &base.making(&run))).transpose()?;
         let Base { model, language, fresh_head, total, .. } = base;
         let metric = data.metric(run.metric)?;
         match data.eval(&model.net, None) {
@@ -183,10 +188,6 @@ impl Prepared {
             Some(_) => run.metric = Some(metric),
             None => check_no_eval(&run)?,
         }
-        let retain = run.retain_data.as_deref();
-        let retain = retain
-            .map(|path| data.retained(path, language.as_ref(), &model, &run, fresh_head))
-            .transpose()?;
         let settings = TrainSettings::from_run_file(&run, spec.default_lr);
         let keeps_base = false;
         Ok(Prepared {
@@ -223,9 +224,10 @@ impl Prepared {
     /// If it cannot fit.
     pub fn plan(&self) -> Result<Plan> {
         let net = &self.model.net;
-        let objective = self.data.objective(net, self.run.seed, false, None);
-        let eval = self.data.eval(net, None);
-        let retained = self.retain.as_ref().map(|data| data.measured(net, true));
+        let passes = Passes { seed: self.run.seed, checkpoint: false, cache: None };
+        let objective = self.data.objective(net, passes);
+        let (eval, view) = (self.data.eval(net, None), View::on(net));
+        let retained = self.retain.as_ref().map(|data| data.measured(&view));
         let evaluated: Vec<&dyn Objective> =
             eval.iter().chain(&retained).map(|objective| objective.as_ref()).collect();
         let limit = available_memory(self.run.memory_limit);
@@ -253,17 +255,17 @@ impl Prepared {
         let (net, params) = (&self.model.net, &self.model.params);
         let own = params.iter().filter(|(_, param)| param.trainable && !param.adapter);
         let own: u64 = own.map(|(_, param)| param.weight.bytes() as u64).sum();
-        let generated_rows = match self.questions()? {
+        let generated_rows = match self.data.samples(&self.run)? {
             Samples::Questions(all) => self.generated_rows(&all)?,
             Samples::Texts(_) => self.data.transcribed_tokens(net) as u64,
         };
         let lengths = [Some(objective), eval].into_iter().flatten();
-        let lengths = lengths.flat_map(|texts| (0..texts.len()).map(|example| texts.rows(example)));
+        let mut lengths = lengths.flat_map(|texts| (0..texts.len()).map(|example| texts.rows(example)));
         Ok(Beside {
             base_copy: if self.keeps_base { own } else { 0 },
             generated_rows,
             process: process_bytes(),
-            trunk_rows: self.data.kept_bytes(net, params, lengths),
+            trunk_rows: self.data.kept_bytes(net, params, &mut lengths),
         })
     }
 
@@ -293,24 +295,8 @@ impl Prepared {
         if let Some(path) = &self.run.eval_data {
             identity.insert("eval_data".into(), hash_data::data(path)?);
         }
-        if let Data::Classification(data) = &self.data {
-            identity.insert("labels".into(), data.train.labels.names.join(", "));
-            identity.insert("class_weights".into(), self.run.class_weights.clone());
-            identity.insert("pooling".into(), format!("{:?}", self.run.pooling).to_lowercase());
-            identity.insert("keep_head".into(), self.run.keep_head.to_string());
-        }
-        if let Data::Pictures(data) = &self.data {
-            identity.insert("labels".into(), data.train.classes.join(", "));
-            identity.insert("class_weights".into(), self.run.class_weights.clone());
-            identity.insert("image_size".into(), format!("{:?}", self.run.image_size));
-            identity.insert("keep_head".into(), self.run.keep_head.to_string());
-            identity.insert("augment".into(), toml::Value::try_from(&self.run.augment)?.to_string());
-        }
-        if let Data::Speech(_) = &self.data {
-            identity.insert("audio_window".into(), format!("{:?}", self.run.audio_window).to_lowercase());
-            identity.insert("language".into(), format!("{:?}", self.run.language));
-            identity.insert("skip_long".into(), self.run.skip_long.to_string());
-        }
+        let of_task = self.data.identity(&self.run)?;
+        identity.extend(of_task.into_iter().map(|(name, value)| (name.to_string(), value)));
         let settings = toml::Value::try_from(&self.run)?.get(&self.run.method).map(toml::Value::to_string);
         identity.insert("settings of the method".into(), settings.unwrap_or_default());
         Ok(identity)
@@ -351,17 +337,18 @@ impl Prepared {
         progress.show(&Event::Planned(plan.clone()))?;
 
         let old_before = self.measure_retained(signals)?;
-        let questions = self.questions()?;
+        let questions = self.data.samples(&self.run)?;
         let before = self.answers(&questions)?;
         let Prepared { model: Model { params, net, .. }, run, data, settings, attached, .. } = self;
         let net: &Net = net;
         settings.optimizer_budget = plan.optimizer_budget;
+        let passes = Passes { seed: run.seed, checkpoint: plan.checkpointing, cache: None };
         // Only what is ready says what lies below the lowest trained weight: the cache comes after.
         if let Some(prepare) = attached.prepare.take() {
-            prepare(params, data.objective(net, run.seed, plan.checkpointing, None).as_ref())?;
+            prepare(params, data.objective(net, passes).as_ref())?;
         }
         let cache = data.cache(net, params, cache_limits(&plan, &out));
-        let objective = data.objective(net, run.seed, plan.checkpointing, cache.as_ref());
+        let objective = data.objective(net, Passes { cache: cache.as_ref(), ..passes });
         let eval = data.eval(net, cache.as_ref());
         let mut sink =
             Sink { out: &out, run_file: &run_file, log: None, plan: Some(&plan), progress, failure: None };
@@ -418,16 +405,11 @@ impl Prepared {
     /// If it cannot be computed, or the program was asked to end.
     fn measure_retained(&self, signals: &Signals) -> Result<Option<OnOff>> {
         let Some(data) = &self.retain else { return Ok(None) };
-        let metric = self.retained_metric(data)?;
+        let metric = data.metric(self.run.metric)?;
         let measure = |with_adapter: bool| -> Result<f64> {
-            let off;
-            let objective = match (self.model.net.as_text(), with_adapter) {
-                (Some(net), false) => {
-                    off = WithoutAdapter(net);
-                    data.measured_text(&off)
-                }
-                _ => data.measured(&self.model.net, with_adapter),
-            };
+            let net = &self.model.net;
+            let view = if with_adapter { View::on(net) } else { View::off(net) };
+            let objective = data.measured(&view);
             let mut go_on = |_| match signals.exit_code() {
                 Some(_) => Control::Stop,
                 None => Control::Continue,
@@ -450,48 +432,21 @@ impl Prepared {
         Ok(Some(OnOff { on, off }))
     }
 
-    /// The run's own metric, where the old task has it.
-    fn retained_metric(&self, data: &Data) -> Result<Metric> {
-        data.metric(self.run.metric)
-    }
-
     fn retained(&self, before: OnOff, after: OnOff) -> Retained {
         let data = self.retain.as_ref();
         Retained {
             file: self.run.retain_data.as_deref().map(name_of).unwrap_or_default(),
-            rows: data.map_or(0, |data| data.measured(&self.model.net, true).len() as u64),
-            metric: data.and_then(|data| self.retained_metric(data).ok()).unwrap_or_default(),
+            rows: data.map_or(0, |data| data.counts().rows as u64),
+            metric: data.and_then(|data| data.metric(self.run.metric).ok()).unwrap_or_default(),
             before,
             after,
             no_off: self.no_off(),
         }
     }
 
-    /// A few questions of the held-out rows, else of the training rows.
-    fn questions(&self) -> Result<Samples> {
-        Ok(match &self.data {
-            Data::CausalLm { .. } => {
-                let path = self.run.eval_data.as_ref().unwrap_or(&self.run.data);
-                Samples::Questions(questions(path, SAMPLE_QUESTIONS)?)
-            }
-            Data::MaskedLm { .. } => Samples::Questions(vec![]),
-            Data::Classification(data) => Samples::Texts(data.questions()),
-            Data::Pictures(_) | Data::Boxes(_) | Data::Speech(_) => Samples::Texts(vec![]),
-        })
-    }
-
     fn answers(&self, samples: &Samples) -> Result<Vec<String>> {
-        match (samples, &self.data) {
-            (Samples::Questions(all), _) => {
-                let Some(language) = &self.language else { return Ok(vec![]) };
-                all.iter().map(|question| question.answer(&self.model, language)).collect()
-            }
-            (_, Data::Classification(data)) => match &self.language {
-                Some(language) => data.answers(&self.model, language, self.run.max_length as usize),
-                None => Ok(vec![]),
-            },
-            _ => Ok(vec![]),
-        }
+        let Some(language) = &self.language else { return Ok(vec![]) };
+        self.data.answers(samples, &self.model, language, self.run.max_length as usize)
     }
 
     /// An interrupted or diverged run leaves its checkpoints, and an exit code that says so.
@@ -528,11 +483,7 @@ impl Prepared {
         retained: Option<Retained>,
     ) -> Result<ReportData> {
         let out = &self.run.out;
-        let pictures = match &self.data {
-            Data::Pictures(data) => data.sheet(&self.model)?,
-            Data::Boxes(data) => data.sheet(&self.model)?,
-            _ => None,
-        };
+        let pictures = self.data.sheet(&self.model)?;
         let report = ReportData { answers, retained, pictures, ..self.report(plan, outcome, command)? };
         let card = report::model_card(&report, &self.run.to_toml());
         match &self.attached.save {
@@ -565,7 +516,7 @@ impl Prepared {
         if let Head::Classifier(head) = self.model.net.head() {
             report.outputs = head.labels.len();
         }
-        report.transcribes = matches!(self.data, Data::Speech(_));
+        report.transcribes = self.data.task() == Task::AutomaticSpeechRecognition;
         report.model = run.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
         report.model_path = run.model.display().to_string();
         report.method = run.method.clone();
@@ -588,7 +539,9 @@ impl Prepared {
     fn data_rows(&self) -> Vec<(String, String)> {
         let mut rows = vec![("training data".to_owned(), name_of(&self.run.data))];
         rows.extend(self.run.eval_data.iter().map(|path| ("held-out data".to_owned(), name_of(path))));
-        rows.extend(self.data.rows());
+        rows.extend(self.data.facts().into_iter().map(|(name, value)| (name.to_owned(), value)));
+        let held_out = self.data.held_out().map(|held| count(held as u64));
+        rows.extend(held_out.map(|held| ("held-out examples".to_owned(), held)));
         rows.extend(self.run.retain_data.iter().map(|path| ("old task's data".to_owned(), name_of(path))));
         rows
     }
@@ -596,25 +549,8 @@ impl Prepared {
     /// What was learned, for whoever uses the folder.
     fn record(&self) -> TaskRecord {
         let room = room_of(&self.model.net, self.run.max_length as usize);
-        let cut = matches!(&self.data, Data::Speech(data) if data.train.window() == AudioWindow::Clip);
-        let audio_window = cut.then_some(AudioWindow::Clip);
+        let audio_window = self.data.audio_window();
         TaskRecord { audio_window, ..TaskRecord::of(&self.model, self.data.task(), room) }
-    }
-}
-
-/// What is asked before and after.
-enum Samples {
-    Questions(Vec<Question>),
-    /// Texts whose labels are told.
-    Texts(Vec<String>),
-}
-
-impl Samples {
-    fn texts(self) -> Vec<String> {
-        match self {
-            Samples::Questions(all) => all.into_iter().map(|question| question.text).collect(),
-            Samples::Texts(all) => all,
-        }
     }
 }
 

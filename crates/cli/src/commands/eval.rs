@@ -6,32 +6,22 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use retune::metrics::{Metric, Metrics};
-use retune::models::{Model, Network, TextModel};
-use retune::nn::Head;
+use retune::models::Model;
 use retune::run_file::TrainOn;
-use retune::tasks::causal_lm::{CausalLm, Dataset};
-use retune::tasks::classification::{self, Classification, Examples, Labels, Options};
-use retune::tasks::masked_lm::{MaskedLm, Texts};
-use retune::tasks::{Task, TaskRecord};
+use retune::tasks::TaskRecord;
 pub use retune::train::Measured;
-use retune::train::{Control, Objective, measure};
-use retune_formats::records::Records;
+use retune::train::{Control, measure};
 use serde_json::Value;
 
 use super::transcribe::score;
-use crate::detection::Detected;
 use crate::exit::Ended;
-use crate::loading::{ModelArgs, dataset, language, tell_streamed};
-use crate::pictures::Pictured;
+use crate::loading::{ModelArgs, tell_streamed};
 use crate::signals::Signals;
-use crate::speech::{SpeechArgs, Spoken};
 use crate::style::{bold, count, dim, printable};
-use crate::tasks::room;
+use crate::tasks::{self, Counts, Measuring, SpeechArgs, TaskData, View};
 
 /// Tokens of a row where neither a flag nor the adapter says.
 const MAX_LENGTH: usize = 1024;
-/// What is masked in an evaluation.
-const MASK_SEED: u64 = 42;
 /// Classes and characters of names that are shown; a larger confusion matrix is for the report.
 const CLASSES_SHOWN: usize = 40;
 const CONFUSION_SHOWN: usize = 8;
@@ -126,57 +116,22 @@ fn with_name(mut line: Value, named: Option<&Path>) -> Value {
 }
 
 /// The rows to measure on.
-pub enum Rows {
-    Causal(Dataset),
-    Masked(Texts),
-    Labelled(Examples),
-    Pictures(Box<Pictured>),
-    Boxes(Box<Detected>),
-    Speech(Box<Spoken>),
-}
+pub struct Rows(Box<dyn TaskData>);
 
 impl PassArgs {
     /// The rows, as the model's task reads them.
     pub fn rows(&self, data: &Path, model: &Model, record: Option<&TaskRecord>) -> Result<Rows> {
-        if let Some(net) = model.net.as_image() {
-            return Ok(match net.head() {
-                Head::Detector(_) => Rows::Boxes(Box::new(Detected::for_model(data, net)?)),
-                _ => Rows::Pictures(Box::new(Pictured::for_model(data, net)?)),
-            });
-        }
-        let language = &language(&model.files)?;
-        if model.net.as_speech().is_some() {
-            let spoken = Spoken::measured(data, &self.speech, record, language, model)?;
-            return Ok(Rows::Speech(Box::new(spoken)));
-        }
-        let net = model.text()?;
         let asked = self.max_length.map(|n| n as usize).or(record.map(|record| record.max_length));
-        let asked = asked.unwrap_or(MAX_LENGTH);
-        if let Head::Classifier(head) = net.head() {
-            let labels = Some(Labels { names: head.labels.clone() });
-            let options = Options { problem: Some(head.problem), labels, model_labels: None };
-            let labelled = classification::Dataset::load(data, &options)?;
-            let examples = Examples::of(&language.tokenizer, &labelled, room(net, asked))?;
-            classified(net, &examples).check()?;
-            return Ok(Rows::Labelled(examples));
-        }
-        let is_masked = record.is_some_and(|record| record.task == Task::MaskedLm) || !net.info().decoder;
-        if is_masked {
-            let records = Records::read_all(data)?;
-            let name = data.display().to_string();
-            let texts = Texts::build(&language.tokenizer, &name, &records, room(net, asked))?;
-            masked(net, &texts).check()?;
-            return Ok(Rows::Masked(texts));
-        }
+        let max_length = asked.unwrap_or(MAX_LENGTH);
         let train_on = if self.train_on == "all" { TrainOn::All } else { TrainOn::Answers };
-        let data = dataset(language, data, asked, train_on)?;
-        CausalLm { net, data: &data, dropout_seed: None, checkpoint: false, cache: None }.check()?;
-        Ok(Rows::Causal(data))
+        let with = Measuring { model, record, max_length, train_on, speech: &self.speech };
+        Ok(Rows(tasks::measured(data, &with)?))
     }
 
     /// Measures a model on rows, with a bar on a terminal.
     pub fn measure(&self, rows: &Rows, model: &Model, signals: &Signals) -> Result<Measured> {
-        let objective = rows.objective(model)?;
+        let view = View::on(&model.net);
+        let objective = rows.0.measured(&view);
         let bar = if std::io::stderr().is_terminal() {
             ProgressBar::new(objective.len() as u64)
         } else {
@@ -191,48 +146,14 @@ impl PassArgs {
     }
 }
 
-fn classified<'a>(net: &'a dyn TextModel, data: &'a Examples) -> Classification<'a> {
-    Classification { net, data, class_weights: None, dropout_seed: None, checkpoint: false, cache: None }
-}
-
-fn masked<'a>(net: &'a dyn TextModel, data: &'a Texts) -> MaskedLm<'a> {
-    MaskedLm { net, data, seed: MASK_SEED, dropout_seed: None, checkpoint: false }
-}
-
 impl Rows {
-    fn objective<'a>(&'a self, model: &'a Model) -> Result<Box<dyn Objective + 'a>> {
-        if let Rows::Pictures(data) = self {
-            return Ok(Box::new(data.objective(model.image()?, &data.train)));
-        }
-        if let Rows::Boxes(data) = self {
-            return Ok(Box::new(data.objective(model.image()?, &data.train)));
-        }
-        if let Rows::Speech(data) = self {
-            return Ok(Box::new(data.objective(model.speech()?, &data.train)));
-        }
-        let net = model.text()?;
-        Ok(match self {
-            Rows::Causal(data) => {
-                Box::new(CausalLm { net, data, dropout_seed: None, checkpoint: false, cache: None })
-            }
-            Rows::Masked(data) => Box::new(masked(net, data)),
-            Rows::Labelled(data) => Box::new(classified(net, data)),
-            Rows::Pictures(_) | Rows::Boxes(_) | Rows::Speech(_) => unreachable!("they were measured above"),
-        })
+    /// The ids of each text, and its token types.
+    pub fn texts(&self) -> Vec<(&[u32], &[u32])> {
+        self.0.texts()
     }
 
-    /// The ids of each row, and its token types.
-    pub fn texts(&self) -> Vec<(&[u32], &[u32])> {
-        match self {
-            Rows::Pictures(_) | Rows::Boxes(_) | Rows::Speech(_) => Vec::new(),
-            Rows::Causal(data) => data.examples.iter().map(|e| (&e.ids[..], &[][..])).collect(),
-            Rows::Masked(data) => {
-                data.examples.iter().map(|e| (&e.tokens.ids[..], &e.tokens.token_types[..])).collect()
-            }
-            Rows::Labelled(data) => {
-                data.examples.iter().map(|e| (&e.tokens.ids[..], &e.tokens.token_types[..])).collect()
-            }
-        }
+    pub fn warnings(&self) -> Vec<String> {
+        self.0.warnings()
     }
 
     /// What was measured, for machines.
@@ -245,7 +166,7 @@ impl Rows {
 
     /// What was measured, in a line for people.
     pub fn text(&self, measured: &Measured) -> String {
-        let (rows, _, targets) = self.counts();
+        let Counts { rows, targets, .. } = self.0.counts();
         let (loss, rows) = (measured.loss, count(rows as u64));
         match &measured.metrics {
             Some(metrics) => {
@@ -262,33 +183,8 @@ impl Rows {
         }
     }
 
-    pub fn warnings(&self) -> Vec<String> {
-        match self {
-            Rows::Causal(data) => data.report.warnings(),
-            Rows::Masked(_) => Vec::new(),
-            Rows::Labelled(data) => data.warnings(),
-            Rows::Pictures(data) => data.train.warnings.clone(),
-            Rows::Boxes(data) => data.warnings(),
-            Rows::Speech(data) => data.warnings(),
-        }
-    }
-
-    /// Rows, tokens, and tokens with loss where that is not all of them.
-    fn counts(&self) -> (usize, usize, Option<usize>) {
-        match self {
-            Rows::Causal(data) => (data.report.examples, data.report.tokens, Some(data.report.target_tokens)),
-            Rows::Masked(data) => {
-                (data.examples.len(), data.examples.iter().map(|e| e.tokens.ids.len()).sum(), None)
-            }
-            Rows::Labelled(data) => (data.examples.len(), data.tokens, None),
-            Rows::Pictures(data) => (data.train.len(), 0, None),
-            Rows::Boxes(data) => (data.train.pictures.len(), 0, None),
-            Rows::Speech(data) => (data.train.len(), 0, None),
-        }
-    }
-
     fn loss_line(&self, loss: f64) -> Value {
-        let (rows, tokens, targets) = self.counts();
+        let Counts { rows, tokens, targets } = self.0.counts();
         serde_json::json!({
             "loss": loss, "perplexity": loss.exp(), "rows": rows, "tokens": tokens, "target_tokens": targets,
         })

@@ -1,8 +1,5 @@
 //! `retune preview`: the first rows as the model will see them, with what carries loss marked.
 
-mod pictures;
-mod texts;
-
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 
@@ -11,9 +8,11 @@ use retune::models::ModelFiles;
 use serde_json::json;
 
 use crate::exit::UsageError;
+use crate::previewing::{Preview, joined};
 use crate::run_flags::RunFlags;
+use crate::sheets::write_beside;
 use crate::style::{bold, dim};
-use crate::tasks::Read;
+use crate::tasks;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -38,60 +37,45 @@ pub struct Args {
     draw: Option<PathBuf>,
 }
 
-/// One row of the data.
-struct Shown {
-    /// File and line, or picture.
-    source: String,
-    /// How much it is, in words.
-    counts: String,
-    /// Lines below.
-    lines: Vec<String>,
-    json: serde_json::Value,
-}
-
 pub fn run(args: &Args, json: bool) -> Result<()> {
     let run = args.run.load()?;
     let files = ModelFiles::open(&crate::embedded::resolve(&run.model)?)?;
-    let read = Read::new(&run, &files)?;
-    let of_pictures = matches!(read, Read::Pictures(_) | Read::Boxes(_));
-    if let (Some(folder), false) = (&args.draw, of_pictures) {
-        let what = format!("--draw {} is for pictures; {} reads none", folder.display(), run.model.display());
-        return Err(UsageError(what).into());
-    }
-    let (rows, summary) = match of_pictures {
-        true => pictures::rows(run, args.rows, args.draw.as_deref())?,
-        false => texts::rows(&run, read, &files, args.rows)?,
-    };
-    let mut out = stdout().lock();
-    for row in rows {
-        if json {
-            let mut line = json!({"event": "row", "source": row.source});
-            merge(&mut line, row.json);
-            writeln!(out, "{line}")?;
-            continue;
+    let model = run.model.display().to_string();
+    let mut preview = tasks::read(&run, &files)?.preview(run, &files, args.rows)?;
+    match (&args.draw, &preview.sheet) {
+        (Some(folder), Some(sheet)) => {
+            let path = write_beside(sheet, folder, "preview")?.display().to_string();
+            preview.lines.push(format!("{:<10} {path}", "drawn"));
+            preview.json = joined(preview.json, json!({"drawn": path}));
         }
+        (Some(folder), None) => {
+            let what = format!("--draw {} is for pictures; {model} reads none", folder.display());
+            return Err(UsageError(what).into());
+        }
+        (None, Some(_)) => preview.lines.push(dim("--draw FOLDER draws them as the network is given them")),
+        (None, None) => {}
+    }
+    let mut out = stdout().lock();
+    match json {
+        true => write_json(&mut out, preview),
+        false => write_text(&mut out, preview),
+    }
+}
+
+fn write_json(out: &mut impl Write, preview: Preview) -> Result<()> {
+    for row in preview.rows {
+        writeln!(out, "{}", joined(json!({"event": "row", "source": row.source}), row.json))?;
+    }
+    writeln!(out, "{}", joined(json!({"event": "data"}), preview.json))?;
+    Ok(())
+}
+
+fn write_text(out: &mut impl Write, preview: Preview) -> Result<()> {
+    for row in preview.rows {
         writeln!(out, "{}  {}", bold(&row.source), dim(&row.counts))?;
         row.lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
         writeln!(out)?;
     }
-    if json {
-        let mut line = json!({"event": "data"});
-        merge(&mut line, summary.json);
-        writeln!(out, "{line}")?;
-    } else {
-        summary.lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
-    }
+    preview.lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
     Ok(())
-}
-
-/// What is told of all rows together.
-struct Summary {
-    lines: Vec<String>,
-    json: serde_json::Value,
-}
-
-fn merge(line: &mut serde_json::Value, more: serde_json::Value) {
-    if let (Some(line), serde_json::Value::Object(more)) = (line.as_object_mut(), more) {
-        line.extend(more);
-    }
 }

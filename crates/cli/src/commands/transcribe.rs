@@ -23,8 +23,8 @@ use serde_json::json;
 use crate::exit::{Ended, UsageError};
 use crate::loading::{ModelArgs, language, tell_streamed};
 use crate::signals::Signals;
-use crate::speech::{NOT_EXACT, window};
 use crate::style::{self, dim, printable};
+use crate::tasks::{NOT_EXACT, window};
 
 #[derive(clap::Args)]
 #[command(after_help = "\

@@ -13,12 +13,11 @@ use retune_media::pictures::{Picture, decode};
 use serde_json::{Value, json};
 
 use super::{Args, bar, print_lines, write_lines};
-use crate::detection::drawn;
 use crate::exit::{Ended, UsageError};
-use crate::pictures::write_beside;
+use crate::sheets::write_beside;
 use crate::signals::Signals;
 use crate::style::{bold, dim, printable};
-use crate::tasks::did_you_mean;
+use crate::tasks::{did_you_mean, drawn};
 
 /// Classes that are told for people.
 const CLASSES_SHOWN: usize = 3;

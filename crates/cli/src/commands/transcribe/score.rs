@@ -13,8 +13,8 @@ use serde_json::json;
 use super::bar;
 use crate::exit::Ended;
 use crate::signals::Signals;
-use crate::speech::left_out;
 use crate::style::{bold, count, dim, printable};
+use crate::tasks::left_out;
 
 /// Words of a row that are shown.
 const WORDS_SHOWN: usize = 60;

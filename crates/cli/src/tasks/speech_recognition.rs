@@ -1,23 +1,36 @@
-//! Clips of a run and what is said in them, as examples for a model that reads sound.
+//! Clips and what is said in them.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use retune::metrics::Metric;
 use retune::metrics::words::NormalizerChoice;
-use retune::models::{Model, Whisper};
+use retune::models::{Model, ModelFiles, Net, Whisper};
 use retune::nn::Active;
 use retune::run_file::RunFile;
-use retune::tasks::TaskRecord;
 use retune::tasks::speech::data::{DataReport, Dataset, Options};
 use retune::tasks::speech::{
-    AudioWindow, Examples, Request, Scoring, SoundCache, SpeechToText, Vocabulary, language_code,
+    AudioWindow, Clip, Examples, Request, Scoring, SoundCache, SpeechToText, SpeechTokens, Vocabulary,
+    language_code,
 };
+use retune::tasks::{Task, TaskRecord};
 use retune::text::Language;
+use retune::train::Objective;
+use retune_tensor::Params;
+use serde_json::json;
 
+use super::{Counts, Kept, Making, Measuring, Passes, ReadRows, Spec, TaskData, View, speech};
 use crate::exit::UsageError;
+use crate::loading::language;
+use crate::previewing::{Preview, of_text};
 use crate::style::{count, seconds};
+
+pub(super) const SPEC: Spec = Spec {
+    tasks: &[Task::AutomaticSpeechRecognition],
+    read: |_, _, _| Ok(Box::new(Rows)),
+    measured: |path, with| Ok(Box::new(Spoken::measured(path, with)?)),
+};
 
 /// Share of the files that is held out where nobody says.
 const HELD_OUT: f64 = 0.1;
@@ -71,14 +84,6 @@ impl Settings {
     }
 }
 
-/// A run's clips, checked but for their sound.
-///
-/// # Errors
-/// All rows that cannot be used.
-pub fn clips(run: &RunFile) -> Result<Dataset> {
-    Ok(Dataset::load(&run.data, &Settings::of_run(run)?.options)?)
-}
-
 /// The window that a flag asks for, else the one that an adapter or model was trained with.
 pub fn window(asked: Option<AudioWindow>, record: Option<&TaskRecord>) -> AudioWindow {
     asked.or(record.and_then(|record| record.audio_window)).unwrap_or_default()
@@ -89,10 +94,10 @@ pub const NOT_EXACT: &str =
     "windows are cut to the clips (audio_window = \"clip\"): faster, but not what Whisper was trained on";
 
 /// Clips to learn from, and held-out ones.
-pub struct Spoken {
-    pub train: Examples,
-    pub eval: Option<Examples>,
-    pub report: DataReport,
+struct Spoken {
+    train: Examples,
+    eval: Option<Examples>,
+    report: DataReport,
     scoring: Scoring,
 }
 
@@ -101,7 +106,7 @@ impl Spoken {
     ///
     /// # Errors
     /// All rows that cannot be used.
-    pub fn read(run: &RunFile, language: &Language, model: &Model) -> Result<Spoken> {
+    fn read(run: &RunFile, language: &Language, model: &Model) -> Result<Spoken> {
         let settings = Settings::of_run(run)?;
         let load = |path: &Path| Dataset::load(path, &settings.options);
         let all = load(&run.data)?;
@@ -123,32 +128,19 @@ impl Spoken {
         Ok(spoken)
     }
 
-    /// Clips of an old task, to be measured as a run measures its own.
-    ///
-    /// # Errors
-    /// As [`Spoken::read`].
-    pub fn retained(path: &Path, run: &RunFile, language: &Language, model: &Model) -> Result<Spoken> {
-        Spoken::alone(path, &Settings::of_run(run)?, language, model)
-    }
-
     /// Clips to be measured.
     ///
     /// # Errors
     /// As [`Spoken::read`].
-    pub fn measured(
-        path: &Path,
-        args: &SpeechArgs,
-        record: Option<&TaskRecord>,
-        language: &Language,
-        model: &Model,
-    ) -> Result<Spoken> {
+    fn measured(path: &Path, with: &Measuring) -> Result<Spoken> {
+        let args = with.speech;
         let settings = Settings {
             options: Options { language: args.language, task: None, skip_long: args.skip_long },
-            window: window(args.audio_window, record),
+            window: window(args.audio_window, with.record),
             rows_max: args.wer_rows.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX)),
             normalizer: args.normalizer,
         };
-        Spoken::alone(path, &settings, language, model)
+        Spoken::alone(path, &settings, &language(&with.model.files)?, with.model)
     }
 
     fn alone(path: &Path, settings: &Settings, language: &Language, model: &Model) -> Result<Spoken> {
@@ -182,7 +174,7 @@ impl Spoken {
     }
 
     /// Some of them as a task, as they are.
-    pub fn objective<'a>(&'a self, net: &'a Whisper, data: &'a Examples) -> SpeechToText<'a> {
+    fn plain<'a>(&'a self, net: &'a Whisper, data: &'a Examples) -> SpeechToText<'a> {
         SpeechToText {
             net,
             data,
@@ -195,20 +187,82 @@ impl Spoken {
     }
 
     /// Training clips and held-out ones.
-    pub fn all(&self) -> impl Iterator<Item = &Examples> {
+    fn all(&self) -> impl Iterator<Item = &Examples> {
         std::iter::once(&self.train).chain(&self.eval)
     }
 
     /// Whether evaluations write down what is said.
-    pub fn transcribes(&self) -> bool {
+    fn transcribes(&self) -> bool {
         self.scoring.rows_max > 0
     }
+}
 
-    /// The metric that the best weights are chosen by.
-    ///
-    /// # Errors
-    /// If the one that is asked for is none of transcripts, or nothing is transcribed.
-    pub fn metric(&self, asked: Option<Metric>) -> Result<Metric> {
+/// Read when the tokenizer is there.
+struct Rows;
+
+impl ReadRows for Rows {
+    fn examples(self: Box<Self>, with: &Making) -> Result<Box<dyn TaskData>> {
+        Ok(Box::new(Spoken::read(with.run, with.language()?, with.model)?))
+    }
+
+    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, rows: usize) -> Result<Preview> {
+        let (language, data) =
+            (language(files)?, Dataset::load(&run.data, &Settings::of_run(&run)?.options)?);
+        let tokens = SpeechTokens::of(files, &language.tokenizer)?;
+        let row = |clip: &Clip| {
+            let fail = |what: String| anyhow!("{}: {what}", clip.source);
+            let sound = clip.sound().map_err(fail)?;
+            let labels =
+                clip.labels(&tokens, &language.tokenizer, Request::default(), sound.start).map_err(fail)?;
+            let (length, file) =
+                (retune_media::sound::seconds(sound.samples.len()), clip.audio.display().to_string());
+            let more = json!({"audio": file, "seconds": length});
+            let text = (&labels.ids[..], &labels.target[..]);
+            let mut row = of_text(&language.tokenizer, clip.source.to_string(), text, 0, more)?;
+            row.counts = format!("{length:.1} s of {file}, {}", row.counts);
+            Ok(row)
+        };
+        let rows = data.clips.iter().take(rows).map(row).collect::<Result<_>>()?;
+        let report = &data.report;
+        let mut lines =
+            vec![format!("{} clips, {} of speech", count(data.clips.len() as u64), seconds(report.seconds))];
+        lines.extend(left_out(report));
+        let json = json!({
+            "rows": report.rows, "examples": data.clips.len(), "seconds": report.seconds, "duplicates": report.duplicates,
+            "too_long": report.too_long.len(), "languages": report.languages,
+        });
+        Ok(Preview { rows, lines, json, ..Preview::default() })
+    }
+}
+
+impl TaskData for Spoken {
+    fn task(&self) -> Task {
+        Task::AutomaticSpeechRecognition
+    }
+
+    fn objective<'a>(&'a self, net: &'a Net, passes: Passes<'a>) -> Box<dyn Objective + 'a> {
+        let Passes { seed, checkpoint, cache } = passes;
+        let (dropout_seed, cache) = (Some(seed), cache.and_then(Kept::sounds));
+        Box::new(SpeechToText { dropout_seed, checkpoint, cache, ..self.plain(speech(net), &self.train) })
+    }
+
+    fn eval<'a>(&'a self, net: &'a Net, cache: Option<&'a Kept>) -> Option<Box<dyn Objective + 'a>> {
+        let cache = cache.and_then(Kept::sounds);
+        Some(Box::new(SpeechToText { cache, ..self.plain(speech(net), self.eval.as_ref()?) }))
+    }
+
+    fn measured<'a>(&'a self, view: &'a View<'a>) -> Box<dyn Objective + 'a> {
+        Box::new(SpeechToText { active: view.active.clone(), ..self.plain(speech(view.net), &self.train) })
+    }
+
+    /// Measured as a run measures its own.
+    fn retained(&self, path: &Path, with: &Making) -> Result<Box<dyn TaskData>> {
+        let settings = Settings::of_run(with.run)?;
+        Ok(Box::new(Spoken::alone(path, &settings, with.language()?, with.model)?))
+    }
+
+    /// Of transcripts, if there are any.
+    fn metric(&self, asked: Option<Metric>) -> Result<Metric> {
         let transcribes = self.transcribes();
         match asked {
             None if transcribes => Ok(Metric::Wer),
@@ -225,18 +279,15 @@ impl Spoken {
         }
     }
 
-    /// What the user should know though nothing is wrong.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut told = Vec::new();
-        if self.train.window() == AudioWindow::Clip {
-            told.push(NOT_EXACT.to_string());
-        }
-        told.extend(left_out(&self.report));
-        told
+    fn counts(&self) -> Counts {
+        Counts { rows: self.train.len(), ..Counts::default() }
     }
 
-    /// Counts for the report.
-    pub fn rows(&self) -> Vec<(&'static str, String)> {
+    fn held_out(&self) -> Option<usize> {
+        self.eval.as_ref().map(Examples::len)
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
         let mut rows =
             vec![("clips", count(self.train.len() as u64)), ("speech", seconds(self.report.seconds))];
         if !self.report.languages.is_empty() {
@@ -253,6 +304,39 @@ impl Spoken {
             rows.push(("windows", "cut to the clips: not what Whisper was trained on".into()));
         }
         rows
+    }
+
+    fn summary(&self) -> String {
+        format!("{} clips, {}", count(self.train.len() as u64), seconds(self.report.seconds))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut told = Vec::new();
+        if self.train.window() == AudioWindow::Clip {
+            told.push(NOT_EXACT.to_string());
+        }
+        told.extend(left_out(&self.report));
+        told
+    }
+
+    fn identity(&self, run: &RunFile) -> Result<Vec<(&'static str, String)>> {
+        Ok(vec![
+            ("audio_window", format!("{:?}", run.audio_window).to_lowercase()),
+            ("language", format!("{:?}", run.language)),
+            ("skip_long", run.skip_long.to_string()),
+        ])
+    }
+
+    fn kept_bytes(&self, net: &Net, params: &Params, _lengths: &mut dyn Iterator<Item = usize>) -> u64 {
+        SoundCache::bytes(speech(net), params, self.all())
+    }
+
+    fn transcribed_tokens(&self, net: &Net) -> usize {
+        if self.transcribes() { speech(net).config().max_target_positions / 2 } else { 0 }
+    }
+
+    fn audio_window(&self) -> Option<AudioWindow> {
+        Some(self.train.window()).filter(|window| *window == AudioWindow::Clip)
     }
 }
 
