@@ -8,10 +8,10 @@ use retune::methods::{self, matrix};
 use retune::models::quantised::{Quantisation, Quantised, layer_of_name};
 use retune::models::streamed::Sizes;
 use retune::models::{Model, ModelFiles, StorageChoice, spec_of};
-use retune::run_file::{RunFile, Weights};
+use retune::run_file::{RunFile, Storage, Weights};
 use retune::train::plan::{DoesNotFit, human};
 use retune::train::{self, OtherStorage, Plan, Remedy, available_memory};
-use retune_formats::atomic;
+use retune_formats::{Dtype, atomic};
 use retune_tensor::Param;
 
 /// The storage that is offered where the base is too large: the smallest that is made while loading.
@@ -88,6 +88,32 @@ fn may_be_streamed(files: &ModelFiles, run: &RunFile) -> Result<bool> {
     let method = methods::find(&run.method)?;
     let fits = matrix::fit(method, spec_of(files)?, matrix::Held::Quantised);
     Ok(!matches!(fits, matrix::Fit::No(_)) && run.weights == Weights::Memory)
+}
+
+/// Takes half-precision weights into f32 where the method trains them and nobody asked for another storage; says so. An optimiser's steps would be
+/// lost in 16 bits. Quantised weights stay what they are, and the method refuses them.
+///
+/// # Errors
+/// If the model or the method is not known.
+pub fn with_masters(mut run: RunFile) -> Result<(RunFile, Vec<String>)> {
+    let method = methods::find(&run.method)?;
+    if run.storage != Storage::AsIs {
+        return Ok((run, vec![]));
+    }
+    let files = ModelFiles::open(&crate::embedded::resolve(&run.model)?)?;
+    let spec = spec_of(&files)?;
+    let takes = |held| !matches!(matrix::fit(method, spec, held), matrix::Fit::No(_));
+    let tensors = || files.source().tensors().iter();
+    let half = tensors().find(|info| matches!(info.dtype, Dtype::F16 | Dtype::BF16));
+    let coarser = files.quantization_config()?.is_some() || tensors().any(|info| info.dtype.is_quantized());
+    let wanted = takes(matrix::Held::F32) && !takes(matrix::Held::Half) && !coarser;
+    let Some(half) = half.filter(|_| wanted) else { return Ok((run, vec![])) };
+    let (method, half) = (run.method.clone(), half.dtype.name());
+    run.storage = Storage::F32;
+    let said = format!(
+        "storage = \"f32\": {method} trains the weights themselves, and the file's {half} is too coarse for that"
+    );
+    Ok((run, vec![said]))
 }
 
 /// Refuses a base that cannot fit, before it is read; with `auto`, takes the storage with which it may, and says so.

@@ -139,7 +139,9 @@ impl Prepared {
         set_threads(run.threads)?;
         // A misspelt method is told before minutes of loading.
         methods::find(&run.method)?;
-        let (run, changed) = room::for_weights(run)?;
+        let (run, mut changed) = room::with_masters(run)?;
+        let (run, shrunk) = room::for_weights(run)?;
+        changed.extend(shrunk);
         let mut prepared = Prepared { changed, ..Prepared::on(Base::load(&run)?, run)? };
         while prepared.run.auto {
             let Err(error) = prepared.plan() else { break };

@@ -197,6 +197,20 @@ fn preview_marks_what_carries_loss() {
     shop.retune("preview --model model --data train.jsonl --draw seen").failed(2, &["is for pictures"]);
 }
 
+/// Weights of 16 bits are widened where a method trains them, unless somebody asked for these very bits.
+#[test]
+fn half_precision_becomes_masters_where_it_is_trained() {
+    let shop = Workshop::new();
+    shop.retune("quantize model --to bf16 --out half").ok();
+    let train = "train --model half --data train.jsonl --steps 2";
+    let full = shop.retune(&format!("{train} --method full --out full")).ok();
+    assert!(full.stderr.contains("storage = \"f32\": full trains the weights themselves"), "{}", full.stderr);
+    assert!(String::from_utf8(shop.read("full/run.toml")).unwrap().contains("storage = \"f32\""));
+    shop.retune(&format!("{train} --method full --storage bf16 --out no")).failed(2, &["--storage f32"]);
+    let lora = shop.retune(&format!("{train} --method lora --out lora")).ok();
+    assert!(!lora.stderr.contains("f32"), "what stays frozen stays small: {}", lora.stderr);
+}
+
 fn events(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

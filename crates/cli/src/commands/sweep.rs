@@ -14,6 +14,7 @@ use super::train::use_words;
 use crate::exit::{BAD_INPUT, Ended, NO_MEMORY, USAGE, UsageError, code_of, message};
 use crate::loading::set_threads;
 use crate::progress::Progress;
+use crate::room;
 use crate::run_flags::RunFlags;
 use crate::signals::Signals;
 use crate::style::{bold, count};
@@ -158,16 +159,17 @@ fn loaded_by(run: &RunFile) -> RunFile {
 impl Bench {
     /// Puts a run's method on the base; loads it first if it isn't there, or another is.
     fn prepare(&mut self, run: &RunFile) -> Result<Prepared> {
-        let key = loaded_by(run);
+        let (run, _) = room::with_masters(run.clone())?;
+        let key = loaded_by(&run);
         let (base, snapshot) = match self.base.take() {
             Some((known, base, snapshot)) if known == key => (base, snapshot),
             _ => {
-                let base = Base::load(run)?;
+                let base = Base::load(&run)?;
                 let snapshot = base.snapshot();
                 (base, snapshot)
             }
         };
-        let prepared = Prepared::on(base, run.clone())?.keeping_base();
+        let prepared = Prepared::on(base, run)?.keeping_base();
         self.out = Some((key, snapshot));
         Ok(prepared)
     }
