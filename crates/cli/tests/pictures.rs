@@ -5,6 +5,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::{Ran, ran};
+use retune_formats::TensorSource;
 use retune_media::pictures::{Picture, decode};
 use serde_json::{Value, json};
 
@@ -230,6 +231,30 @@ fn tiles_of_a_photo_keep_its_boxes() {
     assert_eq!(classes.trim(), "thing");
     shop.refused("tile squares --out tiles", "there already");
     shop.refused("tile squares --only 11 --out more", "no picture is called \"11\"");
+}
+
+#[test]
+fn raw_numbers_are_those_of_ultralytics() {
+    let shop = Shop::new();
+    let vision = |name: &str| common::data("vision").join(name).display().to_string();
+    let pictures = vision("ultralytics_outputs.safetensors");
+    let words = format!("logits --model {} --pictures {pictures} --out said", vision("ultralytics.pt"));
+    let shapes = &shop.json(&words)[0]["shapes"];
+    assert_eq!(shapes, &json!([[1, 8, 12, 19], [1, 4, 6, 19], [1, 2, 3, 19]]));
+    let open = |path: &std::path::Path| retune_formats::safetensors::File::open(path).unwrap();
+    let (ours, theirs) = (open(&shop.path("said")), open(pictures.as_ref()));
+    for i in 0..3 {
+        let ours = ours.read_f32(&format!("logits.{i}")).unwrap();
+        let theirs = theirs.read_f32(&format!("ultralytics.{i}")).unwrap();
+        let off = ours.iter().zip(&theirs).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(off < 1e-4, "scale {i} is off by {off}");
+    }
+    shop.refused(&format!("logits --model vgg --ids {pictures} --out no"), "input_ids");
+    shop.refused(
+        &format!("logits --model {} --pictures said --out no", vision("ultralytics.pt")),
+        "pictures",
+    );
+    shop.refused("logits --model vgg --out no", "--pictures");
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub const LAYERS: usize = 1 << 10;
 pub const PICKLE_BYTES: u64 = 256 << 20;
 /// Deepest nesting of tuples in a pickle.
 pub const PICKLE_DEPTH: usize = 64;
-/// Memory that the values of a pickle may take, in bytes, and twice the size of the file more.
-pub const PICKLE_MEMORY_BYTES: usize = 512 << 10;
+/// Memory that the values of a pickle may take, in bytes, and three times the size of the file more.
+pub const PICKLE_MEMORY_BYTES: usize = 896 << 10;
 /// How often larger than their file the tensors of a PyTorch file may be, because they share storages (AdapterHub names
 /// a prefix once for every layer).
 pub const TORCH_SHARING: u64 = 128;

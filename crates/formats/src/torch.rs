@@ -82,7 +82,7 @@ impl File {
 
     fn parse(bytes: Bytes) -> Result<File> {
         bytes.refuse_stand_ins()?;
-        let budget = usize::try_from(bytes.len()).unwrap_or(usize::MAX).saturating_mul(2);
+        let budget = usize::try_from(bytes.len()).unwrap_or(usize::MAX).saturating_mul(3);
         let budget = budget.saturating_add(limits::PICKLE_MEMORY_BYTES);
         let parts = match legacy::is_legacy(&bytes)? {
             true => legacy::read(&bytes, budget, |pickled, places| {

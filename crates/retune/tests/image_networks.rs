@@ -13,7 +13,7 @@ use retune::models::{HeadRequest, LoadOptions, Model, Network, darknet};
 use retune::nn::{Head, Pass, Pooling};
 use retune::run_file;
 use retune::tasks::detection::{Generation, Nms, Output, decode, nms};
-use retune::tasks::images::{Pictures, batch, predict};
+use retune::tasks::images::{Pictures, batch, logits, predict};
 use retune_formats::TensorSource;
 use retune_media::pictures::{Picture, Prepare};
 use retune_tensor::ops::{self, LossRows};
@@ -130,6 +130,26 @@ fn yolov8_says_what_pytorch_says() {
     let strides: Vec<usize> = head.scales.iter().map(|scale| scale.stride).collect();
     assert_eq!(strides, [8, 16, 32]);
     assert_eq!(head.detector.generation, Generation::Free { reg_max: 4 });
+}
+
+/// Files that Ultralytics saved itself: pickled modules in half precision, with norms and without.
+#[test]
+fn what_ultralytics_saved_says_what_it_says_there() {
+    let reference = open(&data("vision/ultralytics_outputs.safetensors"));
+    let grid = Grid { images: 1, height: 64, width: 96 };
+    let pixels = Tensor::from_vec(grid.rows(), 3, reference.read_f32("pictures").unwrap());
+    for name in ["ultralytics", "ultralytics_fused"] {
+        let model = load(&data(&format!("vision/{name}.pt")));
+        let net = model.image().unwrap();
+        let Head::Detector(head) = net.head() else { panic!("a detector") };
+        assert_eq!(head.detector.labels, ["circle", "square", "wedge"]);
+        let scales = logits(net, &model.params, pixels.clone(), grid).unwrap();
+        assert_eq!(scales.len(), 3);
+        for (i, (scale, _)) in scales.iter().enumerate() {
+            let (what, want) = (format!("{name}.{i}"), reference.read_f32(&format!("{name}.{i}")).unwrap());
+            close(&what, scale.data(), &want, 1e-5);
+        }
+    }
 }
 
 /// The buffers of a model, byte by byte.

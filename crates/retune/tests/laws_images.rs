@@ -1,7 +1,7 @@
 //! The laws (ARCHITECTURE.md) over every registered method, on a network of each architecture over pixels, in f32, bf16 and NF4.
 //!
-//! With `RETUNE_EXCHANGE=FOLDER` what each method writes for a VGG is left there, with pictures and logits, for
-//! `scripts/reference/check_exchange_images.py` to load with PEFT and torch.
+//! With `RETUNE_EXCHANGE=FOLDER` what each method writes is left there, with pictures and logits, for
+//! `scripts/reference/check_exchange_images.py` (VGG) and `check_exchange_detectors.py` (the others) to load with PEFT and the networks' own programs.
 
 mod common;
 
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use common::close;
 use common::images::{self, Pictures, SIDE};
-use retune::export::{ExportDtype, ExportOptions, write_folder};
+use retune::export::{ExportDtype, ExportOptions, write, write_folder};
 use retune::methods::{self, Attached, METHODS, Source};
 use retune::models::{ImageModel, Model, Quantisation, StorageChoice};
 use retune::nn::{Active, Dropouts, Head, Linear, Pass, Rows, Site, Sliding};
@@ -279,9 +279,9 @@ fn law_4_saved_and_loaded_is_the_same() {
     });
 }
 
-/// Leaves what was written of a VGG, with pictures and logits, for the reference implementations.
+/// Leaves what was written, with pictures and logits, for the reference implementations; whole darknet networks as darknet's files, too.
 fn exchange(name: &str, base: &Base, model: &Model, written: &Path) {
-    let Some(root) = std::env::var_os("RETUNE_EXCHANGE").filter(|_| base.model_type == "vgg") else { return };
+    let Some(root) = std::env::var_os("RETUNE_EXCHANGE") else { return };
     let out = Path::new(&root).join(name.replace(' ', "_"));
     let copy = |from: &Path, to: &Path| {
         std::fs::create_dir_all(to).expect("folder");
@@ -292,6 +292,10 @@ fn exchange(name: &str, base: &Base, model: &Model, written: &Path) {
     };
     copy(written, &out);
     copy(&base.path, &out.join("base"));
+    if base.model_type == "darknet" && written.join("config.json").exists() {
+        let options = ExportOptions { overwrite: true, ..ExportOptions::default() };
+        write(model, &out.join("darknet.cfg"), &options, &mut |_| {}).expect("darknet's files");
+    }
     let pictures = Pictures::of(model, 5);
     let logits = pictures.logits(model, &Pass::default());
     let shape = [5, pictures.grid.height, pictures.grid.width, 3];

@@ -54,6 +54,9 @@ impl ImageFile {
                 return Err(Error::Model { path: path.to_path_buf(), what: what.into() });
             }
         };
+        if let Some(what) = yolov8::refusal(source.as_ref(), &said) {
+            return Err(Error::Model { path: path.to_path_buf(), what });
+        }
         let mut config = KNOWN.iter().find_map(|recognise| recognise(source.as_ref())).ok_or_else(|| {
             let first = source.tensors().first().map(|info| info.name.clone()).unwrap_or_default();
             let what = format!(

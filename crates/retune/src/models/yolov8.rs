@@ -4,9 +4,11 @@
 //! `C2f(x) = conv([a, b, m1(b), m2(m1(b)), ...])` with `[a, b] = conv(x)`; names are those of Ultralytics' files, `model.N...`.
 
 mod config;
+mod file;
 mod load;
 
-pub use config::{Yolov8Config, describe, recognise};
+pub use config::Yolov8Config;
+pub use file::{describe, recognise, refusal};
 
 use crate::models::{Reads, Spec};
 

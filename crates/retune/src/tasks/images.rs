@@ -8,7 +8,7 @@ mod predict;
 pub use cache::{ImageCache, Trunk};
 pub use objective::ImageClassification;
 pub(crate) use predict::Seen;
-pub use predict::{Answer, Pictures, predict};
+pub use predict::{Answer, Pictures, logits, predict};
 
 use rayon::prelude::*;
 use retune_media::pictures::{Labelled, Picture, Prepare};

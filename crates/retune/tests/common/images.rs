@@ -74,6 +74,7 @@ activation=leaky
 size=2
 stride=1
 [convolutional]
+size=1
 filters=16
 activation=linear
 [yolo]
@@ -88,6 +89,7 @@ stride=2
 [route]
 layers=-1,6
 [convolutional]
+size=1
 filters=8
 activation=linear
 [yolo]

@@ -1,15 +1,14 @@
-//! What a YOLOv8 is made of: from `config.json`, or from the shapes of its weights.
+//! What a YOLOv8 is made of, from `config.json`.
 
-use retune_formats::TensorSource;
 use retune_media::pictures::Prepare;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::error::Result;
 use crate::models::config::{Config, MAX_WIDTH};
 use crate::models::image_head;
 
 /// Most bottlenecks of one block.
-const REPEATS_MAX: usize = 256;
+pub const REPEATS_MAX: usize = 256;
 /// Most steps of a distance.
 const REG_MAX: usize = 1 << 10;
 /// Side of the pictures that the published networks read.
@@ -34,6 +33,10 @@ pub struct Yolov8Config {
     pub towers: [usize; 2],
     /// Steps of a distance.
     pub reg_max: usize,
+    /// The towers for classes go over each channel by itself, then over single pixels: those of files of Ultralytics 8.3's first months.
+    pub separable: bool,
+    /// The batch norms have been folded into the convolutions, which have biases then.
+    pub fused: bool,
     pub labels: Vec<String>,
     pub input: Prepare,
 }
@@ -52,6 +55,8 @@ impl Yolov8Config {
             neck_repeats: sizes(c, "neck_repeats", 0..=REPEATS_MAX)?,
             towers: [box_tower, class_tower],
             reg_max: c.size("reg_max", REG_MAX)?,
+            separable: c.flag("separable", false)?,
+            fused: c.flag("fused", false)?,
             labels: image_head::labels(c)?,
             input: match c.get("image_input") {
                 Some(value) => image_head::input_of(c, value)?,
@@ -67,10 +72,16 @@ impl Yolov8Config {
 
     /// As `config.json`, without what the head adds.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut config = json!({
             "model_type": "yolov8", "widths": self.widths, "repeats": self.repeats, "neck_widths": self.neck_widths,
             "neck_repeats": self.neck_repeats, "towers": self.towers, "reg_max": self.reg_max,
-        })
+        });
+        for (key, set) in [("separable", self.separable), ("fused", self.fused)] {
+            if set {
+                config[key] = true.into();
+            }
+        }
+        config
     }
 }
 
@@ -87,44 +98,6 @@ fn sizes<const N: usize>(
         let (from, to) = (range.start(), range.end());
         c.fail(format!("\"{key}\" is {value}; a list of {N} whole numbers from {from} to {to} is needed"))
     })
-}
-
-/// The configuration of weights with Ultralytics' names, as `config.json`; `None` if they are no YOLOv8.
-pub fn recognise(source: &dyn TensorSource) -> Option<Value> {
-    let shape = |name: &str| Some(source.find(&format!("model.{name}"))?.shape.clone());
-    let width = |name: &str| Some(*shape(name)?.first()?);
-    let repeats =
-        |block: usize| (0..=REPEATS_MAX).find(|i| shape(&format!("{block}.m.{i}.cv1.conv.weight")).is_none());
-    let mut widths = vec![width("0.conv.weight")?];
-    for block in BACKBONE {
-        widths.push(width(&format!("{block}.cv2.conv.weight"))?);
-    }
-    // SPPF tells it from others that begin alike.
-    shape("9.cv2.conv.weight")?;
-    let neck: Option<Vec<usize>> = NECK.iter().map(|n| width(&format!("{n}.cv2.conv.weight"))).collect();
-    let detect = |tower: &str, part: &str| width(&format!("{DETECT}.{tower}.0.{part}"));
-    let (rows, classes) = (detect("cv2", "2.weight")?, detect("cv3", "2.weight")?);
-    (rows % 4 == 0).then_some(())?;
-    Some(json!({
-        "model_type": "yolov8", "widths": widths, "repeats": BACKBONE.map(repeats),
-        "neck_widths": neck?, "neck_repeats": NECK.map(repeats),
-        "towers": [detect("cv2", "0.conv.weight")?, detect("cv3", "0.conv.weight")?],
-        "reg_max": rows / 4, "num_labels": classes,
-    }))
-}
-
-/// Adds what a file of Ultralytics says besides: the names of the classes, the side of the pictures.
-pub fn describe(config: &mut Value, metadata: &Map<String, Value>) {
-    let classes = config["num_labels"].as_u64().unwrap_or_default();
-    let named =
-        |names: &&Map<String, Value>| names.len() as u64 == classes && names.values().all(Value::is_string);
-    if let Some(names) = metadata.get("names").and_then(Value::as_object).filter(named) {
-        config["id2label"] = json!(names);
-    }
-    let side = metadata.get("args").and_then(|args| args.get("imgsz")).and_then(Value::as_u64);
-    if let Some(side) = side.filter(|side| (32..=1 << 13).contains(side) && side % 32 == 0) {
-        config["image_input"] = json!(Prepare::ultralytics(side as usize));
-    }
 }
 
 #[cfg(test)]
@@ -163,16 +136,5 @@ mod tests {
             let message = read(&wrong).unwrap_err().to_string();
             assert!(message.contains(words), "{words}: {message}");
         }
-    }
-
-    #[test]
-    fn what_a_file_says_besides_is_taken_if_it_fits() {
-        let mut config = json!({ "num_labels": 2 });
-        let said = json!({ "names": { "0": "cat", "1": "dog" }, "args": { "imgsz": 320 } });
-        describe(&mut config, said.as_object().unwrap());
-        assert_eq!((&config["id2label"]["1"], &config["image_input"]["width"]), (&json!("dog"), &json!(320)));
-        let mut config = json!({ "num_labels": 3 });
-        describe(&mut config, said.as_object().unwrap());
-        assert!(config.get("id2label").is_none());
     }
 }

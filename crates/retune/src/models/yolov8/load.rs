@@ -54,7 +54,7 @@ fn distances(loader: &mut Loader, reg_max: usize, files: Option<&ModelFiles>) ->
 }
 
 fn network(loader: &mut Loader, config: &Yolov8Config, request: &HeadRequest) -> Result<ImageModel> {
-    let mut graph = Graph { builder: Builder::new(loader) };
+    let mut graph = Graph { builder: Builder::new(loader), fused: config.fused };
     let backbone = graph.backbone(config)?;
     let scales = graph.neck(config, backbone)?;
     let (mut outputs, mut parts) = (Vec::new(), Vec::new());
@@ -64,8 +64,9 @@ fn network(loader: &mut Loader, config: &Yolov8Config, request: &HeadRequest) ->
         for ((tower, rows), channels) in ["cv2", "cv3"].into_iter().zip(rows).zip(config.towers) {
             let path = format!("model.{DETECT}.{tower}.{i}");
             graph.builder.block();
-            let at = graph.conv(&format!("{path}.0"), at, (channels, width), 3, 1)?;
-            let at = graph.conv(&format!("{path}.1"), at, (channels, channels), 3, 1)?;
+            let separable = config.separable && rows == PartRows::Classes;
+            let at = graph.tower_conv(&format!("{path}.0"), at, (channels, width), separable)?;
+            let at = graph.tower_conv(&format!("{path}.1"), at, (channels, channels), separable)?;
             scale.push(Part { path: format!("{path}.2"), output: outputs.len(), channels, rows });
             outputs.push(at);
         }
@@ -73,7 +74,7 @@ fn network(loader: &mut Loader, config: &Yolov8Config, request: &HeadRequest) ->
     }
     let generation = Generation::Free { reg_max: config.reg_max };
     let head = DetectionHead { scales: parts, generation, labels: config.labels.clone() };
-    let Graph { builder } = graph;
+    let Graph { builder, .. } = graph;
     let head = head.build(builder.loader, request)?;
     let input = image_head::size(request).map_or(config.input, |size| resized(config.input, size));
     let description =
@@ -87,6 +88,7 @@ type Place = (usize, usize);
 /// The network so far.
 struct Graph<'l, 'f> {
     builder: Builder<'l, 'f>,
+    fused: bool,
 }
 
 impl Graph<'_, '_> {
@@ -163,7 +165,25 @@ impl Graph<'_, '_> {
         self.conv(&format!("{path}.cv2"), all, (width, 4 * half), 1, 1)
     }
 
-    /// A convolution without a bias, its batch norm, SiLU.
+    /// 3 x 3 pixels of a tower of the heads; separable: of each channel by itself, then the channels of single pixels.
+    fn tower_conv(
+        &mut self,
+        path: &str,
+        from: usize,
+        shape: (usize, usize),
+        separable: bool,
+    ) -> Result<usize> {
+        if !separable {
+            return self.conv(path, from, shape, 3, 1);
+        }
+        let each = format!("{path}.0");
+        let at =
+            self.builder.depthwise(&format!("{each}.conv"), from, shape.1, square(3, 1, 1), self.fused)?;
+        let at = self.behind(&each, at, shape.1)?;
+        self.conv(&format!("{path}.1"), at, shape, 1, 1)
+    }
+
+    /// A convolution, its batch norm, SiLU.
     fn conv(
         &mut self,
         path: &str,
@@ -173,8 +193,16 @@ impl Graph<'_, '_> {
         stride: usize,
     ) -> Result<usize> {
         let sliding = square(size, stride, size / 2);
-        let at = self.builder.conv(&format!("{path}.conv"), from, shape, sliding, false)?;
-        let at = self.builder.norm(&format!("{path}.bn"), at, shape.0, NORM_EPS)?;
+        let at = self.builder.conv(&format!("{path}.conv"), from, shape, sliding, self.fused)?;
+        self.behind(path, at, shape.0)
+    }
+
+    /// The batch norm of a convolution without a bias, unless it is in the convolution, and SiLU.
+    fn behind(&mut self, path: &str, from: usize, width: usize) -> Result<usize> {
+        let at = match self.fused {
+            true => from,
+            false => self.builder.norm(&format!("{path}.bn"), from, width, NORM_EPS)?,
+        };
         Ok(self.builder.add(Step::Activation(Activation::Silu), &[at]))
     }
 }

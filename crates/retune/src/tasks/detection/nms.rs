@@ -12,6 +12,8 @@ pub struct Nms {
     pub overlap: f32,
     /// Whether boxes of other classes suppress each other too.
     pub across_classes: bool,
+    /// Whether a box is told of its best class alone, or of each that scores enough.
+    pub best_class: bool,
     /// Most boxes kept of a picture.
     pub detections_max: usize,
     /// Most boxes looked at, the best ones.
@@ -20,13 +22,25 @@ pub struct Nms {
 
 impl Default for Nms {
     fn default() -> Nms {
-        Nms { overlap: 0.45, across_classes: false, detections_max: 300, candidates_max: 30_000 }
+        Nms {
+            overlap: 0.45,
+            across_classes: false,
+            best_class: false,
+            detections_max: 300,
+            candidates_max: 30_000,
+        }
     }
 }
 
 /// The detections of one picture that stay. A score that is NaN never does.
 pub fn nms(mut candidates: Vec<Detection>, settings: &Nms) -> Vec<Detection> {
     candidates.retain(|candidate| !candidate.score.is_nan());
+    if settings.best_class {
+        // The classes of a box follow each other.
+        let best =
+            |box_: &[Detection]| box_.iter().copied().reduce(|a, b| if b.score > a.score { b } else { a });
+        candidates = candidates.chunk_by(|a, b| a.bounds == b.bounds).filter_map(best).collect();
+    }
     // Stable: equals stay in their order.
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.class.cmp(&b.class)));
     candidates.truncate(settings.candidates_max);
@@ -67,8 +81,17 @@ mod tests {
         assert_eq!(kept(Nms::default()), [0.9, 0.6, 0.1]);
         assert_eq!(kept(Nms { overlap: 0.55, ..Nms::default() }), [0.9, 0.7, 0.6, 0.1]);
         assert_eq!(kept(Nms { across_classes: true, ..Nms::default() }), [0.9, 0.1]);
+        assert_eq!(kept(Nms { best_class: true, ..Nms::default() }), [0.9, 0.6, 0.1]);
         assert_eq!(kept(Nms { detections_max: 2, ..Nms::default() }), [0.9, 0.6]);
         assert_eq!(kept(Nms { candidates_max: 2, ..Nms::default() }), [0.9]);
+    }
+
+    #[test]
+    fn of_the_classes_of_one_box_the_best_may_stay_alone() {
+        let all = vec![at(0.5, 0, 0.6), at(0.5, 1, 0.8), at(0.5, 2, 0.7), at(0.9, 0, 0.3)];
+        assert_eq!(nms(all.clone(), &Nms::default()).len(), 4);
+        let kept = nms(all, &Nms { best_class: true, ..Nms::default() });
+        assert_eq!(kept, [at(0.5, 1, 0.8), at(0.9, 0, 0.3)]);
     }
 
     #[test]

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use retune_media::pictures::{Picture, Placement};
-use retune_tensor::{Params, Tape};
+use retune_tensor::{Grid, Params, Tape, Tensor};
 
 use super::error::{classifier, no_output};
 use super::fitted;
 use crate::error::{Error, Result};
-use crate::models::ImageModel;
 use crate::models::graph::State;
-use crate::nn::{Active, Pass};
+use crate::models::{ImageModel, Network};
+use crate::nn::{Active, Head, Pass};
 use crate::tasks::classification::{argmax, softmax};
 
 /// What is said of one picture.
@@ -104,4 +104,22 @@ pub fn predict<E: From<Error>>(
         Ok(logits.map(|z| Answer { class: argmax(z), probabilities: softmax(z) }).collect())
     };
     pictures.run(net, params, say, each)
+}
+
+/// What a network says of pictures that are its input already, `[images * height * width, 3]`, raw: a classifier's logits `[images, classes]`, or
+/// of each of a detector's scales `[images * h * w, columns]`, with their grids. For comparing with other implementations.
+///
+/// # Errors
+/// If the network cannot read pictures of this size, or has neither head.
+pub fn logits(net: &ImageModel, params: &Params, x: Tensor, grid: Grid) -> Result<Vec<(Tensor, Grid)>> {
+    net.grids(grid.height, grid.width)?;
+    let (tape, pass) = (Tape::inference(params), Pass::default());
+    let state = net.trunk(&tape, x, grid, &pass);
+    if let Head::Detector(_) = net.head() {
+        let scales = net.detect(&tape, &state, &pass);
+        return Ok(scales.into_iter().map(|(x, grid, _)| (x.value().clone(), grid)).collect());
+    }
+    let hidden = net.hidden(&state, &pass).ok_or_else(no_output)?;
+    let logits = classifier(net)?.forward(&tape, &hidden);
+    Ok(vec![(logits.value().clone(), Grid { height: 1, width: 1, ..grid })])
 }
