@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Makes the virtual environment of the reference implementations (torch, transformers, peft, llama.cpp; about 5.7 GB), or that of
-# AdapterHub's library, which needs an older transformers.
+# Makes the virtual environment of the reference implementations (torch, transformers, peft, llama.cpp; about 5.7 GB), that of
+# AdapterHub's library, which needs an older transformers, or that of the programs for pictures (Ultralytics, torchvision, OpenCV).
 #
 #   scripts/reference/setup.sh
 #   scripts/reference/setup.sh adapterhub
-#   RETUNE_REFERENCE_VENV=/some/folder scripts/reference/setup.sh        # RETUNE_ADAPTERHUB_VENV for the other
+#   scripts/reference/setup.sh detectors
+#   RETUNE_REFERENCE_VENV=/some/folder scripts/reference/setup.sh        # RETUNE_ADAPTERHUB_VENV, RETUNE_DETECTORS_VENV for the others
 #
-# Default folders: ~/.cache/retune/{reference,adapterhub}-venv (XDG_CACHE_HOME is honoured). Running it again only mends what is missing.
+# Default folders: ~/.cache/retune/{reference,adapterhub,detectors}-venv (XDG_CACHE_HOME is honoured). Running it again only mends what is missing.
 # Prints the path of the environment's python as its last line.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +15,8 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/retune
 case ${1:-reference} in
     reference) venv=${RETUNE_REFERENCE_VENV:-$cache/reference-venv} requirements=requirements.txt modules="torch transformers peft" ;;
     adapterhub) venv=${RETUNE_ADAPTERHUB_VENV:-$cache/adapterhub-venv} requirements=requirements-adapterhub.txt modules="torch transformers adapters" ;;
-    *) echo "setup.sh: there is no environment '$1': reference, adapterhub" >&2; exit 2 ;;
+    detectors) venv=${RETUNE_DETECTORS_VENV:-$cache/detectors-venv} requirements=requirements-detectors.txt modules="torch torchvision ultralytics cv2 peft" ;;
+    *) echo "setup.sh: there is no environment '$1': reference, adapterhub, detectors" >&2; exit 2 ;;
 esac
 python=${PYTHON:-python3}
 
