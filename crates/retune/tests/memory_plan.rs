@@ -4,10 +4,12 @@
 //! before. Rows of data and the test's own lists are small beside that. The test is alone in its program, for the count is
 //! the process's.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
+use common::heap::{self, Heap};
 use rayon::ThreadPoolBuilder;
 use retune::methods::{self, Attached};
 use retune::models::{
@@ -26,7 +28,7 @@ use retune_tensor::rng::Stream;
 use retune_tensor::{Segments, Tape, Var, memory};
 
 #[global_allocator]
-static HEAP: &PeakMemAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+static HEAP: Heap = heap::heap();
 
 const SEED: u64 = 4;
 const CONFIGURATIONS: u64 = 30;
@@ -277,7 +279,8 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
     // From here on: the dry run's buffers are zeros that nobody writes to (a system gives them no memory, but this allocator counts them).
     memory::trim();
     memory::reset_peak();
-    HEAP.reset_peak_memory();
+    memory::count_heap(|| heap::peak_since(&HEAP));
+    let before = heap::held();
     let (mut model, mut attached) = ready();
     let (case, plan) = (&case_now, plan.unwrap());
     let Model { params, net, .. } = &mut model;
@@ -291,7 +294,7 @@ fn planned_and_measured(case: &Case, limit: Option<u64>) -> (Plan, u64) {
     let mut go_on = |_| Control::Continue;
     let settings = TrainSettings { optimizer_budget: plan.optimizer_budget, ..case.settings() };
     train(params, &texts, Some(&texts), &settings, folder.as_ref(), &mut go_on).unwrap();
-    (plan, HEAP.get_peak_memory() as u64)
+    (plan, (memory::heap_and_region_peak_bytes() - before) as u64)
 }
 
 /// Work on threads of its own, whose packed operands are gone afterwards.

@@ -4,8 +4,8 @@
 
 mod common;
 
+use common::heap::{self, Heap};
 use common::images;
-use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
 use rayon::ThreadPoolBuilder;
 use retune::methods::{self, Attached};
 use retune::models::{ImageModel, Model, StorageChoice};
@@ -21,7 +21,7 @@ use retune_tensor::{Grid, Tape, Tensor, Var, memory};
 use serde_json::{Value, json};
 
 #[global_allocator]
-static HEAP: &PeakMemAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+static HEAP: Heap = heap::heap();
 
 const THREADS: usize = 2;
 const PICTURES: usize = 9;
@@ -168,7 +168,8 @@ fn planned_and_measured(case: &Case) -> (Plan, u64) {
     // From here on: the dry run's buffers are never written to (a system gives them no memory, but this allocator counts them).
     memory::trim();
     memory::reset_peak();
-    HEAP.reset_peak_memory();
+    memory::count_heap(|| heap::peak_since(&HEAP));
+    let before = heap::held();
     let (mut model, _attached) = ready();
     let Model { params, net, .. } = &mut model;
     let pixels = Pixels { net: net.as_image().expect("pictures"), checkpoint: plan.checkpointing };
@@ -178,7 +179,7 @@ fn planned_and_measured(case: &Case) -> (Plan, u64) {
     };
     train(params, &pixels, Some(&pixels), &settings, None, &mut |_| Control::Continue)
         .unwrap_or_else(|e| panic!("{e}"));
-    (plan, HEAP.get_peak_memory() as u64)
+    (plan, (memory::heap_and_region_peak_bytes() - before) as u64)
 }
 
 #[test]

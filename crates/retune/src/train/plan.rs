@@ -5,7 +5,7 @@
 
 use std::cell::OnceCell;
 
-use retune_tensor::memory::held_bytes;
+use retune_tensor::memory::{ends_bytes, held_bytes};
 use retune_tensor::{ParamId, Params};
 use serde::{Deserialize, Serialize};
 
@@ -85,7 +85,7 @@ pub struct Plan {
     pub activation_bytes: u64,
     /// What is needed for a moment only.
     pub transient_bytes: u64,
-    /// Packed operands of products, on all threads; buffers of files.
+    /// Packed operands of products, on all threads; buffers of files; pages that are in use in part.
     pub workspace_bytes: u64,
     /// Copies of weights, rows of a frozen trunk.
     pub kept_bytes: u64,
@@ -358,6 +358,8 @@ impl<'a> Planner<'a> {
             disk_free_bytes: request.disk_free,
             ..Plan::default()
         };
+        let in_buffers = plan.trainable_bytes + plan.gradient_bytes + plan.moment_bytes;
+        plan.workspace_bytes += ends_bytes(in_buffers + plan.activation_bytes + plan.transient_bytes);
         // A process, not its heap alone, is what is planned where the caller says what it holds.
         if beside.process > 0 {
             plan.process_bytes += plan.parts().iter().map(|(_, bytes)| bytes).sum::<u64>() / ALLOCATOR_SHARE;

@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod case;
 pub mod gguf;
+pub mod heap;
 pub mod images;
 pub mod texts;
 
