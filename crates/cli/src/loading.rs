@@ -18,7 +18,7 @@ use crate::tasks::did_you_mean;
 /// Which model, with which adapters on it.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A Hugging Face folder or a GGUF file
+    /// A Hugging Face folder, a GGUF file, or an image network's weights (.pth, .pt, .safetensors, .onnx, .cfg)
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
 

@@ -170,6 +170,7 @@ fn the_first_layers_of_a_detector_are_frozen() {
         (&delta["facts"]["method"], &delta["facts"]["trained for"]),
         (&json!("partial"), &json!("object-detection"))
     );
+    assert_eq!(delta["facts"]["settings"], json!("freeze = 2"));
     let changed: Vec<&str> =
         delta["tensors"].as_array().unwrap().iter().map(|tensor| tensor["name"].as_str().unwrap()).collect();
     let new_head = ["layers.3.conv.weight", "layers.3.conv.bias"];

@@ -32,9 +32,9 @@ pub use read::{Problem, RunFileError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunFile {
-    /// A Hugging Face folder or a GGUF file.
+    /// A Hugging Face folder, a GGUF file, or an image network's weights (.pth, .pt, .safetensors, .onnx, .cfg).
     pub model: PathBuf,
-    /// Training rows: .jsonl, .csv or .txt.
+    /// What is learned: rows (.jsonl, .csv, .tsv, .txt, ...), or a folder of pictures or of sounds with their texts.
     pub data: PathBuf,
     /// Held-out rows, never trained on.
     pub eval_data: Option<PathBuf>,

@@ -40,7 +40,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Rows: .jsonl, .json, .csv, .tsv or .txt
+    /// Rows (.jsonl, .csv, .tsv, .txt, ...), or a folder of pictures or of sounds with their texts
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
 

@@ -17,7 +17,7 @@ Examples:
   retune export --model model --out model.gguf --dtype f16
   retune export --model trained-yolo --out trained.cfg")]
 pub struct Args {
-    /// A Hugging Face folder or a GGUF file
+    /// A Hugging Face folder, a GGUF file, or an image network's weights (.pth, .pt, .safetensors, .onnx, .cfg)
     #[arg(long, value_name = "PATH")]
     model: PathBuf,
 

@@ -32,7 +32,7 @@ With --model a whole model is written, a folder that transformers loads, a GGUF 
 darknet loads; without it, --combine writes an adapter folder that PEFT loads. The base and the adapters stay as they are. A quantised base is merged
 into the values that it stands for; it is quantised again only if --dtype says so.")]
 pub struct Args {
-    /// A Hugging Face folder or a GGUF file
+    /// A Hugging Face folder, a GGUF file, or an image network's weights (.pth, .pt, .safetensors, .onnx, .cfg)
     #[arg(long, value_name = "PATH", required_unless_present = "combine")]
     model: Option<PathBuf>,
 

@@ -1,6 +1,7 @@
 //! Partial fine-tuning: the last blocks with what stands above them, or any parameters by name, as f32 masters.
 
 use retune_tensor::ParamId;
+use serde_json::json;
 
 use super::targets::nearest;
 use super::{Attached, Spec, delta, remember, trainable_count};
@@ -25,10 +26,13 @@ pub const SPEC: Spec = Spec {
 /// If there are not so many blocks or layers, a pattern matches nothing (the message names the nearest), or a weight is not
 /// held in f32.
 pub fn attach(model: &mut Model, settings: &run_file::Partial) -> Result<Attached> {
-    let ids = match (&settings.train, settings.freeze) {
-        (Some(patterns), _) => named(model, patterns)?,
-        (None, Some(layers)) => behind(model, layers as usize)?,
-        (None, None) => last_blocks(model, settings.last_blocks as usize)?,
+    let (ids, by) = match (&settings.train, settings.freeze) {
+        (Some(patterns), _) => (named(model, patterns)?, json!({"train": patterns})),
+        (None, Some(layers)) => (behind(model, layers as usize)?, json!({"freeze": layers})),
+        (None, None) => {
+            let blocks = settings.last_blocks;
+            (last_blocks(model, blocks as usize)?, json!({"last_blocks": blocks}))
+        }
     };
     model.params.freeze_all();
     delta::train(model, SPEC.name, &ids)?;
@@ -36,7 +40,7 @@ pub fn attach(model: &mut Model, settings: &run_file::Partial) -> Result<Attache
     Ok(Attached {
         modules: delta::names(model, &ids),
         trainable: trainable_count(model),
-        save: Some(delta::saver(SPEC.name, settings, ids)),
+        save: Some(delta::saver(SPEC.name, &by, ids)),
         ..Attached::default()
     })
 }

@@ -1,4 +1,4 @@
-//! A model on disk: a Hugging Face folder or one GGUF file.
+//! A model on disk: a Hugging Face folder, a GGUF file, a file of an image network's weights, a Whisper of CTranslate2.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,7 @@ impl ModelFiles {
         }
         if !path.exists() {
             let what =
-                "there is no such file or folder; give a Hugging Face folder or a .gguf file".to_string();
+                "there is no such file or folder; give a Hugging Face folder, a .gguf file, or the weights of an image network".to_string();
             return Err(Error::Model { path: path.to_path_buf(), what });
         }
         if !gguf::File::is_gguf(path) {

@@ -166,8 +166,8 @@ const MANY: u64 = i64::MAX as u64;
 /// All settings, in the order in which the commented file and the help print them.
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
-    key("", "model", "model", Kind::Path, "a Hugging Face folder or a GGUF file", &["model_name_or_path", "base_model", "model_path"]),
-    key("", "data", "data", Kind::Path, "training rows: .jsonl, .csv or .txt", &["dataset", "train_file", "train_data", "dataset_path", "data_path"]),
+    key("", "model", "model", Kind::Path, "a Hugging Face folder, a GGUF file, or an image network's weights (.pth, .pt, .safetensors, .onnx, .cfg)", &["model_name_or_path", "base_model", "model_path"]),
+    key("", "data", "data", Kind::Path, "what is learned: rows (.jsonl, .csv, .tsv, .txt, ...), or a folder of pictures or of sounds with their texts", &["dataset", "train_file", "train_data", "dataset_path", "data_path"]),
     key("", "eval_data", "eval-data", Kind::Path, "held-out rows, never trained on", &["eval_dataset", "validation_file", "val_data", "valid_data", "eval_file"]),
     key("", "retain_data", "retain-data", Kind::Path, "rows of an old task, measured before and after: how much is forgotten", &["retain_set", "replay_data", "forget_data"]),
     key("", "out", "out", Kind::Path, "the folder to write", &["output_dir", "output", "adapter_path", "out_dir"]),

@@ -196,8 +196,16 @@ impl Reader {
     /// What each setting cannot see alone.
     fn check_together(&mut self, run: &RunFile) {
         for (name, path, what) in [
-            ("model", &run.model, "a Hugging Face folder or a GGUF file"),
-            ("data", &run.data, "a .jsonl, .csv or .txt file"),
+            (
+                "model",
+                &run.model,
+                "a Hugging Face folder, a GGUF file, or an image network's weights (.pth, .pt, .safetensors, .onnx, .cfg)",
+            ),
+            (
+                "data",
+                &run.data,
+                "rows (.jsonl, .csv, .tsv, .txt, ...), or a folder of pictures or of sounds with their texts",
+            ),
         ] {
             if path.as_os_str().is_empty() {
                 self.problem(
