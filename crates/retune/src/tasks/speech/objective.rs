@@ -494,6 +494,14 @@ mod tests {
         partial::attach(&mut model, &whole).unwrap();
         let cache = SoundCache::new(model.speech().unwrap(), &model.params, Limits::default()).unwrap();
         assert_eq!(cache.level, Level::Block(1));
+        // From the other end: the encoder's layers are counted first.
+        let layers = model.net.blocks() as u32;
+        let mut trained = |settings| {
+            partial::attach(&mut model, &settings).unwrap();
+            model.params.trainable()
+        };
+        let behind = run_file::Partial { freeze: Some(layers - 1), ..Default::default() };
+        assert_eq!(trained(behind), trained(settings));
     }
 
     /// Clips of 0.4 s, which fill the window of 0.48 s, and one of 0.1 s: kept rows or not, together or alone, everything is the same, and error
