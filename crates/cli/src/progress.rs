@@ -212,12 +212,11 @@ fn line(event: &Event) -> Option<String> {
                 Some(path) => format!("going on after step {step} from {}", path.display()),
                 None => "starting".into(),
             };
-            format!(
-                "{from}: {steps} steps, {} rows, {} target tokens, {} trained parameters",
-                count(*examples),
-                count(*targets as u64),
-                count(*trainable_parameters)
-            )
+            // Of labels and pictures there is one a row: no tokens are learned.
+            let tokens = Some(*targets as u64).filter(|targets| targets != examples);
+            let tokens = tokens.map(|n| format!(", {} target tokens", count(n))).unwrap_or_default();
+            let (rows, trained) = (count(*examples), count(*trainable_parameters));
+            format!("{from}: {steps} steps, {rows} rows{tokens}, {trained} trained parameters")
         }
         Event::Paged { path, resident_bytes, file_bytes } => {
             format!(
