@@ -25,7 +25,22 @@ pub struct Preview {
     /// For machines.
     pub json: Value,
     /// Pictures as the network is given them, if that is what it reads.
-    pub sheet: Option<Picture>,
+    pub cells: Vec<Cell>,
+}
+
+/// How much is shown.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    pub rows: usize,
+    /// Pictures are to be drawn, then in several epochs.
+    pub draw: bool,
+}
+
+impl Preview {
+    /// All pictures as one; nothing where there are none.
+    pub fn sheet(&self) -> Option<Picture> {
+        (!self.cells.is_empty()).then(|| draw::sheet(&self.cells, EPOCHS as usize, SIDE))
+    }
 }
 
 /// One row of the data.
@@ -90,17 +105,17 @@ pub struct Seen {
     pub json: Value,
 }
 
-/// Some pictures in the first epochs: `seen` gives picture i of an epoch, `changes` says whether they are others in each; `facts` are told of all.
+/// Some pictures in the first epoch, or in the first ones: `seen` gives picture i of an epoch, `changes` says whether they are others in each; `facts` are told of all.
 ///
 /// # Errors
 /// If one cannot be read.
 pub fn of_pictures(
     names: Vec<String>,
-    changes: bool,
+    (changes, asked): (bool, Asked),
     facts: Vec<(&'static str, String)>,
     seen: &dyn Fn((usize, u64)) -> Result<Seen>,
 ) -> Result<Preview> {
-    let epochs = if changes { EPOCHS } else { 1 };
+    let epochs = if changes && asked.draw { EPOCHS } else { 1 };
     let (mut rows, mut cells) = (Vec::new(), Vec::new());
     for (i, name) in names.into_iter().enumerate() {
         let file =
@@ -118,6 +133,5 @@ pub fn of_pictures(
     let lines = facts.iter().map(|(name, value)| format!("{name:<10} {value}")).collect();
     let json: Map<String, Value> =
         facts.into_iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
-    let sheet = (!cells.is_empty()).then(|| draw::sheet(&cells, EPOCHS as usize, SIDE));
-    Ok(Preview { rows, lines, json: Value::Object(json), sheet })
+    Ok(Preview { rows, lines, json: Value::Object(json), cells })
 }

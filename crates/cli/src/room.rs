@@ -97,7 +97,11 @@ fn may_be_streamed(files: &ModelFiles, run: &RunFile) -> Result<bool> {
 /// If the model or the method is not known.
 pub fn with_masters(mut run: RunFile) -> Result<(RunFile, Vec<String>)> {
     let method = methods::find(&run.method)?;
-    if run.storage != Storage::AsIs {
+    let refuses = |(m, _, held, fit): &(&methods::Spec, _, matrix::Held, matrix::Fit)| {
+        m.name == method.name && *held == matrix::Held::Half && matches!(fit, matrix::Fit::No(_))
+    };
+    // Most methods take any: then no file need be opened for this.
+    if run.storage != Storage::AsIs || !matrix::all().any(|row| refuses(&row)) {
         return Ok((run, vec![]));
     }
     let files = ModelFiles::open(&crate::embedded::resolve(&run.model)?)?;

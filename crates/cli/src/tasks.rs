@@ -29,7 +29,7 @@ use retune::train::Objective;
 use retune_tensor::Params;
 
 use crate::exit::UsageError;
-use crate::previewing::Preview;
+use crate::previewing::{Asked, Preview};
 use crate::prompting::Question;
 use crate::training::Prepared;
 use choose::{is_labelled, task_of};
@@ -200,9 +200,9 @@ pub trait ReadRows {
     ///
     /// # Errors
     /// If they cannot be read.
-    fn preview(self: Box<Self>, run: RunFile, _files: &ModelFiles, rows: usize) -> Result<Preview> {
+    fn preview(self: Box<Self>, run: RunFile, _files: &ModelFiles, asked: Asked) -> Result<Preview> {
         let prepared = Prepared::new(run)?;
-        prepared.data.preview(&prepared.model.net, &prepared.run, rows)
+        prepared.data.preview(&prepared.model.net, &prepared.run, asked)
     }
 }
 
@@ -358,7 +358,7 @@ pub trait TaskData {
     ///
     /// # Errors
     /// If they cannot be read, or these are no pictures.
-    fn preview(&self, _net: &Net, _run: &RunFile, _rows: usize) -> Result<Preview> {
+    fn preview(&self, _net: &Net, _run: &RunFile, _asked: Asked) -> Result<Preview> {
         bail!("the rows are no pictures")
     }
 }

@@ -121,7 +121,6 @@ impl Store {
     fn take_block(&mut self, len: usize) -> Option<Block> {
         let block = self.arena.as_mut()?.take(len)?;
         self.live += block.bytes();
-        self.peak_live = self.peak_live.max(self.live);
         // Nothing was written to it yet: what is too much is given back before that.
         self.make_room(0);
         self.count(0);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use retune::run_file::RunFile;
+use retune_formats::folder::is_model_folder;
 use retune_formats::records::EXTENSIONS;
 use retune_formats::{TensorInfo, TensorSource, bitsandbytes, gguf, gguf_lora, safetensors};
 use serde_json::{Map, Value, json};
@@ -107,7 +108,7 @@ fn look_at(path: &Path) -> Result<Found> {
     let meta = std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
     if meta.is_dir() {
         return match path {
-            _ if models::is_folder(path) => models::look_at(path),
+            _ if is_model_folder(path) => models::look_at(path),
             _ if adapters::is_folder(path) => adapters::look_at(path),
             _ => data::pictures(path),
         };

@@ -8,7 +8,7 @@ use retune::models::ModelFiles;
 use serde_json::json;
 
 use crate::exit::UsageError;
-use crate::previewing::{Preview, joined};
+use crate::previewing::{Asked, Preview, joined};
 use crate::run_flags::RunFlags;
 use crate::sheets::write_beside;
 use crate::style::{bold, dim};
@@ -41,19 +41,23 @@ pub fn run(args: &Args, json: bool) -> Result<()> {
     let run = args.run.load()?;
     let files = ModelFiles::open(&crate::embedded::resolve(&run.model)?)?;
     let model = run.model.display().to_string();
-    let mut preview = tasks::read(&run, &files)?.preview(run, &files, args.rows)?;
-    match (&args.draw, &preview.sheet) {
-        (Some(folder), Some(sheet)) => {
-            let path = write_beside(sheet, folder, "preview")?.display().to_string();
+    let mut preview = tasks::read(&run, &files)?.preview(
+        run,
+        &files,
+        Asked { rows: args.rows, draw: args.draw.is_some() },
+    )?;
+    match &args.draw {
+        None if preview.cells.is_empty() => {}
+        None => preview.lines.push(dim("--draw FOLDER draws them as the network is given them")),
+        Some(folder) => {
+            let Some(sheet) = preview.sheet() else {
+                let what = format!("--draw {} is for pictures; {model} reads none", folder.display());
+                return Err(UsageError(what).into());
+            };
+            let path = write_beside(&sheet, folder, "preview")?.display().to_string();
             preview.lines.push(format!("{:<10} {path}", "drawn"));
             preview.json = joined(preview.json, json!({"drawn": path}));
         }
-        (Some(folder), None) => {
-            let what = format!("--draw {} is for pictures; {model} reads none", folder.display());
-            return Err(UsageError(what).into());
-        }
-        (None, Some(_)) => preview.lines.push(dim("--draw FOLDER draws them as the network is given them")),
-        (None, None) => {}
     }
     let mut out = stdout().lock();
     match json {

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::{Counts, Kept, Making, Passes, ReadRows, Spec, TaskData, View, head, image};
 use crate::exit::UsageError;
-use crate::previewing::{Preview, Seen, of_pictures};
+use crate::previewing::{Asked, Preview, Seen, of_pictures};
 use crate::style::count;
 
 pub(super) const SPEC: Spec = Spec {
@@ -247,9 +247,9 @@ impl TaskData for Pictured {
         Ok((!cells.is_empty()).then(|| draw::sheet(&cells, 6, 128).to_png()))
     }
 
-    fn preview(&self, net: &Net, run: &RunFile, rows: usize) -> Result<Preview> {
-        let names = self.train.examples.iter().take(rows).map(|e| e.origin.clone()).collect();
+    fn preview(&self, net: &Net, run: &RunFile, asked: Asked) -> Result<Preview> {
+        let names = self.train.examples.iter().take(asked.rows).map(|e| e.origin.clone()).collect();
         let seen = |place| self.seen(image(net), run.seed, place);
-        of_pictures(names, self.augment.is_some(), self.facts(), &seen)
+        of_pictures(names, (self.augment.is_some(), asked), self.facts(), &seen)
     }
 }

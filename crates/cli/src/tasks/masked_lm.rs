@@ -18,7 +18,7 @@ use super::{
     without_labels,
 };
 use crate::loading::language;
-use crate::previewing::{Preview, of_text};
+use crate::previewing::{Asked, Preview, of_text};
 use crate::style::count;
 
 pub(super) const SPEC: Spec = Spec {
@@ -46,7 +46,7 @@ impl ReadRows for Rows {
     }
 
     /// What is guessed in the first epoch is marked.
-    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, rows: usize) -> Result<Preview> {
+    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, asked: Asked) -> Result<Preview> {
         let tokenizer = &language(files)?.tokenizer;
         let data = load(tokenizer, &run.data, run.max_length as usize)?;
         let row = |e: &Example| {
@@ -55,7 +55,7 @@ impl ReadRows for Rows {
             let text = (&e.tokens.ids[..], &targets[..]);
             of_text(tokenizer, e.source.to_string(), text, e.tokens.truncated, Value::Null)
         };
-        let rows = data.examples.iter().take(rows).map(row).collect::<Result<_>>()?;
+        let rows = data.examples.iter().take(asked.rows).map(row).collect::<Result<_>>()?;
         let n = |n: usize| count(n as u64);
         let (texts, cut, short) = (data.examples.len(), data.truncated, data.dropped);
         let line = format!(

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::{Counts, Kept, Making, Passes, ReadRows, Spec, TaskData, View, image};
 use crate::exit::UsageError;
-use crate::previewing::{Preview, Seen, of_pictures};
+use crate::previewing::{Asked, Preview, Seen, of_pictures};
 use crate::style::count;
 
 pub(super) const SPEC: Spec = Spec {
@@ -261,10 +261,11 @@ impl TaskData for Detected {
         Ok((!cells.is_empty()).then(|| draw::sheet(&cells, 3, 320).to_png()))
     }
 
-    fn preview(&self, net: &Net, run: &RunFile, rows: usize) -> Result<Preview> {
-        let names = self.train.pictures.iter().take(rows).map(|p| p.path.display().to_string()).collect();
+    fn preview(&self, net: &Net, run: &RunFile, asked: Asked) -> Result<Preview> {
+        let names =
+            self.train.pictures.iter().take(asked.rows).map(|p| p.path.display().to_string()).collect();
         let seen = |place| self.seen(image(net), run.seed, place);
-        of_pictures(names, self.augment.is_some(), self.facts(), &seen)
+        of_pictures(names, (self.augment.is_some(), asked), self.facts(), &seen)
     }
 }
 

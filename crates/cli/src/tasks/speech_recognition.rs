@@ -23,7 +23,7 @@ use serde_json::json;
 use super::{Counts, Kept, Making, Measuring, Passes, ReadRows, Spec, TaskData, View, speech};
 use crate::exit::UsageError;
 use crate::loading::language;
-use crate::previewing::{Preview, of_text};
+use crate::previewing::{Asked, Preview, of_text};
 use crate::style::{count, seconds};
 
 pub(super) const SPEC: Spec = Spec {
@@ -205,7 +205,7 @@ impl ReadRows for Rows {
         Ok(Box::new(Spoken::read(with.run, with.language()?, with.model)?))
     }
 
-    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, rows: usize) -> Result<Preview> {
+    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, asked: Asked) -> Result<Preview> {
         let (language, data) =
             (language(files)?, Dataset::load(&run.data, &Settings::of_run(&run)?.options)?);
         let tokens = SpeechTokens::of(files, &language.tokenizer)?;
@@ -222,7 +222,7 @@ impl ReadRows for Rows {
             row.counts = format!("{length:.1} s of {file}, {}", row.counts);
             Ok(row)
         };
-        let rows = data.clips.iter().take(rows).map(row).collect::<Result<_>>()?;
+        let rows = data.clips.iter().take(asked.rows).map(row).collect::<Result<_>>()?;
         let report = &data.report;
         let mut lines =
             vec![format!("{} clips, {} of speech", count(data.clips.len() as u64), seconds(report.seconds))];

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::exit::UsageError;
 use crate::loading::language;
-use crate::previewing::{Preview, of_text};
+use crate::previewing::{Asked, Preview, of_text};
 use crate::style::{self, count};
 
 pub(super) const SPEC: Spec = Spec {
@@ -94,7 +94,7 @@ impl ReadRows for Rows {
         Ok(Box::new(data.checked(with.model.text()?)?))
     }
 
-    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, rows: usize) -> Result<Preview> {
+    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, asked: Asked) -> Result<Preview> {
         let language = language(files)?;
         let data = Examples::of(&language.tokenizer, &self.train, run.max_length as usize)?;
         let row = |e: &Example| {
@@ -105,7 +105,7 @@ impl ReadRows for Rows {
             row.lines.push(style::target(&style::printable(&label)));
             Ok(row)
         };
-        let rows = data.examples.iter().take(rows).map(row).collect::<Result<_>>()?;
+        let rows = data.examples.iter().take(asked.rows).map(row).collect::<Result<_>>()?;
         let n = |n: usize| count(n as u64);
         let (examples, report) = (data.examples.len(), &data.report);
         let mut line = format!("{} rows, {} tokens, {} cut", n(examples), n(data.tokens), n(data.truncated));

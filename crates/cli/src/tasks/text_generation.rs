@@ -16,7 +16,7 @@ use super::{
     Counts, Kept, Making, Passes, ReadRows, Samples, Spec, TaskData, View, loss_alone, text, without_labels,
 };
 use crate::loading::{dataset, language};
-use crate::previewing::{Preview, of_text};
+use crate::previewing::{Asked, Preview, of_text};
 use crate::prompting::questions;
 use crate::style::count;
 
@@ -52,13 +52,13 @@ impl ReadRows for Rows {
         Ok(Box::new(Texts { train, eval }.checked(with.model.text()?)?))
     }
 
-    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, rows: usize) -> Result<Preview> {
+    fn preview(self: Box<Self>, run: RunFile, files: &ModelFiles, asked: Asked) -> Result<Preview> {
         let language = language(files)?;
         let data = load(&language, &run.data, &run)?;
         let row = |e: &Example| {
             of_text(&language.tokenizer, e.source.to_string(), (&e.ids, &e.target), e.truncated, Value::Null)
         };
-        let rows = data.examples.iter().take(rows).map(row).collect::<Result<_>>()?;
+        let rows = data.examples.iter().take(asked.rows).map(row).collect::<Result<_>>()?;
         let report = &data.report;
         let json = json!({
             "rows": report.rows, "examples": report.examples, "tokens": report.tokens,

@@ -48,27 +48,23 @@ impl Block {
 pub struct Arena {
     places: Places,
     region: Region,
-    /// Bytes in use.
-    used: usize,
 }
 
 impl Arena {
     /// Nothing where the system has no such region.
     pub fn reserve() -> Option<Arena> {
         let region = Region::reserve()?;
-        Some(Arena { places: Places::new(region.len()), region, used: 0 })
+        Some(Arena { places: Places::new(region.len()), region })
     }
 
     /// A block for so many elements; nothing if the region is full.
     pub fn take(&mut self, len: usize) -> Option<Block> {
         let granules = len.div_ceil(EACH).max(1);
         let at = self.places.take(granules)?;
-        self.used += granules * GRANULE;
         Some(Block { at, granules, data: self.region.address(at) })
     }
 
     pub fn give(&mut self, block: Block) {
-        self.used -= block.bytes();
         self.places.give(block.at, block.granules);
     }
 
@@ -79,7 +75,7 @@ impl Arena {
 
     /// Bytes that have memory behind them.
     pub fn resident_bytes(&self) -> usize {
-        self.used + self.idle_bytes()
+        self.places.resident_bytes()
     }
 
     /// Gives the memory that waited longest back to the system; false if there is none.

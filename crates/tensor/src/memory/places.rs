@@ -42,9 +42,14 @@ impl Places {
         Places { capacity: bytes / GRANULE, ..Places::default() }
     }
 
-    /// Bytes that have memory behind them and are in no use.
+    /// Bytes that have memory behind them.
+    pub fn resident_bytes(&self) -> usize {
+        self.resident * PAGE
+    }
+
+    /// Those of them that are in no use.
     pub fn idle_bytes(&self) -> usize {
-        self.resident * PAGE - self.used * GRANULE
+        self.resident_bytes() - self.used * GRANULE
     }
 
     /// Takes a stretch; its first granule, or nothing if the region is full.

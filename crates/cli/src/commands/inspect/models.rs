@@ -6,7 +6,7 @@ use anyhow::Result;
 use retune::models::{ModelFiles, Reads, image_head, spec_of};
 use retune_formats::bitsandbytes::QuantizationConfig;
 use retune_formats::darknet;
-use retune_formats::folder::{ModelFolder, is_model_folder};
+use retune_formats::folder::ModelFolder;
 use retune_formats::gguf;
 use serde_json::Value;
 
@@ -15,10 +15,6 @@ use crate::style::count;
 
 /// Names of classes that are told.
 const NAMED: usize = 6;
-
-pub fn is_folder(path: &Path) -> bool {
-    is_model_folder(path)
-}
 
 /// Looks at the files of a model, whichever they are.
 pub fn look_at(path: &Path) -> Result<Found> {
